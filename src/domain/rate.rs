@@ -1,0 +1,88 @@
+//! A token bucket: so many a minute, so many at once.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+
+/// How fast something may happen.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Rate {
+    /// Tokens that come back each minute; 0 means no limit.
+    pub per_minute: u32,
+    /// Tokens a full bucket holds.
+    pub burst: u32,
+}
+
+/// One user's or session's bucket. It starts full.
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    tokens: f64,
+    at: Timestamp,
+}
+
+impl Bucket {
+    /// Makes a full bucket.
+    #[must_use]
+    pub fn full(rate: Rate, now: Timestamp) -> Self {
+        Bucket { tokens: f64::from(rate.burst), at: now }
+    }
+
+    /// Takes one token, or says how long until there is one.
+    pub fn take(&mut self, rate: Rate, now: Timestamp) -> Result<(), Duration> {
+        if rate.per_minute == 0 {
+            return Ok(());
+        }
+        let per_second = f64::from(rate.per_minute) / 60.0;
+        let refill = now.since(self.at).as_secs_f64() * per_second;
+        self.tokens = (self.tokens + refill).min(f64::from(rate.burst.max(1)));
+        self.at = now;
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            return Ok(());
+        }
+        Err(Duration::from_secs_f64((1.0 - self.tokens) / per_second))
+    }
+
+    /// Returns the whole tokens left.
+    #[must_use]
+    pub fn left(&self) -> u32 {
+        self.tokens.max(0.0).floor() as u32
+    }
+
+    /// Returns whether the bucket would be full at `now`, so that forgetting it changes nothing.
+    #[must_use]
+    pub fn is_full(&self, rate: Rate, now: Timestamp) -> bool {
+        let per_second = f64::from(rate.per_minute) / 60.0;
+        self.tokens + now.since(self.at).as_secs_f64() * per_second >= f64::from(rate.burst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_passes_and_then_one_each_refill() {
+        let rate = Rate { per_minute: 60, burst: 3 };
+        let mut now = Timestamp(0);
+        let mut bucket = Bucket::full(rate, now);
+        for _ in 0..3 {
+            bucket.take(rate, now).unwrap();
+        }
+        assert_eq!(bucket.take(rate, now), Err(Duration::from_secs(1)));
+        now = now.plus_seconds(1);
+        bucket.take(rate, now).unwrap();
+        assert!(bucket.take(rate, now).is_err());
+        assert!(!bucket.is_full(rate, now));
+        assert!(bucket.is_full(rate, now.plus_seconds(3)));
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let rate = Rate { per_minute: 0, burst: 0 };
+        let mut bucket = Bucket::full(rate, Timestamp(0));
+        for _ in 0..1_000 {
+            bucket.take(rate, Timestamp(0)).unwrap();
+        }
+    }
+}

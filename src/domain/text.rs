@@ -1,0 +1,154 @@
+//! What a message's text may be, and whom it mentions.
+
+use super::error::{Refusal, invalid};
+
+/// The longest message, in bytes of UTF-8.
+pub const TEXT_MAX: usize = 40_000;
+/// The most `@name` mentions that are looked up in one message.
+pub const MENTIONS_MAX: usize = 100;
+
+/// The mentions that stand in a text, by name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Mentioned {
+    /// Names behind `@`, in lower case, each once.
+    pub names: Vec<String>,
+    /// Whether `@channel` (or `@everyone`, `@all`) stands in it.
+    pub channel: bool,
+    /// Whether `@here` stands in it.
+    pub here: bool,
+}
+
+/// Checks a message's text: not blank, at most [`TEXT_MAX`] bytes, no NUL (which Postgres cannot store).
+pub fn check(text: &str) -> Result<(), Refusal> {
+    if text.trim().is_empty() {
+        return Err(invalid("text is empty"));
+    }
+    if text.len() > TEXT_MAX {
+        return Err(invalid(format!("text is {} bytes, at most {TEXT_MAX} are allowed", text.len())));
+    }
+    if text.contains('\0') {
+        return Err(invalid("text has a NUL character"));
+    }
+    Ok(())
+}
+
+/// Checks an emoji: a name such as `thumbs_up`, or up to eight characters of emoji itself.
+pub fn emoji(text: &str) -> Result<&str, Refusal> {
+    let name = text.trim_matches(':');
+    let named =
+        (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-+".contains(&b));
+    let drawn = (1..=8).contains(&name.chars().count()) && name.chars().all(|c| !c.is_ascii() && !c.is_control());
+    if named || drawn { Ok(name) } else { Err(invalid("emoji is a name such as thumbs_up, or an emoji character")) }
+}
+
+/// Finds the mentions in a Markdown text. Code, inline or fenced, mentions nobody; neither does an address.
+#[must_use]
+pub fn mentions(text: &str) -> Mentioned {
+    let mut found = Mentioned::default();
+    if !text.contains('@') {
+        return found;
+    }
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'`' => at = after_code(bytes, at),
+            b'@' if at == 0 || !is_word(bytes[at - 1]) => {
+                let end = name_end(bytes, at + 1);
+                note(&mut found, &text[at + 1..end]);
+                at = end.max(at + 1);
+            }
+            _ => at += 1,
+        }
+    }
+    found
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
+}
+
+/// Skips a code span: a run of backticks up to the next run of the same length, or just the run if there is none.
+fn after_code(bytes: &[u8], start: usize) -> usize {
+    let run = bytes[start..].iter().take_while(|b| **b == b'`').count();
+    let mut at = start + run;
+    while at < bytes.len() {
+        let ticks = bytes[at..].iter().take_while(|b| **b == b'`').count();
+        if ticks == run {
+            return at + run;
+        }
+        at += ticks.max(1);
+    }
+    start + run
+}
+
+fn name_end(bytes: &[u8], start: usize) -> usize {
+    let len = bytes[start..].iter().take_while(|b| b.is_ascii_alphanumeric() || b"._-".contains(b)).count();
+    let mut end = start + len;
+    while end > start && b"._-".contains(&bytes[end - 1]) {
+        end -= 1;
+    }
+    end
+}
+
+fn note(found: &mut Mentioned, name: &str) {
+    let name = name.to_ascii_lowercase();
+    match name.as_str() {
+        "channel" | "everyone" | "all" => found.channel = true,
+        "here" => found.here = true,
+        "" => {}
+        _ if found.names.len() < MENTIONS_MAX && !found.names.contains(&name) => found.names.push(name),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Vec<String> {
+        mentions(text).names
+    }
+
+    #[test]
+    fn names_are_found_once_and_folded() {
+        assert_eq!(names("@Ana and @bob-2, (@ana) @c.d."), ["ana", "bob-2", "c.d"]);
+    }
+
+    #[test]
+    fn addresses_and_code_mention_nobody() {
+        assert_eq!(names("mail ana@example.com or `@bob` or ```\n@eve\n``` but @zoe"), ["zoe"]);
+        assert_eq!(names("an open ` tick @ana"), ["ana"]);
+    }
+
+    #[test]
+    fn groups_are_told_apart() {
+        let found = mentions("@channel @here");
+        assert!(found.channel && found.here && found.names.is_empty());
+    }
+
+    #[test]
+    fn blank_long_and_nul_texts_are_refused() {
+        assert!(check(" \n").is_err());
+        assert!(check("a\0b").is_err());
+        assert!(check(&"x".repeat(TEXT_MAX + 1)).is_err());
+        check(&"x".repeat(TEXT_MAX)).unwrap();
+    }
+
+    #[test]
+    fn emoji_are_names_or_characters() {
+        assert_eq!(emoji(":+1:").unwrap(), "+1");
+        assert_eq!(emoji("🎉").unwrap(), "🎉");
+        for bad in ["", "two words", "a\nb", "<script>"] {
+            assert!(emoji(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_taken_apart_without_a_panic(text in ".*") {
+            let found = mentions(&text);
+            proptest::prop_assert!(found.names.len() <= MENTIONS_MAX);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Colink, a self-hosted realtime collaboration hub.
+pub mod clock;
+pub mod domain;
