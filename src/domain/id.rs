@@ -78,7 +78,7 @@ ids! {
 
 impl StreamId {
     /// The workspace's own stream: users come and go, public channels are made.
-    pub const WORKSPACE: StreamId = StreamId(Uuid::from_u128(0x7000_8000_0000_0000_0001));
+    pub const WORKSPACE: StreamId = StreamId(Uuid::from_u128(0x0000_0000_0000_7000_8000_0000_0000_0001));
 }
 
 impl From<ChannelId> for StreamId {

@@ -1,0 +1,121 @@
+//! Account work that is no command: signing up, signing in and out, what the administration's command line does.
+
+use super::apply::{Scope, make_user};
+use super::tokens::{self, Token};
+use super::{StoreError, users};
+use crate::clock::Timestamp;
+use crate::domain::command::Principal;
+use crate::domain::error::{conflict, forbidden, not_found};
+use crate::domain::id::{TokenId, UserId};
+use crate::domain::user::Role;
+
+/// The caller of what the server does by itself.
+pub const SYSTEM: Principal =
+    Principal { user_id: UserId(uuid::Uuid::nil()), role: Role::Admin, token_id: TokenId(uuid::Uuid::nil()) };
+
+/// One piece of account work.
+#[derive(Clone, Debug)]
+pub enum Account {
+    /// Makes an account with an invitation.
+    SignUp {
+        /// The SHA-256 of the invitation's code.
+        code_hash: [u8; 32],
+        /// The handle.
+        name: String,
+        /// The name shown.
+        display_name: Option<String>,
+        /// The PHC string of the password.
+        password_hash: String,
+    },
+    /// Makes an account for the operator, whose right is the database itself.
+    Add {
+        /// The handle.
+        name: String,
+        /// The name shown.
+        display_name: Option<String>,
+        /// The role.
+        role: Role,
+        /// The PHC string of the password, if there is to be one.
+        password_hash: Option<String>,
+        /// Only if there is no account at all: the first administrator.
+        first: bool,
+    },
+    /// Keeps a new sign-in.
+    SignIn {
+        /// Whose.
+        user: UserId,
+        /// The sign-in.
+        token: Token,
+        /// The SHA-256 of its secret.
+        hash: [u8; 32],
+    },
+    /// Ends a sign-in.
+    SignOut {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        token: TokenId,
+    },
+    /// Sets a password.
+    SetPassword {
+        /// Whose.
+        user: UserId,
+        /// The PHC string.
+        hash: String,
+        /// Whether to end all sign-ins too.
+        sign_out: bool,
+    },
+    /// Forgets idempotency keys from before a time.
+    ForgetKeys {
+        /// The time.
+        before: Timestamp,
+    },
+}
+
+/// Carries account work out; the answer is the user as JSON, or `{}`.
+pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<String, StoreError> {
+    let now = scope.now;
+    match account {
+        Account::SignUp { code_hash, name, display_name, password_hash } => {
+            let role = tokens::use_invite(scope.db, code_hash, now).await?;
+            let role = role.ok_or_else(|| forbidden("this invitation is unknown, used up or no longer valid"))?;
+            let user = make_user(scope, name, display_name.as_deref(), role, false).await?;
+            users::set_password(scope.db, user.id, password_hash).await?;
+            Ok(serde_json::to_string(&user).expect("a user has only string keys"))
+        }
+        Account::Add { name, display_name, role, password_hash, first } => {
+            if *first && users::count(scope.db).await? > 0 {
+                return Err(conflict("there are accounts already: ask an administrator for an invitation").into());
+            }
+            let user = make_user(scope, name, display_name.as_deref(), *role, false).await?;
+            if let Some(hash) = password_hash {
+                users::set_password(scope.db, user.id, hash).await?;
+            }
+            Ok(serde_json::to_string(&user).expect("a user has only string keys"))
+        }
+        Account::SignIn { user, token, hash } => {
+            if users::active_role(scope.db, *user).await?.is_none() {
+                return Err(not_found("user").into());
+            }
+            tokens::insert(scope.db, token, *user, hash).await?;
+            Ok("{}".to_owned())
+        }
+        Account::SignOut { user, token } => {
+            if !tokens::revoke(scope.db, *user, *token, now).await? {
+                return Err(not_found("session").into());
+            }
+            Ok("{}".to_owned())
+        }
+        Account::SetPassword { user, hash, sign_out } => {
+            users::set_password(scope.db, *user, hash).await?;
+            if *sign_out {
+                tokens::revoke_all(scope.db, *user, now).await?;
+            }
+            Ok("{}".to_owned())
+        }
+        Account::ForgetKeys { before } => {
+            let forgotten = super::idempotency::forget_before(scope.db, *before).await?;
+            Ok(format!("{{\"forgotten\":{forgotten}}}"))
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Channels and their members, as rows.
+
+use super::apply::Scope;
+use super::{Db, StoreError, from_row, on};
+use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Member, Membership};
+use crate::domain::id::{ChannelId, UserId};
+use crate::domain::permission::{ChannelFacts, Standing};
+use crate::domain::user::Role;
+
+/// Stands in `mentions.user_id` for everybody: `@channel` and `@here`.
+pub(super) const EVERYBODY: UserId = UserId(uuid::Uuid::nil());
+
+macro_rules! channel_of {
+    ($row:ident) => {
+        Channel {
+            id: $row.try_get("id")?,
+            kind: $row.try_get("kind")?,
+            name: $row.try_get("name")?,
+            topic: $row.try_get("topic")?,
+            purpose: $row.try_get("purpose")?,
+            posting: $row.try_get("posting")?,
+            created_by: $row.try_get("created_by")?,
+            created_at: $row.try_get("created_at")?,
+            archived_at: $row.try_get("archived_at")?,
+            last_seq: $row.try_get("last_seq")?,
+            last_message_no: $row.try_get("last_message_no")?,
+        }
+    };
+}
+
+from_row!(Channel, row => channel_of!(row));
+
+from_row!(Membership, row => {
+    let channel = channel_of!(row);
+    let read_no: i64 = row.try_get("read_no")?;
+    Membership {
+        unread_count: (channel.last_message_no - read_no).max(0),
+        channel,
+        role: row.try_get("role")?,
+        read_seq: row.try_get("read_seq")?,
+        mention_count: row.try_get("mention_count")?,
+        muted: row.try_get("muted")?,
+        notify: row.try_get("notify")?,
+        with: Vec::new(),
+    }
+});
+
+from_row!(Member, row => Member {
+    user_id: row.try_get("user_id")?,
+    role: row.try_get("role")?,
+    joined_at: row.try_get("joined_at")?,
+});
+
+macro_rules! columns {
+    () => {
+        "c.id, c.kind, c.name, c.topic, c.purpose, c.posting, c.created_by, c.created_at, c.archived_at, s.last_seq, \
+         s.last_message_no"
+    };
+}
+
+macro_rules! membership {
+    () => {
+        concat!("SELECT ", columns!(), ", m.role, m.read_seq, m.read_no, m.muted, m.notify, \
+            (SELECT COUNT(DISTINCT x.seq) FROM mentions x WHERE x.channel_id = c.id \
+              AND x.user_id IN (m.user_id, $2) AND x.seq > m.read_seq AND x.message_no IS NOT NULL) AS mention_count \
+            FROM members m JOIN channels c ON c.id = m.channel_id JOIN streams s ON s.id = c.id ")
+    };
+}
+
+/// Returns a channel.
+pub async fn by_id(db: &mut Db, id: ChannelId) -> Result<Option<Channel>, StoreError> {
+    let sql = concat!("SELECT ", columns!(), " FROM channels c JOIN streams s ON s.id = c.id WHERE c.id = $1");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(id).fetch_optional(c).await?))
+}
+
+/// Returns the public or private channel with a name.
+pub async fn by_name(db: &mut Db, name: &str) -> Result<Option<Channel>, StoreError> {
+    let sql = concat!("SELECT ", columns!(), " FROM channels c JOIN streams s ON s.id = c.id WHERE c.name = $1");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(name).fetch_optional(c).await?))
+}
+
+/// Returns the direct message or group that a key names.
+pub async fn by_direct_key(db: &mut Db, key: &str) -> Result<Option<Channel>, StoreError> {
+    let sql = concat!("SELECT ", columns!(), " FROM channels c JOIN streams s ON s.id = c.id WHERE c.direct_key = $1");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(key).fetch_optional(c).await?))
+}
+
+/// Returns public channels by name, those behind `after`, at most `limit`: what can be browsed.
+pub async fn browse(db: &mut Db, after: &str, limit: i64) -> Result<Vec<Channel>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM channels c JOIN streams s ON s.id = c.id \
+        WHERE c.kind = 'public' AND c.name > $1 ORDER BY c.name LIMIT $2"
+    );
+    Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
+}
+
+/// Returns a user's channels, those behind `after` (by identifier), at most `limit`.
+pub async fn of_user(
+    db: &mut Db,
+    user: UserId,
+    after: Option<ChannelId>,
+    limit: i64,
+) -> Result<Vec<Membership>, StoreError> {
+    let sql = concat!(membership!(), "WHERE m.user_id = $1 AND c.id > $3 ORDER BY c.id LIMIT $4");
+    let after = after.unwrap_or(ChannelId(uuid::Uuid::nil()));
+    let mut found: Vec<Membership> = on!(db, c => sqlx::query_as(sql).bind(user).bind(EVERYBODY).bind(after).bind(limit)
+        .fetch_all(c).await?);
+    if found.iter().any(|m| m.channel.kind.is_direct()) {
+        name_others(db, user, &mut found).await?;
+    }
+    Ok(found)
+}
+
+async fn name_others(db: &mut Db, user: UserId, found: &mut [Membership]) -> Result<(), StoreError> {
+    let sql = "SELECT o.channel_id, o.user_id FROM members m JOIN channels c ON c.id = m.channel_id \
+               JOIN members o ON o.channel_id = c.id WHERE m.user_id = $1 AND o.user_id <> $1 \
+               AND c.kind IN ('direct', 'group') ORDER BY o.channel_id, o.user_id";
+    let rows: Vec<(ChannelId, UserId)> = on!(db, c => sqlx::query_as(sql).bind(user).fetch_all(c).await?);
+    for membership in found {
+        let start = rows.partition_point(|row| row.0 < membership.channel.id);
+        let others = rows[start..].iter().take_while(|row| row.0 == membership.channel.id);
+        membership.with = others.map(|row| row.1).collect();
+    }
+    Ok(())
+}
+
+/// Returns a user's place in one channel.
+pub async fn membership(db: &mut Db, user: UserId, channel: ChannelId) -> Result<Option<Membership>, StoreError> {
+    let sql = concat!(membership!(), "WHERE m.user_id = $1 AND m.channel_id = $3");
+    let found: Option<Membership> =
+        on!(db, c => sqlx::query_as(sql).bind(user).bind(EVERYBODY).bind(channel).fetch_optional(c).await?);
+    let Some(found) = found else { return Ok(None) };
+    let mut found = [found];
+    if found[0].channel.kind.is_direct() {
+        name_others(db, user, &mut found).await?;
+    }
+    let [found] = found;
+    Ok(Some(found))
+}
+
+/// Returns the identifiers of all of a user's channels.
+pub async fn ids_of_user(db: &mut Db, user: UserId) -> Result<Vec<ChannelId>, StoreError> {
+    let sql = "SELECT channel_id FROM members WHERE user_id = $1";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(user).fetch_all(c).await?))
+}
+
+/// Returns a channel's members by identifier, those behind `after`, at most `limit`.
+pub async fn members(
+    db: &mut Db,
+    channel: ChannelId,
+    after: Option<UserId>,
+    limit: i64,
+) -> Result<Vec<Member>, StoreError> {
+    let sql =
+        "SELECT user_id, role, joined_at FROM members WHERE channel_id = $1 AND user_id > $2 ORDER BY user_id LIMIT $3";
+    let after = after.unwrap_or(UserId(uuid::Uuid::nil()));
+    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(after).bind(limit).fetch_all(c).await?))
+}
+
+/// Returns the identifiers of all members of a channel: the audience of its events.
+pub async fn member_ids(db: &mut Db, channel: ChannelId) -> Result<Vec<UserId>, StoreError> {
+    let sql = "SELECT user_id FROM members WHERE channel_id = $1";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(channel).fetch_all(c).await?))
+}
+
+/// What decides about one user and one channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Where the user stands.
+    pub who: Standing,
+    /// What the channel is.
+    pub channel: ChannelFacts,
+}
+
+from_row!(Facts, row => Facts {
+    who: Standing { role: row.try_get::<Role, _>("role")?, channel_role: row.try_get::<Option<ChannelRole>, _>("channel_role")? },
+    channel: ChannelFacts {
+        kind: row.try_get::<ChannelKind, _>("kind")?,
+        posting: row.try_get("posting")?,
+        archived: row.try_get::<Option<crate::clock::Timestamp>, _>("archived_at")?.is_some(),
+    },
+});
+
+/// Returns what decides about an active user and a channel; nothing if either is not there.
+pub async fn facts(db: &mut Db, user: UserId, channel: ChannelId) -> Result<Option<Facts>, StoreError> {
+    let sql = "SELECT u.role, m.role AS channel_role, c.kind, c.posting, c.archived_at FROM users u \
+               JOIN channels c ON c.id = $2 LEFT JOIN members m ON m.channel_id = c.id AND m.user_id = u.id \
+               WHERE u.id = $1 AND u.deactivated_at IS NULL";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(channel).fetch_optional(c).await?))
+}
+
+/// Inserts a channel whose name or direct key is free; returns whether it was.
+pub(super) async fn insert(
+    scope: &mut Scope<'_>,
+    channel: &Channel,
+    direct_key: Option<&str>,
+) -> Result<bool, StoreError> {
+    let sql = "INSERT INTO channels (id, kind, name, topic, purpose, posting, direct_key, created_by, created_at) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel.id).bind(channel.kind).bind(&channel.name)
+        .bind(&channel.topic).bind(&channel.purpose).bind(channel.posting).bind(direct_key).bind(channel.created_by)
+        .bind(channel.created_at).execute(db).await?.rows_affected());
+    Ok(rows == 1)
+}
+
+/// Writes back what of a channel can change.
+pub(super) async fn update(scope: &mut Scope<'_>, channel: &Channel) -> Result<(), StoreError> {
+    let sql = "UPDATE channels SET name = $2, topic = $3, purpose = $4, posting = $5, archived_at = $6 WHERE id = $1";
+    on!(scope.db, db => { sqlx::query(sql).bind(channel.id).bind(&channel.name).bind(&channel.topic).bind(&channel.purpose)
+        .bind(channel.posting).bind(channel.archived_at).execute(db).await?; });
+    Ok(())
+}
+
+/// Adds a member who has read everything so far; returns whether they were not in it yet.
+pub(super) async fn add_member(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    user: UserId,
+    role: ChannelRole,
+) -> Result<bool, StoreError> {
+    let sql = "INSERT INTO members (channel_id, user_id, role, joined_at, read_seq, read_no) \
+               SELECT $1, $2, $3, $4, last_seq, last_message_no FROM streams WHERE id = $1 \
+               ON CONFLICT (channel_id, user_id) DO NOTHING";
+    // SQLite reads "ON CONFLICT" behind a bare SELECT as a join constraint; the WHERE above tells them apart.
+    let now = scope.now;
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(user).bind(role).bind(now).execute(db).await?
+        .rows_affected());
+    Ok(rows == 1)
+}
+
+/// Removes a member and what they kept about the channel; returns whether they were in it.
+pub(super) async fn remove_member(scope: &mut Scope<'_>, channel: ChannelId, user: UserId) -> Result<bool, StoreError> {
+    let rows = on!(scope.db, db => sqlx::query("DELETE FROM members WHERE channel_id = $1 AND user_id = $2")
+        .bind(channel).bind(user).execute(db).await?.rows_affected());
+    for sql in [
+        "DELETE FROM drafts WHERE channel_id = $1 AND user_id = $2",
+        "DELETE FROM thread_follows WHERE channel_id = $1 AND user_id = $2",
+    ] {
+        on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(user).execute(db).await?; });
+    }
+    Ok(rows == 1)
+}
+
+/// Sets a member's role; returns whether they are in the channel.
+pub(super) async fn set_role(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    user: UserId,
+    role: ChannelRole,
+) -> Result<bool, StoreError> {
+    let sql = "UPDATE members SET role = $3 WHERE channel_id = $1 AND user_id = $2";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(user).bind(role).execute(db).await?
+        .rows_affected());
+    Ok(rows == 1)
+}
+
+/// Returns how many owners a channel has besides one user.
+pub(super) async fn other_owners(db: &mut Db, channel: ChannelId, but: UserId) -> Result<i64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM members WHERE channel_id = $1 AND role = 'owner' AND user_id <> $2";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(but).fetch_one(c).await?))
+}

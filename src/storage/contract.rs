@@ -1,0 +1,355 @@
+//! What the store promises, run on SQLite and, where `COLINK_TEST_POSTGRES` names a server, on Postgres too.
+//!
+//! Each test opens a database of its own: a temporary file, or `CREATE DATABASE` on the server.
+
+use std::sync::{Arc, Mutex};
+
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use super::accounts::{Account, SYSTEM};
+use super::messages::Page;
+use super::writer::{Limits, Reply, Work, Writer};
+use super::{Dialect, Options, Store, channels, events, messages, personal, users};
+use crate::clock::{Clock, Timestamp};
+use crate::domain::channel::{Channel, ChannelKind, Membership};
+use crate::domain::command::{self, Command, Principal};
+use crate::domain::error::{Code, Refusal};
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::{ChannelId, StreamId, TokenId, UserId};
+use crate::domain::message::Sent;
+use crate::domain::user::{Role, User};
+
+struct World {
+    store: Store,
+    writer: Writer,
+    told: Arc<Mutex<Vec<Event>>>,
+    clock: Clock,
+    _dir: tempfile::TempDir,
+}
+
+/// Returns a URL of a new, empty database; nothing if there is no Postgres to test on.
+async fn new_database(dialect: Dialect, dir: &std::path::Path) -> Option<String> {
+    if dialect == Dialect::Sqlite {
+        return Some(format!("sqlite://{}", dir.join("test.db").display()));
+    }
+    let server = std::env::var("COLINK_TEST_POSTGRES").ok()?;
+    let name = format!("contract_{}", UserId::new(Clock::default().now()).0.simple());
+    let pool = sqlx::PgPool::connect(&server).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&pool).await.unwrap();
+    let (base, _) = server.rsplit_once('/').unwrap();
+    Some(format!("{base}/{name}"))
+}
+
+impl World {
+    async fn open(dialect: Dialect) -> Option<World> {
+        let dir = tempfile::tempdir().unwrap();
+        let url = new_database(dialect, dir.path()).await?;
+        let options = Options { url, connections: 4, timeout: std::time::Duration::from_secs(5) };
+        let store = Store::open(&options).await.unwrap();
+        store.migrate().await.unwrap();
+        store.migrate().await.unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = {
+            let told = told.clone();
+            Arc::new(move |committed: super::writer::Committed| told.lock().unwrap().extend(committed.events))
+        };
+        let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
+        let limits = Limits { queue: 4_096, batch: 256 };
+        let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new());
+        Some(World { store, writer, told, clock, _dir: dir })
+    }
+
+    async fn user(&self, name: &str, role: Role) -> Principal {
+        let add = Account::Add { name: name.into(), display_name: None, role, password_hash: None, first: false };
+        let reply = self.writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
+        let user: User = serde_json::from_str(&reply.json).unwrap();
+        Principal { user_id: user.id, role, token_id: TokenId::new(self.clock.now()) }
+    }
+
+    async fn ask(&self, who: Principal, command: impl Into<Command>) -> Result<Reply, Refusal> {
+        let command = command.into();
+        let key = match &command {
+            Command::SendMessage(c) => c.client_msg_id.clone(),
+            _ => None,
+        };
+        self.writer.write(who, Work::Command(command), key).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, who: Principal, command: impl Into<Command>) -> T {
+        serde_json::from_str(&self.ask(who, command).await.unwrap().json).unwrap()
+    }
+
+    async fn channel(&self, who: Principal, name: &str, members: &[Principal]) -> ChannelId {
+        let members = members.iter().map(|m| m.user_id).collect();
+        let create = command::CreateChannel {
+            name: name.into(),
+            private: false,
+            topic: String::new(),
+            purpose: String::new(),
+            members,
+        };
+        self.get::<Channel>(who, create).await.id
+    }
+
+    async fn membership(&self, who: Principal, channel: ChannelId) -> Membership {
+        let mut db = self.store.read().await.unwrap();
+        channels::membership(&mut db, who.user_id, channel).await.unwrap().unwrap()
+    }
+
+    async fn log(&self, stream: impl Into<StreamId>) -> Vec<Event> {
+        let mut db = self.store.read().await.unwrap();
+        events::after(&mut db, stream.into(), 0, 100_000).await.unwrap()
+    }
+}
+
+fn says(channel: ChannelId, text: &str, key: Option<&str>) -> command::SendMessage {
+    command::SendMessage {
+        channel_id: channel,
+        client_msg_id: key.map(str::to_owned),
+        text: text.into(),
+        thread_seq: None,
+        also_in_channel: false,
+    }
+}
+
+/// Makes one test for each database out of one body.
+macro_rules! on_both {
+    ($($name:ident($world:ident) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+            async fn body($world: World) $body
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sqlite() {
+                body(World::open(Dialect::Sqlite).await.unwrap()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn postgres() {
+                match World::open(Dialect::Postgres).await {
+                    Some(world) => body(world).await,
+                    None => {
+                        assert!(std::env::var("CI").is_err(), "CI runs every test on Postgres: set COLINK_TEST_POSTGRES");
+                        eprintln!("skipped: COLINK_TEST_POSTGRES is not set");
+                    }
+                }
+            }
+        }
+    )*};
+}
+
+on_both! {
+    messages_of_many_channels_are_numbered_densely(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let mut rooms = Vec::new();
+        for n in 0..4 {
+            rooms.push(world.channel(ana, &format!("room-{n}"), &[]).await);
+        }
+        let mut waiting = Vec::new();
+        for n in 0..200 {
+            let (writer, send) = (world.writer.clone(), says(rooms[n % 4], &format!("text {n}"), None));
+            waiting.push(tokio::spawn(async move { writer.write(ana, Work::Command(send.into()), None).await }));
+        }
+        for task in waiting {
+            task.await.unwrap().unwrap();
+        }
+        for room in rooms {
+            let log = world.log(room).await;
+            let seqs: Vec<i64> = log.iter().map(|e| e.seq).collect();
+            assert_eq!(seqs, (1..=51).collect::<Vec<_>>());
+            let mut db = world.store.read().await.unwrap();
+            let (page, more) = messages::history(&mut db, room, Page::Newest, 100).await.unwrap();
+            let numbers: Vec<i64> = page.iter().map(|m| m.message_no.unwrap()).collect();
+            assert_eq!(numbers, (1..=50).collect::<Vec<_>>());
+            assert!(!more);
+            let told: Vec<i64> =
+                world.told.lock().unwrap().iter().filter(|e| e.stream == room.into()).map(|e| e.seq).collect();
+            assert_eq!(told, seqs, "events are told in order, each once");
+        }
+    }
+
+    a_repeated_key_is_stored_once_and_bound_to_its_body(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let room = world.channel(ana, "room", &[]).await;
+        let first: Sent = world.get(ana, says(room, "hi", Some("k1"))).await;
+        assert!(!first.duplicate);
+        let again: Sent = world.get(ana, says(room, "hi", Some("k1"))).await;
+        assert_eq!((again.seq, again.message_id, again.duplicate), (first.seq, first.message_id, true));
+        let other = world.ask(ana, says(room, "something else", Some("k1"))).await.unwrap_err();
+        assert_eq!(other.code, Code::KeyReused);
+        let both = tokio::join!(world.ask(ana, says(room, "x", Some("k2"))), world.ask(ana, says(room, "x", Some("k2"))));
+        let both = [both.0.unwrap(), both.1.unwrap()];
+        assert_eq!(both.iter().filter(|r| r.duplicate).count(), 1);
+        assert_eq!(world.log(room).await.len(), 3);
+    }
+
+    a_refused_item_does_not_disturb_its_neighbours(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let eve = world.user("eve", Role::Guest).await;
+        let room = world.channel(ana, "room", &[]).await;
+        let rename = command::UpdateChannel {
+            channel_id: room, name: Some("not a name".into()), topic: None, purpose: None, posting: None,
+        };
+        let (a, b, c, d, e) = tokio::join!(
+            world.ask(ana, says(room, "one", None)),
+            world.ask(eve, says(room, "I am not in", None)),
+            world.ask(ana, rename),
+            world.ask(ana, command::AddReaction { channel_id: room, seq: 99, emoji: "+1".into() }),
+            world.ask(ana, says(room, "two", None)),
+        );
+        assert!(a.is_ok() && e.is_ok());
+        assert_eq!(b.unwrap_err().code, Code::NotFound);
+        assert_eq!(c.unwrap_err().code, Code::Invalid);
+        assert_eq!(d.unwrap_err().code, Code::NotFound);
+        assert_eq!(world.log(room).await.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    unread_and_mentions_are_arithmetic(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let bob = world.user("bob", Role::Member).await;
+        let room = world.channel(ana, "room", &[bob]).await;
+        world.ask(ana, says(room, "hello @bob", None)).await.unwrap();
+        world.ask(ana, says(room, "nobody", None)).await.unwrap();
+        let third: Sent = world.get(ana, says(room, "@channel", None)).await;
+        let (a, b) = (world.membership(ana, room).await, world.membership(bob, room).await);
+        assert_eq!((a.unread_count, a.mention_count), (0, 0), "whoever writes has read");
+        assert_eq!((b.unread_count, b.mention_count), (3, 2));
+        let read: Membership = world.get(bob, command::MarkRead { channel_id: room, seq: third.seq - 1 }).await;
+        assert_eq!((read.unread_count, read.mention_count), (1, 1));
+        let read: Membership = world.get(bob, command::MarkRead { channel_id: room, seq: 1 }).await;
+        assert_eq!(read.unread_count, 1, "reading never moves backwards");
+        let read: Membership = world.get(bob, command::MarkUnread { channel_id: room, seq: 2 }).await;
+        assert_eq!((read.unread_count, read.mention_count), (3, 2));
+    }
+
+    threads_count_their_own_replies(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let bob = world.user("bob", Role::Member).await;
+        let room = world.channel(ana, "room", &[bob]).await;
+        let root: Sent = world.get(ana, says(room, "root", None)).await;
+        let mut reply = says(room, "reply @ana", None);
+        reply.thread_seq = Some(root.seq);
+        world.ask(bob, reply.clone()).await.unwrap();
+        reply.also_in_channel = true;
+        let second: Sent = world.get(bob, reply).await;
+        let mut db = world.store.read().await.unwrap();
+        let (replies, _) = messages::replies(&mut db, room, root.seq, 0, 10).await.unwrap();
+        assert_eq!(replies.iter().map(|m| m.reply_no).collect::<Vec<_>>(), [Some(1), Some(2)]);
+        let (top, _) = messages::history(&mut db, room, Page::Newest, 10).await.unwrap();
+        assert_eq!(top.iter().map(|m| m.seq).collect::<Vec<_>>(), [root.seq, second.seq]);
+        assert_eq!(top[0].reply_count, 2);
+        let threads = personal::followed(&mut db, ana.user_id, 10).await.unwrap();
+        assert_eq!(threads[0].unread_count, 2, "who started a thread follows it");
+        assert_eq!(personal::followed(&mut db, bob.user_id, 10).await.unwrap()[0].unread_count, 0);
+        drop(db);
+        world.ask(ana, command::MarkThreadRead { channel_id: room, thread_seq: root.seq, seq: second.seq - 1 }).await.unwrap();
+        let mut db = world.store.read().await.unwrap();
+        assert_eq!(personal::followed(&mut db, ana.user_id, 10).await.unwrap()[0].unread_count, 1);
+    }
+
+    an_edit_keeps_the_earlier_text_and_a_deletion_forgets_all(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let room = world.channel(ana, "room", &[]).await;
+        let sent: Sent = world.get(ana, says(room, "first secret", None)).await;
+        world.ask(ana, command::EditMessage { channel_id: room, seq: sent.seq, text: "second secret".into() }).await.unwrap();
+        world.ask(ana, command::AddReaction { channel_id: room, seq: sent.seq, emoji: "eyes".into() }).await.unwrap();
+        world.ask(ana, command::AddPin { channel_id: room, seq: sent.seq }).await.unwrap();
+        let mut db = world.store.read().await.unwrap();
+        let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
+        assert_eq!((message.text.as_str(), message.pinned, message.reactions.len()), ("second secret", true, 1));
+        assert_eq!(messages::edits(&mut db, room, sent.seq).await.unwrap()[0].text, "first secret");
+        drop(db);
+        world.ask(ana, command::DeleteMessage { channel_id: room, seq: sent.seq }).await.unwrap();
+        let mut db = world.store.read().await.unwrap();
+        let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
+        assert!(message.text.is_empty() && message.deleted_at.is_some() && message.reactions.is_empty());
+        assert!(messages::edits(&mut db, room, sent.seq).await.unwrap().is_empty());
+        drop(db);
+        for event in world.log(room).await {
+            assert!(!event.payload.contains("secret"), "{}", event.payload);
+        }
+    }
+
+    direct_messages_are_found_again(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let bob = world.user("bob", Role::Member).await;
+        let one: Channel = world.get(ana, command::OpenDirect { user_ids: vec![bob.user_id] }).await;
+        let two: Channel = world.get(bob, command::OpenDirect { user_ids: vec![ana.user_id] }).await;
+        assert_eq!((one.id, one.kind), (two.id, ChannelKind::Direct));
+        assert_eq!(world.membership(ana, one.id).await.with, [bob.user_id]);
+        let notes: Channel = world.get(ana, command::OpenDirect { user_ids: vec![] }).await;
+        assert_ne!(notes.id, one.id);
+    }
+
+    leaving_ends_what_one_may_read_and_the_last_owner_stays(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let bob = world.user("bob", Role::Member).await;
+        let room = world.channel(ana, "room", &[bob]).await;
+        let refused = world.ask(ana, command::LeaveChannel { channel_id: room }).await.unwrap_err();
+        assert_eq!(refused.code, Code::Conflict);
+        world.ask(bob, command::LeaveChannel { channel_id: room }).await.unwrap();
+        let refused = world.ask(bob, says(room, "still here?", None)).await.unwrap_err();
+        assert_eq!(refused.code, Code::Forbidden);
+        let own: Vec<EventKind> = world.log(bob.user_id).await.iter().map(|e| e.kind).collect();
+        assert_eq!(own, [EventKind::UserChannelAdded, EventKind::UserChannelRemoved]);
+    }
+
+    every_payload_has_only_the_fields_of_its_kind(world) {
+        let ana = world.user("ana", Role::Admin).await;
+        let bob = world.user("bob", Role::Member).await;
+        let room = world.channel(ana, "room", &[bob]).await;
+        let sent: Sent = world.get(ana, says(room, "hi @bob", Some("k"))).await;
+        let mut reply = says(room, "re", None);
+        reply.thread_seq = Some(sent.seq);
+        let (c, seq) = (room, sent.seq);
+        let all: Vec<Command> = vec![
+            reply.into(),
+            command::EditMessage { channel_id: c, seq, text: "ho".into() }.into(),
+            command::AddReaction { channel_id: c, seq, emoji: "+1".into() }.into(),
+            command::RemoveReaction { channel_id: c, seq, emoji: "+1".into() }.into(),
+            command::AddPin { channel_id: c, seq }.into(),
+            command::RemovePin { channel_id: c, seq }.into(),
+            command::AddSaved { channel_id: c, seq }.into(),
+            command::SetDraft { channel_id: c, thread_seq: None, text: "draft".into() }.into(),
+            command::MarkUnread { channel_id: c, seq }.into(),
+            command::SetChannelPreferences { channel_id: c, muted: Some(true), notify: None }.into(),
+            command::UnfollowThread { channel_id: c, thread_seq: seq }.into(),
+            command::UpdateChannel { channel_id: c, name: Some("r2".into()), topic: Some("t".into()), purpose: None,
+                posting: None }.into(),
+            command::SetChannelRole { channel_id: c, user_id: bob.user_id, role: crate::domain::channel::ChannelRole::Owner }.into(),
+            command::RemoveMember { channel_id: c, user_id: bob.user_id }.into(),
+            command::InviteMember { channel_id: c, user_id: bob.user_id }.into(),
+            command::DeleteMessage { channel_id: c, seq }.into(),
+            command::ArchiveChannel { channel_id: c }.into(),
+            command::UnarchiveChannel { channel_id: c }.into(),
+            command::SetStatus { emoji: "palm_tree".into(), text: "away".into(), until: None }.into(),
+            command::DeactivateUser { user_id: bob.user_id }.into(),
+        ];
+        for command in all {
+            let name = command.name();
+            world.ask(ana, command).await.unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        let told = world.told.lock().unwrap().clone();
+        assert!(told.len() > 25);
+        for event in told {
+            let payload: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&event.payload).unwrap();
+            for field in payload.keys() {
+                assert!(event.kind.fields().contains(&field.as_str()), "{} has {field}", event.kind.as_str());
+            }
+        }
+    }
+
+    the_last_administrator_stays_and_names_are_unique(world) {
+        let root = world.user("root", Role::Admin).await;
+        let refused = world.ask(root, command::DeactivateUser { user_id: root.user_id }).await.unwrap_err();
+        assert_eq!(refused.code, Code::Conflict);
+        let taken = command::CreateUser { name: "ROOT".into(), display_name: None, role: Role::Member, bot: false };
+        assert_eq!(world.ask(root, taken).await.unwrap_err().code, Code::Conflict);
+        let member = world.user("mia", Role::Member).await;
+        let refused = world.ask(member, command::SetUserRole { user_id: member.user_id, role: Role::Admin }).await;
+        assert_eq!(refused.unwrap_err().code, Code::Forbidden);
+        let mut db = world.store.read().await.unwrap();
+        assert_eq!(users::list(&mut db, "", 10).await.unwrap().len(), 2);
+    }
+}

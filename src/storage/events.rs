@@ -1,0 +1,102 @@
+//! The event log: append in the write's transaction, read after a number.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::apply::Scope;
+use super::{Db, StoreError, by_dialect, from_row, on};
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::{EventId, StreamId};
+
+from_row!(Event, row => Event {
+    stream: row.try_get("stream_id")?,
+    seq: row.try_get("seq")?,
+    id: row.try_get("event_id")?,
+    kind: {
+        let text: &str = row.try_get("kind")?;
+        EventKind::parse(text).ok_or_else(|| sqlx::Error::Decode(format!("unknown event kind {text}").into()))?
+    },
+    actor: row.try_get("actor_id")?,
+    payload: Arc::from(row.try_get::<&str, _>("payload")?),
+    at: row.try_get("created_at")?,
+});
+
+/// Makes the stream of a new channel or user.
+pub(super) async fn create_stream(scope: &mut Scope<'_>, stream: StreamId) -> Result<(), StoreError> {
+    on!(scope.db, db => { sqlx::query("INSERT INTO streams (id) VALUES ($1)").bind(stream).execute(db).await?; });
+    Ok(())
+}
+
+/// Takes the stream's row lock on Postgres, so that what is read next stays true until the commit. SQLite has one writer.
+pub(super) async fn lock(scope: &mut Scope<'_>, stream: StreamId) -> Result<(), StoreError> {
+    if let Db::Postgres(connection) = scope.db {
+        sqlx::query("SELECT 1 FROM streams WHERE id = $1 FOR UPDATE").bind(stream).execute(&mut **connection).await?;
+    }
+    Ok(())
+}
+
+/// Appends an event to a stream and returns its number.
+pub(super) async fn append(
+    scope: &mut Scope<'_>,
+    stream: StreamId,
+    kind: EventKind,
+    payload: &impl Serialize,
+) -> Result<i64, StoreError> {
+    let sql = "UPDATE streams SET last_seq = last_seq + 1 WHERE id = $1 RETURNING last_seq";
+    let seq: i64 = on!(scope.db, db => sqlx::query_scalar(sql).bind(stream).fetch_one(db).await?);
+    append_numbered(scope, stream, seq, kind, payload).await?;
+    Ok(seq)
+}
+
+/// Appends an event whose number was already taken in this transaction.
+pub(super) async fn append_numbered(
+    scope: &mut Scope<'_>,
+    stream: StreamId,
+    seq: i64,
+    kind: EventKind,
+    payload: &impl Serialize,
+) -> Result<(), StoreError> {
+    let payload: Arc<str> = serde_json::to_string(payload).expect("a payload has only string keys").into();
+    let event = Event { stream, seq, id: EventId::new(scope.now), kind, actor: scope.actor(), payload, at: scope.now };
+    let sql = "INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    on!(scope.db, db => { sqlx::query(sql).bind(stream).bind(seq).bind(event.id).bind(kind.as_str()).bind(event.actor)
+        .bind(&*event.payload).bind(event.at).execute(db).await?; });
+    scope.events.push(event);
+    Ok(())
+}
+
+/// Returns up to `limit` events of a stream behind `after_seq`, in order.
+pub async fn after(db: &mut Db, stream: StreamId, after_seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
+    let sql = "SELECT stream_id, seq, event_id, kind, actor_id, payload, created_at FROM events \
+               WHERE stream_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(stream).bind(after_seq).bind(limit).fetch_all(c).await?))
+}
+
+/// Returns the number of a stream's newest event; 0 if there is none or no such stream.
+pub async fn head(db: &mut Db, stream: StreamId) -> Result<i64, StoreError> {
+    let sql = "SELECT last_seq FROM streams WHERE id = $1";
+    let seq: Option<i64> = on!(db, c => sqlx::query_scalar(sql).bind(stream).fetch_optional(c).await?);
+    Ok(seq.unwrap_or(0))
+}
+
+/// Returns the numbers of several streams' newest events. Streams that are not there are left out.
+pub async fn heads(db: &mut Db, streams: &[StreamId]) -> Result<Vec<(StreamId, i64)>, StoreError> {
+    let ids = serde_json::to_string(streams).expect("identifiers are strings");
+    let sql = by_dialect!(db,
+        postgres: "SELECT id, last_seq FROM streams WHERE id IN (SELECT value::uuid FROM json_array_elements_text($1::json))",
+        sqlite: "SELECT id, last_seq FROM streams WHERE id IN (SELECT unhex(value, '-') FROM json_each($1))",
+    );
+    Ok(on!(db, c => sqlx::query_as(sql).bind(ids).fetch_all(c).await?))
+}
+
+/// Returns the oldest time among the events behind `after_seq`, to tell whether a gap is too old to replay.
+pub async fn next_time(
+    db: &mut Db,
+    stream: StreamId,
+    after_seq: i64,
+) -> Result<Option<crate::clock::Timestamp>, StoreError> {
+    let sql = "SELECT created_at FROM events WHERE stream_id = $1 AND seq > $2 ORDER BY seq LIMIT 1";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(stream).bind(after_seq).fetch_optional(c).await?))
+}

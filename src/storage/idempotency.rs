@@ -1,0 +1,62 @@
+//! First answers, so that a repeated request gets the same one.
+
+use sha2::{Digest, Sha256};
+
+use super::{Db, StoreError, on};
+use crate::clock::Timestamp;
+use crate::domain::command::Command;
+use crate::domain::error::{Code, Refusal};
+use crate::domain::id::UserId;
+
+/// Returns what a key is bound to: the command's type and fields.
+#[must_use]
+pub fn body_hash(command: &Command) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(command.name());
+    hash.update(b"\n");
+    hash.update(command.body());
+    hash.finalize().into()
+}
+
+/// Refuses a key that was used with another body.
+pub(super) fn same_body(stored: &[u8], hash: &[u8; 32]) -> Result<(), Refusal> {
+    if stored == hash {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::KeyReused, "this idempotency key was used with another request: use a new key"))
+}
+
+/// Returns the first answer to a key, if there is one.
+pub(super) async fn find(db: &mut Db, user: UserId, key: &str, hash: &[u8; 32]) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT body_hash, response FROM idempotency WHERE user_id = $1 AND key = $2";
+    let found: Option<(Vec<u8>, String)> =
+        on!(db, c => sqlx::query_as(sql).bind(user).bind(key).fetch_optional(c).await?);
+    match found {
+        Some((stored, response)) => {
+            same_body(&stored, hash)?;
+            Ok(Some(response))
+        }
+        None => Ok(None),
+    }
+}
+
+/// Keeps the first answer to a key.
+pub(super) async fn keep(
+    db: &mut Db,
+    user: UserId,
+    key: &str,
+    hash: &[u8; 32],
+    response: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO idempotency (user_id, key, body_hash, response, created_at) VALUES ($1, $2, $3, $4, $5)";
+    on!(db, c => { sqlx::query(sql).bind(user).bind(key).bind(&hash[..]).bind(response).bind(now).execute(c).await?; });
+    Ok(())
+}
+
+/// Forgets up to 1,000 answers from before a time; returns how many.
+pub(super) async fn forget_before(db: &mut Db, before: Timestamp) -> Result<u64, StoreError> {
+    let sql = "DELETE FROM idempotency WHERE (user_id, key) IN \
+               (SELECT user_id, key FROM idempotency WHERE created_at < $1 LIMIT 1000)";
+    Ok(on!(db, c => sqlx::query(sql).bind(before).execute(c).await?.rows_affected()))
+}

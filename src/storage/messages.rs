@@ -1,0 +1,361 @@
+//! Messages and what hangs on them, as rows.
+
+use super::apply::Scope;
+use super::{Db, StoreError, from_row, on};
+use crate::clock::Timestamp;
+use crate::domain::id::{ChannelId, UserId};
+use crate::domain::message::{Edit, Message, Reaction};
+
+from_row!(Message, row => {
+    let mentions: &str = row.try_get("mentions")?;
+    Message {
+        id: row.try_get("id")?,
+        channel_id: row.try_get("channel_id")?,
+        seq: row.try_get("seq")?,
+        message_no: row.try_get("message_no")?,
+        thread_seq: row.try_get("thread_seq")?,
+        reply_no: row.try_get("reply_no")?,
+        author_id: row.try_get("author_id")?,
+        mentions: if mentions.is_empty() { Default::default() } else {
+            serde_json::from_str(mentions).map_err(|e| sqlx::Error::Decode(e.into()))?
+        },
+        text: row.try_get("text")?,
+        client_msg_id: row.try_get("client_msg_id")?,
+        created_at: row.try_get("created_at")?,
+        edited_at: row.try_get("edited_at")?,
+        deleted_at: row.try_get("deleted_at")?,
+        reply_count: row.try_get("reply_count")?,
+        last_reply_seq: row.try_get("last_reply_seq")?,
+        pinned: row.try_get("pinned")?,
+        reactions: Vec::new(),
+    }
+});
+
+macro_rules! select {
+    () => {
+        "SELECT m.id, m.channel_id, m.seq, m.message_no, m.thread_seq, m.reply_no, m.author_id, m.text, m.mentions, \
+         m.client_msg_id, m.created_at, m.edited_at, m.deleted_at, m.reply_count, m.last_reply_seq, \
+         p.seq IS NOT NULL AS pinned FROM messages m \
+         LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq "
+    };
+}
+
+/// Which part of a channel's history.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Page {
+    /// The newest messages.
+    Newest,
+    /// Those right before an event.
+    Before(i64),
+    /// Those right after an event.
+    After(i64),
+    /// Those around an event, itself included.
+    Around(i64),
+}
+
+/// Returns top-level messages in order, and whether there are more in the direction asked for.
+pub async fn history(
+    db: &mut Db,
+    channel: ChannelId,
+    page: Page,
+    limit: i64,
+) -> Result<(Vec<Message>, bool), StoreError> {
+    let (mut found, more) = match page {
+        Page::Newest => backwards(db, channel, i64::MAX, limit).await?,
+        Page::Before(seq) => backwards(db, channel, seq, limit).await?,
+        Page::After(seq) => forwards(db, channel, seq, limit).await?,
+        Page::Around(seq) => {
+            let (mut before, more) = backwards(db, channel, seq, limit / 2).await?;
+            let (after, more_after) = forwards(db, channel, seq - 1, limit - limit / 2).await?;
+            before.extend(after);
+            (before, more || more_after)
+        }
+    };
+    attach_reactions(db, channel, &mut found).await?;
+    Ok((found, more))
+}
+
+async fn backwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Result<(Vec<Message>, bool), StoreError> {
+    let sql = concat!(
+        select!(),
+        "WHERE m.channel_id = $1 AND m.seq < $2 AND m.message_no IS NOT NULL \
+        ORDER BY m.seq DESC LIMIT $3"
+    );
+    let mut found: Vec<Message> =
+        on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch_all(c).await?);
+    let more = found.len() as i64 > limit;
+    found.truncate(usize::try_from(limit).unwrap_or(0));
+    found.reverse();
+    Ok((found, more))
+}
+
+async fn forwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Result<(Vec<Message>, bool), StoreError> {
+    let sql = concat!(
+        select!(),
+        "WHERE m.channel_id = $1 AND m.seq > $2 AND m.message_no IS NOT NULL \
+        ORDER BY m.seq LIMIT $3"
+    );
+    let mut found: Vec<Message> =
+        on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch_all(c).await?);
+    let more = found.len() as i64 > limit;
+    found.truncate(usize::try_from(limit).unwrap_or(0));
+    Ok((found, more))
+}
+
+/// Returns a thread's replies in order, those behind `after_seq`, and whether there are more.
+pub async fn replies(
+    db: &mut Db,
+    channel: ChannelId,
+    thread_seq: i64,
+    after_seq: i64,
+    limit: i64,
+) -> Result<(Vec<Message>, bool), StoreError> {
+    let sql =
+        concat!(select!(), "WHERE m.channel_id = $1 AND m.thread_seq = $2 AND m.seq > $3 ORDER BY m.seq LIMIT $4");
+    let mut found: Vec<Message> = on!(db, c => sqlx::query_as(sql).bind(channel).bind(thread_seq).bind(after_seq)
+        .bind(limit + 1).fetch_all(c).await?);
+    let more = found.len() as i64 > limit;
+    found.truncate(usize::try_from(limit).unwrap_or(0));
+    attach_reactions(db, channel, &mut found).await?;
+    Ok((found, more))
+}
+
+/// Returns a message with its reactions.
+pub async fn one(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Option<Message>, StoreError> {
+    let Some(message) = bare(db, channel, seq).await? else { return Ok(None) };
+    let mut found = [message];
+    attach_reactions(db, channel, &mut found).await?;
+    let [message] = found;
+    Ok(Some(message))
+}
+
+/// Returns a message without its reactions.
+pub(super) async fn bare(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Option<Message>, StoreError> {
+    let sql = concat!(select!(), "WHERE m.channel_id = $1 AND m.seq = $2");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).fetch_optional(c).await?))
+}
+
+/// Returns a channel's pinned messages, newest pin first, at most 200.
+pub async fn pinned(db: &mut Db, channel: ChannelId) -> Result<Vec<Message>, StoreError> {
+    let sql = concat!(select!(), "WHERE p.channel_id = $1 ORDER BY p.pinned_at DESC LIMIT 200");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).fetch_all(c).await?))
+}
+
+/// Returns a message's earlier texts, oldest first, at most 200.
+pub async fn edits(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Vec<Edit>, StoreError> {
+    let sql =
+        "SELECT text, editor_id, edited_at FROM edits WHERE channel_id = $1 AND seq = $2 ORDER BY edit_seq LIMIT 200";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).fetch_all(c).await?))
+}
+
+from_row!(Edit, row => Edit {
+    text: row.try_get("text")?,
+    editor_id: row.try_get("editor_id")?,
+    edited_at: row.try_get("edited_at")?,
+});
+
+async fn attach_reactions(db: &mut Db, channel: ChannelId, messages: &mut [Message]) -> Result<(), StoreError> {
+    let (Some(first), Some(last)) = (messages.first(), messages.last()) else { return Ok(()) };
+    let sql = "SELECT seq, emoji, user_id FROM reactions WHERE channel_id = $1 AND seq BETWEEN $2 AND $3 \
+               ORDER BY seq, created_at, emoji LIMIT 10000";
+    let (first, last) = (first.seq, last.seq);
+    let rows: Vec<(i64, String, UserId)> =
+        on!(db, c => sqlx::query_as(sql).bind(channel).bind(first).bind(last).fetch_all(c).await?);
+    for (seq, emoji, user) in rows {
+        let Ok(at) = messages.binary_search_by_key(&seq, |m| m.seq) else { continue };
+        let reactions = &mut messages[at].reactions;
+        match reactions.iter_mut().find(|r| r.emoji == emoji) {
+            Some(reaction) => reaction.users.push(user),
+            None => reactions.push(Reaction { emoji, users: vec![user] }),
+        }
+    }
+    Ok(())
+}
+
+/// Inserts a reply, whose numbers are known.
+pub(super) async fn insert_reply(scope: &mut Scope<'_>, message: &Message) -> Result<(), StoreError> {
+    let mentions = mentions_text(message);
+    let sql = "INSERT INTO messages (channel_id, seq, id, message_no, thread_seq, reply_no, author_id, client_msg_id, \
+               text, mentions, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    on!(scope.db, db => { sqlx::query(sql).bind(message.channel_id).bind(message.seq).bind(message.id)
+        .bind(message.message_no).bind(message.thread_seq).bind(message.reply_no).bind(message.author_id)
+        .bind(&message.client_msg_id).bind(&message.text).bind(&mentions).bind(message.created_at)
+        .execute(db).await?; });
+    Ok(())
+}
+
+/// Counts a reply on the message that its thread hangs on; returns the reply's number in the thread.
+pub(super) async fn count_reply(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    thread_seq: i64,
+    reply_seq: i64,
+) -> Result<Option<i64>, StoreError> {
+    let sql = "UPDATE messages SET reply_count = reply_count + 1, last_reply_seq = $3 WHERE channel_id = $1 AND seq = $2 \
+               AND thread_seq IS NULL AND deleted_at IS NULL RETURNING reply_count";
+    Ok(on!(scope.db, db => sqlx::query_scalar(sql).bind(channel).bind(thread_seq).bind(reply_seq).fetch_optional(db)
+        .await?))
+}
+
+/// Returns the JSON of a message's mentions as it is stored: empty for none.
+pub(super) fn mentions_text(message: &Message) -> String {
+    if message.mentions.is_empty() {
+        return String::new();
+    }
+    serde_json::to_string(&message.mentions).expect("mentions have only string keys")
+}
+
+/// Stores whom a message names, in place of whom it named before.
+pub(super) async fn set_mentions(scope: &mut Scope<'_>, message: &Message, replace: bool) -> Result<(), StoreError> {
+    if replace {
+        on!(scope.db, db => { sqlx::query("DELETE FROM mentions WHERE channel_id = $1 AND seq = $2")
+            .bind(message.channel_id).bind(message.seq).execute(db).await?; });
+    }
+    let everybody = message.mentions.channel || message.mentions.here;
+    let named = message.mentions.users.iter().copied();
+    for user in named.chain(everybody.then_some(super::channels::EVERYBODY)) {
+        let sql = "INSERT INTO mentions (channel_id, user_id, seq, message_no, thread_seq) VALUES ($1, $2, $3, $4, $5) \
+                   ON CONFLICT DO NOTHING";
+        on!(scope.db, db => { sqlx::query(sql).bind(message.channel_id).bind(user).bind(message.seq)
+            .bind(message.message_no).bind(message.thread_seq).execute(db).await?; });
+    }
+    Ok(())
+}
+
+/// Replaces a message's text and keeps the earlier one.
+pub(super) async fn edit(
+    scope: &mut Scope<'_>,
+    before: &Message,
+    after: &Message,
+    edit_seq: i64,
+) -> Result<(), StoreError> {
+    let (now, editor) = (scope.now, scope.caller.user_id);
+    let sql =
+        "INSERT INTO edits (channel_id, seq, edit_seq, text, editor_id, edited_at) VALUES ($1, $2, $3, $4, $5, $6)";
+    on!(scope.db, db => { sqlx::query(sql).bind(before.channel_id).bind(before.seq).bind(edit_seq).bind(&before.text)
+        .bind(editor).bind(now).execute(db).await?; });
+    let mentions = mentions_text(after);
+    let sql = "UPDATE messages SET text = $3, mentions = $4, edited_at = $5 WHERE channel_id = $1 AND seq = $2";
+    on!(scope.db, db => { sqlx::query(sql).bind(after.channel_id).bind(after.seq).bind(&after.text).bind(&mentions)
+        .bind(now).execute(db).await?; });
+    set_mentions(scope, after, true).await
+}
+
+/// Empties a message and removes all that hangs on it but its thread. The event log forgets the text too.
+pub(super) async fn delete(scope: &mut Scope<'_>, channel: ChannelId, seq: i64) -> Result<(), StoreError> {
+    let now = scope.now;
+    let sql = "UPDATE messages SET text = '', mentions = '', deleted_at = $3 WHERE channel_id = $1 AND seq = $2";
+    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(seq).bind(now).execute(db).await?; });
+    for sql in [
+        "DELETE FROM edits WHERE channel_id = $1 AND seq = $2",
+        "DELETE FROM mentions WHERE channel_id = $1 AND seq = $2",
+        "DELETE FROM reactions WHERE channel_id = $1 AND seq = $2",
+        "DELETE FROM pins WHERE channel_id = $1 AND seq = $2",
+        "DELETE FROM saved WHERE channel_id = $1 AND seq = $2",
+    ] {
+        on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(seq).execute(db).await?; });
+    }
+    Ok(())
+}
+
+/// Adds a reaction; returns whether it was not there.
+pub(super) async fn add_reaction(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    seq: i64,
+    emoji: &str,
+) -> Result<bool, StoreError> {
+    let (now, user) = (scope.now, scope.caller.user_id);
+    let sql = "INSERT INTO reactions (channel_id, seq, emoji, user_id, created_at) VALUES ($1, $2, $3, $4, $5) \
+               ON CONFLICT DO NOTHING";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(seq).bind(emoji).bind(user).bind(now)
+        .execute(db).await?.rows_affected());
+    Ok(rows == 1)
+}
+
+/// Returns how many different emoji are on a message, and whether `emoji` is one of them.
+pub(super) async fn emoji_on(
+    db: &mut Db,
+    channel: ChannelId,
+    seq: i64,
+    emoji: &str,
+) -> Result<(i64, bool), StoreError> {
+    let sql = "SELECT DISTINCT emoji FROM reactions WHERE channel_id = $1 AND seq = $2";
+    let found: Vec<String> = on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(seq).fetch_all(c).await?);
+    Ok((found.len() as i64, found.iter().any(|e| e == emoji)))
+}
+
+/// Removes a reaction; returns whether it was there.
+pub(super) async fn remove_reaction(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    seq: i64,
+    emoji: &str,
+) -> Result<bool, StoreError> {
+    let user = scope.caller.user_id;
+    let sql = "DELETE FROM reactions WHERE channel_id = $1 AND seq = $2 AND emoji = $3 AND user_id = $4";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(seq).bind(emoji).bind(user).execute(db).await?
+        .rows_affected());
+    Ok(rows == 1)
+}
+
+/// Pins a message; returns whether it was not pinned.
+pub(super) async fn pin(scope: &mut Scope<'_>, channel: ChannelId, seq: i64) -> Result<bool, StoreError> {
+    let (now, user) = (scope.now, scope.caller.user_id);
+    let sql = "INSERT INTO pins (channel_id, seq, pinned_by, pinned_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(seq).bind(user).bind(now).execute(db).await?
+        .rows_affected());
+    Ok(rows == 1)
+}
+
+/// Returns how many messages are pinned in a channel.
+pub(super) async fn pin_count(db: &mut Db, channel: ChannelId) -> Result<i64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM pins WHERE channel_id = $1";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(channel).fetch_one(c).await?))
+}
+
+/// Unpins a message; returns whether it was pinned.
+pub(super) async fn unpin(scope: &mut Scope<'_>, channel: ChannelId, seq: i64) -> Result<bool, StoreError> {
+    let sql = "DELETE FROM pins WHERE channel_id = $1 AND seq = $2";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(seq).execute(db).await?.rows_affected());
+    Ok(rows == 1)
+}
+
+/// Returns the number of the newest top-level message up to an event; 0 if there is none.
+pub(super) async fn number_at(db: &mut Db, channel: ChannelId, seq: i64) -> Result<i64, StoreError> {
+    let sql = "SELECT message_no FROM messages WHERE channel_id = $1 AND seq <= $2 AND message_no IS NOT NULL \
+               ORDER BY seq DESC LIMIT 1";
+    let number: Option<i64> = on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(seq).fetch_optional(c).await?);
+    Ok(number.unwrap_or(0))
+}
+
+/// Returns the number of a thread's newest reply up to an event; 0 if there is none.
+pub(super) async fn reply_no_at(db: &mut Db, channel: ChannelId, thread_seq: i64, seq: i64) -> Result<i64, StoreError> {
+    let sql = "SELECT MAX(reply_no) FROM messages WHERE channel_id = $1 AND thread_seq = $2 AND seq <= $3";
+    let number: Option<i64> =
+        on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(thread_seq).bind(seq).fetch_one(c).await?);
+    Ok(number.unwrap_or(0))
+}
+
+/// A message that its reader saved.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Saved {
+    /// The message.
+    pub message: Message,
+    /// When it was saved.
+    pub saved_at: Timestamp,
+}
+
+from_row!(Saved, row => Saved { message: sqlx::FromRow::from_row(row)?, saved_at: row.try_get("saved_at")? });
+
+/// Returns the messages that a user saved and may still read, newest first, those saved before `before`.
+pub async fn saved(db: &mut Db, user: UserId, before: Timestamp, limit: i64) -> Result<Vec<Saved>, StoreError> {
+    let sql = "SELECT m.id, m.channel_id, m.seq, m.message_no, m.thread_seq, m.reply_no, m.author_id, m.text, m.mentions, \
+        m.client_msg_id, m.created_at, m.edited_at, m.deleted_at, m.reply_count, m.last_reply_seq, \
+        p.seq IS NOT NULL AS pinned, s.saved_at FROM saved s \
+        JOIN messages m ON m.channel_id = s.channel_id AND m.seq = s.seq \
+        JOIN members b ON b.channel_id = s.channel_id AND b.user_id = s.user_id \
+        LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq \
+        WHERE s.user_id = $1 AND s.saved_at < $2 ORDER BY s.saved_at DESC LIMIT $3";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(before).bind(limit).fetch_all(c).await?))
+}

@@ -1,0 +1,39 @@
+//! The schema's history: one set of files for both databases, built into the binary.
+//!
+//! Migrations are append-only. A line that starts with `--@sqlite ` or `--@postgres ` is active on that database alone.
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+use super::Dialect;
+
+const FILES: &[(i64, &str, &str)] = &[
+    (1, "users", include_str!("../../migrations/0001_users.sql")),
+    (2, "channels", include_str!("../../migrations/0002_channels.sql")),
+];
+
+/// Returns the migrations as `dialect` runs them.
+pub(super) fn migrator(dialect: Dialect) -> Migrator {
+    let migrations = FILES.iter().map(|(version, name, text)| {
+        let sql = sqlx::AssertSqlSafe(for_dialect(text, dialect));
+        Migration::new(*version, (*name).into(), MigrationType::Simple, sqlx::SqlSafeStr::into_sql_str(sql), false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}
+
+fn for_dialect(text: &str, dialect: Dialect) -> String {
+    let prefix = match dialect {
+        Dialect::Postgres => "--@postgres ",
+        Dialect::Sqlite => "--@sqlite ",
+    };
+    let mut sql = String::with_capacity(text.len());
+    for line in text.lines() {
+        sql.push_str(line.strip_prefix(prefix).unwrap_or(line));
+        sql.push('\n');
+    }
+    sql
+}
+
+/// Returns the newest version that this binary knows.
+pub fn newest() -> i64 {
+    FILES.last().map_or(0, |file| file.0)
+}

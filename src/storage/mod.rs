@@ -1,0 +1,291 @@
+//! The store: the truth, in Postgres or SQLite, by one body of SQL.
+//!
+//! [`Store`] hands out connections ([`Db`]); every function here takes one, has its SQL beside its row type, and runs on
+//! both databases: [`on!`] compiles one body for each, [`by_dialect!`] names the rare differences. Writes go through
+//! [`writer`] alone, which commits what waits in one transaction; [`apply`] is what a command does inside it.
+//! Reads take a connection from the pool.
+//!
+//! To add a table: a numbered file in `migrations/`, its name in [`migrations`], a file here with the SQL and the row
+//! types, and a test in [`contract`], which runs on both databases.
+
+pub mod accounts;
+pub mod apply;
+pub mod channels;
+#[cfg(test)]
+mod contract;
+pub mod events;
+pub mod idempotency;
+pub mod messages;
+mod migrations;
+pub mod personal;
+pub mod send;
+pub mod tokens;
+mod types;
+pub mod users;
+pub mod writer;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
+
+pub use migrations::newest as newest_migration;
+
+/// Which database it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dialect {
+    /// Postgres 15 or later.
+    Postgres,
+    /// SQLite 3.41 or later, built in.
+    Sqlite,
+}
+
+/// One connection. Reads use it as it is; [`writer`] opens transactions on its own.
+#[derive(Debug)]
+pub enum Db {
+    /// To Postgres.
+    Postgres(PoolConnection<Postgres>),
+    /// To a SQLite file.
+    Sqlite(PoolConnection<Sqlite>),
+}
+
+/// Runs one body on whichever database `$db` is connected to; `$conn` is the connection within the body.
+macro_rules! on {
+    ($db:expr, $conn:ident => $body:expr) => {
+        match $db {
+            $crate::storage::Db::Postgres(connection) => {
+                let $conn = &mut **connection;
+                $body
+            }
+            $crate::storage::Db::Sqlite(connection) => {
+                let $conn = &mut **connection;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use on;
+
+/// Picks the SQL of the one database or the other.
+macro_rules! by_dialect {
+    ($db:expr, postgres: $postgres:expr, sqlite: $sqlite:expr $(,)?) => {
+        match $db.dialect() {
+            $crate::storage::Dialect::Postgres => $postgres,
+            $crate::storage::Dialect::Sqlite => $sqlite,
+        }
+    };
+}
+pub(crate) use by_dialect;
+
+/// Reads a row of either database into a type, by one body.
+macro_rules! from_row {
+    ($type:ty, $row:ident => $body:expr) => {
+        impl<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> for $type {
+            fn from_row($row: &'r sqlx::postgres::PgRow) -> Result<Self, sqlx::Error> {
+                use sqlx::Row as _;
+                Ok($body)
+            }
+        }
+        impl<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> for $type {
+            fn from_row($row: &'r sqlx::sqlite::SqliteRow) -> Result<Self, sqlx::Error> {
+                use sqlx::Row as _;
+                Ok($body)
+            }
+        }
+    };
+}
+pub(crate) use from_row;
+
+impl Db {
+    /// Returns which database this is connected to.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Db::Postgres(_) => Dialect::Postgres,
+            Db::Sqlite(_) => Dialect::Sqlite,
+        }
+    }
+
+    /// Runs a statement that has no parameters and returns no rows.
+    pub(crate) async fn run(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
+        on!(self, db => { sqlx::query(sql).execute(db).await?; });
+        Ok(())
+    }
+
+    /// Gives the connection up without returning it to the pool: it may be in the middle of a transaction.
+    pub(crate) fn discard(self) {
+        match self {
+            Db::Postgres(connection) => drop(connection.detach()),
+            Db::Sqlite(connection) => drop(connection.detach()),
+        }
+    }
+}
+
+/// What a write or a read ended with when it did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The rules refused it; nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] crate::domain::error::Refusal),
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Database(#[from] sqlx::Error),
+}
+
+/// How to reach the database.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `sqlite://PATH` or `postgres://…`.
+    pub url: String,
+    /// Connections for reads.
+    pub connections: u32,
+    /// How long to wait for a connection.
+    pub timeout: Duration,
+}
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The address is of no kind that this server knows.
+    #[error("cannot use database.url: expected sqlite://PATH or postgres://USER@HOST/DATABASE")]
+    Url,
+    /// The database does not answer or refuses the connection.
+    #[error("cannot open the database: {0}")]
+    Connect(sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("cannot migrate the database: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The database does not keep what it says it kept.
+    #[error("the database runs with {0}: acknowledged messages could be lost; set it to `on`")]
+    NotDurable(String),
+}
+
+/// The store. Cloning it shares it.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// A Postgres server.
+    Postgres {
+        /// Connections for everything.
+        pool: PgPool,
+    },
+    /// A SQLite file.
+    Sqlite {
+        /// Connections that only read.
+        readers: SqlitePool,
+        /// The one connection that writes.
+        writer: SqlitePool,
+    },
+}
+
+impl Store {
+    /// Opens the store, making the SQLite file if there is none, and checks that it keeps what it acknowledges.
+    pub async fn open(options: &Options) -> Result<Store, OpenError> {
+        let url = options.url.as_str();
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Store::open_postgres(options).await;
+        }
+        let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).ok_or(OpenError::Url)?;
+        Store::open_sqlite(Path::new(path), options).await
+    }
+
+    async fn open_postgres(options: &Options) -> Result<Store, OpenError> {
+        let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
+        let pool = PgPoolOptions::new()
+            // One more, for the writer.
+            .max_connections(options.connections + 1)
+            .acquire_timeout(options.timeout)
+            .connect_with(connect.application_name("colink"))
+            .await
+            .map_err(OpenError::Connect)?;
+        for setting in ["synchronous_commit", "fsync"] {
+            let value: String = sqlx::query_scalar("SELECT current_setting($1)")
+                .bind(setting)
+                .fetch_one(&pool)
+                .await
+                .map_err(OpenError::Connect)?;
+            if value == "off" {
+                return Err(OpenError::NotDurable(format!("{setting} = off")));
+            }
+        }
+        Ok(Store::Postgres { pool })
+    }
+
+    async fn open_sqlite(path: &Path, options: &Options) -> Result<Store, OpenError> {
+        let connect = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(options.timeout)
+            .statement_cache_capacity(256)
+            .pragma("temp_store", "memory")
+            .pragma("wal_autocheckpoint", "4000");
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(options.timeout)
+            .connect_with(connect.clone().pragma("cache_size", "-65536"))
+            .await
+            .map_err(OpenError::Connect)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(options.connections)
+            .acquire_timeout(options.timeout)
+            .connect_lazy_with(connect.pragma("query_only", "on").pragma("cache_size", "-8192"));
+        Ok(Store::Sqlite { readers, writer })
+    }
+
+    /// Brings the schema up to date. Safe to run again, and on several nodes at once.
+    pub async fn migrate(&self) -> Result<(), OpenError> {
+        match self {
+            Store::Postgres { pool } => migrations::migrator(Dialect::Postgres).run(pool).await?,
+            Store::Sqlite { writer, .. } => migrations::migrator(Dialect::Sqlite).run(writer).await?,
+        }
+        Ok(())
+    }
+
+    /// Returns a connection for reading. What is written and committed before is seen.
+    pub async fn read(&self) -> Result<Db, StoreError> {
+        Ok(match self {
+            Store::Postgres { pool } => Db::Postgres(pool.acquire().await?),
+            Store::Sqlite { readers, .. } => Db::Sqlite(readers.acquire().await?),
+        })
+    }
+
+    /// Returns the connection that writes; on SQLite there is only one.
+    pub(crate) async fn write(&self) -> Result<Db, StoreError> {
+        Ok(match self {
+            Store::Postgres { pool } => Db::Postgres(pool.acquire().await?),
+            Store::Sqlite { writer, .. } => Db::Sqlite(writer.acquire().await?),
+        })
+    }
+
+    /// Returns which database this is.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Store::Postgres { .. } => Dialect::Postgres,
+            Store::Sqlite { .. } => Dialect::Sqlite,
+        }
+    }
+
+    /// Returns the database's own version, and so whether it answers.
+    pub async fn version(&self) -> Result<String, StoreError> {
+        let mut db = self.read().await?;
+        let sql = by_dialect!(db, postgres: "SELECT version()", sqlite: "SELECT 'SQLite ' || sqlite_version()");
+        Ok(on!(&mut db, c => sqlx::query_scalar(sql).fetch_one(c).await?))
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        match self {
+            Store::Postgres { pool } => pool.close().await,
+            Store::Sqlite { readers, writer } => {
+                readers.close().await;
+                writer.close().await;
+            }
+        }
+    }
+}

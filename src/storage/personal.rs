@@ -1,0 +1,183 @@
+//! What is one user's own: read state, drafts, saved messages, preferences, followed threads.
+
+use super::apply::Scope;
+use super::{Db, StoreError, from_row, on};
+use crate::clock::Timestamp;
+use crate::domain::channel::Notify;
+use crate::domain::id::{ChannelId, UserId};
+
+/// Moves a member's read mark; returns whether they are in the channel.
+pub(super) async fn set_read(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    seq: i64,
+    number: i64,
+) -> Result<(), StoreError> {
+    let user = scope.caller.user_id;
+    let sql = "UPDATE members SET read_seq = $3, read_no = $4 WHERE channel_id = $1 AND user_id = $2";
+    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(user).bind(seq).bind(number).execute(db).await?; });
+    Ok(())
+}
+
+/// Saves or forgets a message; returns whether that changed anything.
+pub(super) async fn set_saved(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    seq: i64,
+    saved: bool,
+) -> Result<bool, StoreError> {
+    let (now, user) = (scope.now, scope.caller.user_id);
+    let rows = if saved {
+        let sql =
+            "INSERT INTO saved (channel_id, seq, user_id, saved_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+        on!(scope.db, db => sqlx::query(sql).bind(channel).bind(seq).bind(user).bind(now).execute(db).await?
+            .rows_affected())
+    } else {
+        let sql = "DELETE FROM saved WHERE channel_id = $1 AND seq = $2 AND user_id = $3";
+        on!(scope.db, db => sqlx::query(sql).bind(channel).bind(seq).bind(user).execute(db).await?.rows_affected())
+    };
+    Ok(rows == 1)
+}
+
+/// A draft.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Draft {
+    /// The channel.
+    pub channel_id: ChannelId,
+    /// The thread, if it is a reply.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub thread_seq: Option<i64>,
+    /// The text so far.
+    pub text: String,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+from_row!(Draft, row => Draft {
+    channel_id: row.try_get("channel_id")?,
+    thread_seq: Some(row.try_get::<i64, _>("thread_seq")?).filter(|seq| *seq != 0),
+    text: row.try_get("text")?,
+    updated_at: row.try_get("updated_at")?,
+});
+
+/// Keeps a draft, or removes it if its text is empty.
+pub(super) async fn set_draft(scope: &mut Scope<'_>, draft: &Draft) -> Result<(), StoreError> {
+    let user = scope.caller.user_id;
+    let thread = draft.thread_seq.unwrap_or(0);
+    if draft.text.is_empty() {
+        let sql = "DELETE FROM drafts WHERE user_id = $1 AND channel_id = $2 AND thread_seq = $3";
+        on!(scope.db, db => { sqlx::query(sql).bind(user).bind(draft.channel_id).bind(thread).execute(db).await?; });
+        return Ok(());
+    }
+    let sql = "INSERT INTO drafts (user_id, channel_id, thread_seq, text, updated_at) VALUES ($1, $2, $3, $4, $5) \
+               ON CONFLICT (user_id, channel_id, thread_seq) DO UPDATE SET text = excluded.text, \
+               updated_at = excluded.updated_at";
+    on!(scope.db, db => { sqlx::query(sql).bind(user).bind(draft.channel_id).bind(thread).bind(&draft.text)
+        .bind(draft.updated_at).execute(db).await?; });
+    Ok(())
+}
+
+/// Returns a user's drafts, newest first, at most 1,000.
+pub async fn drafts(db: &mut Db, user: UserId) -> Result<Vec<Draft>, StoreError> {
+    let sql = "SELECT channel_id, thread_seq, text, updated_at FROM drafts WHERE user_id = $1 \
+               ORDER BY updated_at DESC LIMIT 1000";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).fetch_all(c).await?))
+}
+
+/// Sets what a member wants to be told of; what is `None` stays.
+pub(super) async fn set_preferences(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    muted: Option<bool>,
+    notify: Option<Notify>,
+) -> Result<(bool, Notify), StoreError> {
+    let user = scope.caller.user_id;
+    let sql = "UPDATE members SET muted = COALESCE($3, muted), notify = COALESCE($4, notify) \
+               WHERE channel_id = $1 AND user_id = $2 RETURNING muted, notify";
+    Ok(on!(scope.db, db => sqlx::query_as(sql).bind(channel).bind(user).bind(muted).bind(notify).fetch_one(db).await?))
+}
+
+/// Follows or no longer follows a thread, up to now all read.
+pub(super) async fn set_follow(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    thread_seq: i64,
+    user: UserId,
+    following: bool,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO thread_follows (channel_id, thread_seq, user_id, following, read_seq, read_no) \
+               SELECT $1, $2, $3, $4, COALESCE(last_reply_seq, seq), reply_count FROM messages \
+               WHERE channel_id = $1 AND seq = $2 \
+               ON CONFLICT (channel_id, thread_seq, user_id) DO UPDATE SET following = excluded.following";
+    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(following).execute(db).await?; });
+    Ok(())
+}
+
+/// Follows a thread for somebody who takes part in it, unless they said otherwise; `read_no` replies count as read.
+pub(super) async fn follow_by_default(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    thread_seq: i64,
+    user: UserId,
+    read_no: i64,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO thread_follows (channel_id, thread_seq, user_id, following, read_seq, read_no) \
+               VALUES ($1, $2, $3, $4, $2, $5) ON CONFLICT (channel_id, thread_seq, user_id) DO NOTHING";
+    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(true).bind(read_no)
+        .execute(db).await?; });
+    Ok(())
+}
+
+/// Moves the caller's read mark in a thread forward; returns whether it moved.
+pub(super) async fn set_thread_read(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    thread_seq: i64,
+    seq: i64,
+    number: i64,
+) -> Result<bool, StoreError> {
+    let user = scope.caller.user_id;
+    let sql = "UPDATE thread_follows SET read_seq = $4, read_no = $5 \
+               WHERE channel_id = $1 AND thread_seq = $2 AND user_id = $3 AND read_no < $5";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(seq).bind(number)
+        .execute(db).await?.rows_affected());
+    Ok(rows == 1)
+}
+
+/// A thread that a user follows.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct FollowedThread {
+    /// The channel.
+    pub channel_id: ChannelId,
+    /// The message that it hangs on.
+    pub thread_seq: i64,
+    /// The `seq` of its newest reply.
+    pub last_reply_seq: i64,
+    /// Replies in it.
+    pub reply_count: i64,
+    /// Everything up to this event was read.
+    pub read_seq: i64,
+    /// Replies not yet read: `reply_count` less the number of the last one read.
+    pub unread_count: i64,
+}
+
+from_row!(FollowedThread, row => {
+    let (reply_count, read_no): (i64, i64) = (row.try_get("reply_count")?, row.try_get("read_no")?);
+    FollowedThread {
+        channel_id: row.try_get("channel_id")?,
+        thread_seq: row.try_get("thread_seq")?,
+        last_reply_seq: row.try_get::<Option<i64>, _>("last_reply_seq")?.unwrap_or(0),
+        reply_count,
+        read_seq: row.try_get("read_seq")?,
+        unread_count: (reply_count - read_no).max(0),
+    }
+});
+
+/// Returns the threads that a user follows in channels they are in, newest reply first, at most `limit`.
+pub async fn followed(db: &mut Db, user: UserId, limit: i64) -> Result<Vec<FollowedThread>, StoreError> {
+    let sql = "SELECT f.channel_id, f.thread_seq, f.read_seq, f.read_no, m.reply_count, m.last_reply_seq \
+               FROM thread_follows f JOIN messages m ON m.channel_id = f.channel_id AND m.seq = f.thread_seq \
+               JOIN members b ON b.channel_id = f.channel_id AND b.user_id = f.user_id \
+               WHERE f.user_id = $1 AND f.following ORDER BY m.last_reply_seq DESC LIMIT $2";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(limit).fetch_all(c).await?))
+}

@@ -1,0 +1,155 @@
+//! Users, as rows.
+
+use super::apply::Scope;
+use super::{Db, StoreError, from_row, on};
+use crate::clock::Timestamp;
+use crate::domain::id::UserId;
+use crate::domain::user::{Role, Status, User};
+
+from_row!(User, row => {
+    let status = Status {
+        emoji: row.try_get("status_emoji")?,
+        text: row.try_get("status_text")?,
+        until: row.try_get("status_until")?,
+    };
+    User {
+        id: row.try_get("id")?,
+        name: row.try_get("name")?,
+        display_name: row.try_get("display_name")?,
+        title: row.try_get("title")?,
+        timezone: row.try_get("timezone")?,
+        role: row.try_get("role")?,
+        bot: row.try_get("bot")?,
+        status: (!status.emoji.is_empty() || !status.text.is_empty()).then_some(status),
+        presence_mode: row.try_get("presence_mode")?,
+        presence_until: row.try_get("presence_until")?,
+        created_at: row.try_get("created_at")?,
+        deactivated_at: row.try_get("deactivated_at")?,
+    }
+});
+
+macro_rules! columns {
+    () => {
+        "id, name, display_name, title, timezone, role, bot, status_emoji, status_text, status_until, presence_mode, \
+         presence_until, created_at, deactivated_at"
+    };
+}
+
+/// Returns a user.
+pub async fn by_id(db: &mut Db, id: UserId) -> Result<Option<User>, StoreError> {
+    let sql = concat!("SELECT ", columns!(), " FROM users WHERE id = $1");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(id).fetch_optional(c).await?))
+}
+
+/// Returns the user with a handle, in lower case.
+pub async fn by_name(db: &mut Db, name: &str) -> Result<Option<User>, StoreError> {
+    let sql = concat!("SELECT ", columns!(), " FROM users WHERE name = $1");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(name).fetch_optional(c).await?))
+}
+
+/// Returns users by handle, those behind `after` (all, if empty), at most `limit`.
+pub async fn list(db: &mut Db, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
+    let sql = concat!("SELECT ", columns!(), " FROM users WHERE name > $1 ORDER BY name LIMIT $2");
+    Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
+}
+
+/// Returns users by handle who share a channel with `with`: what a guest may see.
+pub async fn list_shared(db: &mut Db, with: UserId, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM users WHERE name > $1 AND id IN (SELECT o.user_id FROM members m \
+        JOIN members o ON o.channel_id = m.channel_id WHERE m.user_id = $2) ORDER BY name LIMIT $3"
+    );
+    Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(with).bind(limit).fetch_all(c).await?))
+}
+
+/// Returns whether two users are in a channel together.
+pub async fn share_a_channel(db: &mut Db, one: UserId, other: UserId) -> Result<bool, StoreError> {
+    let sql = "SELECT COUNT(*) FROM (SELECT 1 AS x FROM members m JOIN members o ON o.channel_id = m.channel_id \
+               WHERE m.user_id = $1 AND o.user_id = $2 LIMIT 1) found";
+    let found: i64 = on!(db, c => sqlx::query_scalar(sql).bind(one).bind(other).fetch_one(c).await?);
+    Ok(found > 0)
+}
+
+/// Returns how many accounts there are.
+pub async fn count(db: &mut Db) -> Result<i64, StoreError> {
+    Ok(on!(db, c => sqlx::query_scalar("SELECT COUNT(*) FROM users").fetch_one(c).await?))
+}
+
+/// Returns the password hash of an active user, with the user.
+pub async fn for_login(db: &mut Db, name: &str) -> Result<Option<(UserId, Option<String>)>, StoreError> {
+    let sql = "SELECT id, password_hash FROM users WHERE name = $1 AND deactivated_at IS NULL";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(name).fetch_optional(c).await?))
+}
+
+/// Returns the role of a user who is there and active.
+pub(super) async fn active_role(db: &mut Db, id: UserId) -> Result<Option<Role>, StoreError> {
+    let sql = "SELECT role FROM users WHERE id = $1 AND deactivated_at IS NULL";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(id).fetch_optional(c).await?))
+}
+
+/// Inserts a user whose handle is free; returns whether it was.
+pub(super) async fn insert(scope: &mut Scope<'_>, user: &User) -> Result<bool, StoreError> {
+    let sql = "INSERT INTO users (id, name, display_name, role, bot, created_at) VALUES ($1, $2, $3, $4, $5, $6) \
+               ON CONFLICT (name) DO NOTHING";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(user.id).bind(&user.name).bind(&user.display_name)
+        .bind(user.role).bind(user.bot).bind(user.created_at).execute(db).await?.rows_affected());
+    Ok(rows == 1)
+}
+
+/// Writes back what of a user can change.
+pub(super) async fn update(scope: &mut Scope<'_>, user: &User) -> Result<(), StoreError> {
+    let status = user.status.clone().unwrap_or_default();
+    let sql = "UPDATE users SET display_name = $2, title = $3, timezone = $4, role = $5, status_emoji = $6, \
+               status_text = $7, status_until = $8, presence_mode = $9, presence_until = $10, deactivated_at = $11, \
+               version = version + 1 WHERE id = $1";
+    on!(scope.db, db => { sqlx::query(sql).bind(user.id).bind(&user.display_name).bind(&user.title).bind(&user.timezone)
+        .bind(user.role).bind(&status.emoji).bind(&status.text).bind(status.until).bind(user.presence_mode)
+        .bind(user.presence_until).bind(user.deactivated_at).execute(db).await?; });
+    Ok(())
+}
+
+/// Sets a user's password hash.
+pub(super) async fn set_password(db: &mut Db, id: UserId, hash: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE users SET password_hash = $2 WHERE id = $1";
+    on!(db, c => { sqlx::query(sql).bind(id).bind(hash).execute(c).await?; });
+    Ok(())
+}
+
+/// Returns how many active administrators there are.
+pub(super) async fn active_admins(db: &mut Db) -> Result<i64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM users WHERE role = 'admin' AND deactivated_at IS NULL";
+    Ok(on!(db, c => sqlx::query_scalar(sql).fetch_one(c).await?))
+}
+
+/// Returns the users among `names` who are members of a channel.
+pub(super) async fn members_named(
+    db: &mut Db,
+    channel: crate::domain::id::ChannelId,
+    names: &[String],
+) -> Result<Vec<UserId>, StoreError> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list = serde_json::to_string(names).expect("names are strings");
+    let sql = super::by_dialect!(db,
+        postgres: "SELECT u.id FROM users u JOIN members m ON m.user_id = u.id AND m.channel_id = $1 \
+                   WHERE u.name IN (SELECT value FROM json_array_elements_text($2::json)) ORDER BY u.id",
+        sqlite: "SELECT u.id FROM users u JOIN members m ON m.user_id = u.id AND m.channel_id = $1 \
+                 WHERE u.name IN (SELECT value FROM json_each($2)) ORDER BY u.id",
+    );
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(list).fetch_all(c).await?))
+}
+
+/// Returns every user of the workspace who is active and no guest: the audience of the workspace's stream.
+pub async fn workspace_audience(db: &mut Db) -> Result<Vec<UserId>, StoreError> {
+    let sql = "SELECT id FROM users WHERE deactivated_at IS NULL AND role <> 'guest'";
+    Ok(on!(db, c => sqlx::query_scalar(sql).fetch_all(c).await?))
+}
+
+/// Returns those whose custom status or manual presence has ended by `now`.
+pub async fn ended_status(db: &mut Db, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
+    let sql = "SELECT id FROM users WHERE status_until <= $1 OR presence_until <= $1 LIMIT 100";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(now).fetch_all(c).await?))
+}

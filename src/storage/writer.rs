@@ -1,0 +1,352 @@
+//! Group commit: what waits, from many channels, commits in one transaction.
+//!
+//! One task owns the writing connection. It takes everything that waits (up to a batch), applies it, commits, and only
+//! then answers and tells. While it commits, the next batch gathers: the busier it is, the more share an fsync. An item
+//! that is refused rolls back to its savepoint and does not disturb its neighbours; if the database itself fails, the
+//! items are tried once more, each alone.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::FutureExt as _;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::accounts::Account;
+use super::apply::Scope;
+use super::{Db, Store, StoreError, accounts, apply, idempotency, send};
+use crate::clock::Clock;
+use crate::domain::command::{Command, Principal, SendMessage};
+use crate::domain::error::{Code, Refusal, unavailable};
+use crate::domain::event::Event;
+
+/// The answer to a committed write.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Reply {
+    /// The answer as JSON.
+    pub json: String,
+    /// Whether it repeats the answer to an earlier request with the same key.
+    pub duplicate: bool,
+}
+
+impl Reply {
+    /// Makes the answer to a repeat out of the first one.
+    pub(super) fn repeated(json: String) -> Self {
+        let json = match json.strip_suffix("\"duplicate\":false}") {
+            Some(head) => format!("{head}\"duplicate\":true}}"),
+            None => json,
+        };
+        Reply { json, duplicate: true }
+    }
+}
+
+/// What is to be written.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// A command of a user's.
+    Command(Command),
+    /// Account work.
+    Account(Account),
+}
+
+/// Receives the answer, once, after the commit. It must not block.
+pub type Answer = Box<dyn FnOnce(Result<Reply, Refusal>) + Send + Sync>;
+
+/// One write, and where its answer goes.
+pub struct Write {
+    /// Who asks.
+    pub caller: Principal,
+    /// What for.
+    pub work: Work,
+    /// The idempotency key, if the caller gave one.
+    pub key: Option<String>,
+    /// Receives the answer.
+    pub answer: Answer,
+}
+
+/// The events of one commit, in order within each stream, and when it was done.
+pub struct Committed {
+    /// The events.
+    pub events: Vec<Event>,
+    /// When the commit came back.
+    pub at: Instant,
+}
+
+/// Receives the events of every commit, in the order of the commits. It must not block.
+pub type Sink = Arc<dyn Fn(Committed) + Send + Sync>;
+
+/// The door to the writer. Cloning it shares it.
+#[derive(Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Write>,
+}
+
+impl Writer {
+    /// Starts the writer. It stops, all that waits written, when `stop` is cancelled.
+    #[must_use]
+    pub fn start(
+        store: Store,
+        clock: Clock,
+        limits: Limits,
+        sink: Sink,
+        stop: CancellationToken,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let (queue, waiting) = mpsc::channel(limits.queue);
+        let task = Task { store, clock, sink, db: None, batch: limits.batch };
+        (Writer { queue }, tokio::spawn(task.run(waiting, stop)))
+    }
+
+    /// Puts a write into the queue. A full queue refuses it at once, with a time to come back.
+    pub fn submit(&self, write: Write) {
+        if let Err(refused) = self.queue.try_send(write) {
+            let (write, why) = match refused {
+                mpsc::error::TrySendError::Full(write) => {
+                    (write, "the server has more to write than it can: slow down")
+                }
+                mpsc::error::TrySendError::Closed(write) => (write, "the server is stopping"),
+            };
+            metrics::counter!("colink_writes_refused_total").increment(1);
+            (write.answer)(Err(unavailable(why)));
+        }
+    }
+
+    /// Writes and waits for the commit.
+    pub async fn write(&self, caller: Principal, work: Work, key: Option<String>) -> Result<Reply, Refusal> {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        let answer = Box::new(move |result| {
+            let _ = tx.send(result);
+        });
+        self.submit(Write { caller, work, key, answer });
+        rx.await.unwrap_or_else(|_| Err(unavailable("the server is stopping")))
+    }
+}
+
+/// How much may wait and commit together.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most writes that wait.
+    pub queue: usize,
+    /// Most writes in one commit.
+    pub batch: usize,
+}
+
+struct Task {
+    store: Store,
+    clock: Clock,
+    sink: Sink,
+    db: Option<Db>,
+    batch: usize,
+}
+
+/// How a batch ended when it was not committed.
+enum Failure {
+    /// Nothing was written: it may be tried again.
+    RolledBack(StoreError),
+    /// The database did not say whether it committed.
+    Unknown(StoreError),
+}
+
+type Results = Vec<Result<Reply, Refusal>>;
+
+impl Task {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Write>, stop: CancellationToken) {
+        let mut batch = Vec::with_capacity(self.batch);
+        loop {
+            let received = tokio::select! {
+                biased;
+                received = waiting.recv_many(&mut batch, self.batch) => received,
+                () = stop.cancelled(), if !waiting.is_closed() => {
+                    waiting.close();
+                    continue;
+                }
+            };
+            if received == 0 {
+                return;
+            }
+            metrics::histogram!("colink_commit_batch_writes").record(received as f64);
+            self.commit_all(std::mem::take(&mut batch)).await;
+            batch.reserve(self.batch.min(64));
+        }
+    }
+
+    async fn commit_all(&mut self, batch: Vec<Write>) {
+        let started = Instant::now();
+        match self.commit(&batch).await {
+            Ok((results, events)) => self.conclude(batch, results, events),
+            Err(Failure::RolledBack(error)) if batch.len() > 1 => {
+                tracing::warn!(%error, writes = batch.len(), "a commit failed: trying its writes one by one");
+                for write in batch {
+                    Box::pin(self.commit_one(write)).await;
+                }
+            }
+            Err(failure) => refuse(batch, failure),
+        }
+        metrics::histogram!("colink_commit_seconds").record(started.elapsed().as_secs_f64());
+    }
+
+    async fn commit_one(&mut self, write: Write) {
+        let batch = vec![write];
+        match self.commit(&batch).await {
+            Ok((results, events)) => self.conclude(batch, results, events),
+            Err(failure) => refuse(batch, failure),
+        }
+    }
+
+    /// Tells of the events first, then answers: a reader is never behind the writer's own ack by more than a hop.
+    fn conclude(&self, batch: Vec<Write>, results: Results, events: Vec<Event>) {
+        if !events.is_empty() {
+            (self.sink)(Committed { events, at: Instant::now() });
+        }
+        for (write, result) in batch.into_iter().zip(results) {
+            (write.answer)(result);
+        }
+    }
+
+    async fn commit(&mut self, batch: &[Write]) -> Result<(Results, Vec<Event>), Failure> {
+        let mut db = match self.db.take() {
+            Some(db) => db,
+            None => self.store.write().await.map_err(Failure::RolledBack)?,
+        };
+        // A panic while applying must not take the writer with it; the transaction is given up with its connection.
+        let applied = AssertUnwindSafe(self.apply(&mut db, batch)).catch_unwind().await;
+        let applied = applied.unwrap_or_else(|_| {
+            tracing::error!("applying a batch of writes panicked");
+            Err(StoreError::Refused(Refusal::new(Code::Internal, "the server failed on this request")))
+        });
+        match applied {
+            Ok(outcome) => match db.run("COMMIT").await {
+                Ok(()) => {
+                    self.db = Some(db);
+                    Ok(outcome)
+                }
+                Err(error) => {
+                    db.discard();
+                    Err(Failure::Unknown(error.into()))
+                }
+            },
+            Err(error) => {
+                match db.run("ROLLBACK").await {
+                    Ok(()) => self.db = Some(db),
+                    Err(_) => db.discard(),
+                }
+                Err(Failure::RolledBack(error))
+            }
+        }
+    }
+
+    async fn apply(&self, db: &mut Db, batch: &[Write]) -> Result<(Results, Vec<Event>), StoreError> {
+        let now = self.clock.now();
+        let begin = super::by_dialect!(db, postgres: "BEGIN", sqlite: "BEGIN IMMEDIATE");
+        db.run(begin).await?;
+        let mut results: Vec<Option<Result<Reply, Refusal>>> = Vec::new();
+        results.resize_with(batch.len(), || None);
+        let mut events = Vec::new();
+
+        let (mut sends, mut at) = (Vec::new(), Vec::new());
+        for (index, write) in batch.iter().enumerate() {
+            if let Some(send) = top_level(write) {
+                let hash = || idempotency::body_hash(&Command::SendMessage(send.clone()));
+                let key = write.key.as_deref().map(|key| (key, hash()));
+                sends.push(send::Item { author: write.caller.user_id, send, key });
+                at.push(index);
+            }
+        }
+        if !sends.is_empty() {
+            let sent = send::send_many(db, now, &sends, &mut events).await?;
+            for (index, result) in at.into_iter().zip(sent) {
+                results[index] = Some(result);
+            }
+        }
+        for (index, write) in batch.iter().enumerate() {
+            if results[index].is_none() {
+                results[index] = Some(one(db, now, write, &mut events).await?);
+            }
+        }
+        Ok((results.into_iter().map(|r| r.expect("every write was applied")).collect(), events))
+    }
+}
+
+fn top_level(write: &Write) -> Option<&SendMessage> {
+    match &write.work {
+        Work::Command(Command::SendMessage(send)) if send.thread_seq.is_none() => Some(send),
+        _ => None,
+    }
+}
+
+/// Applies one write within a savepoint of its own.
+async fn one(
+    db: &mut Db,
+    now: crate::clock::Timestamp,
+    write: &Write,
+    events: &mut Vec<Event>,
+) -> Result<Result<Reply, Refusal>, StoreError> {
+    db.run("SAVEPOINT item").await?;
+    let mut scope = Scope { db, now, caller: write.caller, events: Vec::new() };
+    let result = Box::pin(keyed(&mut scope, write)).await;
+    let appended = std::mem::take(&mut scope.events);
+    match result {
+        Ok(reply) => {
+            db.run("RELEASE SAVEPOINT item").await?;
+            events.extend(appended);
+            Ok(Ok(reply))
+        }
+        Err(StoreError::Refused(refusal)) => {
+            db.run("ROLLBACK TO SAVEPOINT item").await?;
+            db.run("RELEASE SAVEPOINT item").await?;
+            Ok(Err(refusal))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn keyed(scope: &mut Scope<'_>, write: &Write) -> Result<Reply, StoreError> {
+    let command = match &write.work {
+        Work::Command(command) => command,
+        Work::Account(account) => {
+            return Ok(Reply { json: accounts::apply(scope, account).await?, duplicate: false });
+        }
+    };
+    let Some(key) = &write.key else {
+        return Ok(Reply { json: apply::apply(scope, command).await?, duplicate: false });
+    };
+    let hash = idempotency::body_hash(command);
+    if let Some(first) = idempotency::find(scope.db, write.caller.user_id, key, &hash).await? {
+        return Ok(Reply::repeated(first));
+    }
+    let json = apply::apply(scope, command).await?;
+    let kept = without_secret(command, &json);
+    idempotency::keep(scope.db, write.caller.user_id, key, &hash, &kept, scope.now).await?;
+    Ok(Reply { json, duplicate: false })
+}
+
+/// An invitation's code is shown once; a repeat gets the invitation without it.
+fn without_secret(command: &Command, json: &str) -> String {
+    if !matches!(command, Command::CreateInvite(_)) {
+        return json.to_owned();
+    }
+    let mut invite: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+    if let Some(fields) = invite.as_object_mut() {
+        fields.remove("code");
+    }
+    invite.to_string()
+}
+
+fn refuse(batch: Vec<Write>, failure: Failure) {
+    let refusal = match failure {
+        Failure::RolledBack(StoreError::Refused(refusal)) => refusal,
+        Failure::RolledBack(error) => {
+            tracing::error!(%error, writes = batch.len(), "a write failed and was rolled back");
+            unavailable("the database does not take writes now")
+        }
+        Failure::Unknown(error) => {
+            tracing::error!(%error, writes = batch.len(), "a commit was cut off: its outcome is not known");
+            Refusal::new(Code::Timeout, "the database did not confirm the write: repeat it with the same key")
+                .retry_after(1.0)
+        }
+    };
+    metrics::counter!("colink_writes_failed_total").increment(batch.len() as u64);
+    for write in batch {
+        (write.answer)(Err(refusal.clone()));
+    }
+}
