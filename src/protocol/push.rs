@@ -1,0 +1,120 @@
+//! Events as bytes: encoded once, shared between all who receive them.
+//!
+//! Only `s` differs from session to session, so it stands first: a frame is `{"s":42,` and the shared tail.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::clock::Timestamp;
+use crate::domain::event::{Audience, Event};
+use crate::domain::id::{ChannelId, EventId, StreamId, UserId};
+use crate::domain::user::Presence;
+
+/// One event's bytes.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// The event's number in its stream.
+    pub seq: i64,
+    /// Everything behind `{"s":N,`.
+    pub tail: Bytes,
+}
+
+/// Events of one stream that go out together, shared between its receivers.
+#[derive(Debug)]
+pub struct Batch {
+    /// The stream.
+    pub stream: StreamId,
+    /// The events, in order.
+    pub frames: Vec<Encoded>,
+    /// How many bytes their tails have.
+    pub bytes: usize,
+    /// When they were committed; absent for what is replayed from the log.
+    pub committed: Option<Instant>,
+}
+
+impl Batch {
+    /// Makes a batch to be shared.
+    #[must_use]
+    pub fn new(stream: StreamId, frames: Vec<Encoded>, committed: Option<Instant>) -> Arc<Self> {
+        let bytes = frames.iter().map(|f| f.tail.len()).sum();
+        Arc::new(Batch { stream, frames, bytes, committed })
+    }
+}
+
+#[derive(Serialize)]
+struct Tail<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channel_id: Option<ChannelId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_id: Option<StreamId>,
+    seq: i64,
+    event_id: EventId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actor_id: Option<UserId>,
+    at: Timestamp,
+    d: &'a RawValue,
+}
+
+impl<'a> Tail<'a> {
+    fn of(event: &'a Event) -> Self {
+        let of_channel = event.kind.audience() == Audience::Members;
+        Tail {
+            kind: event.kind.as_str(),
+            channel_id: of_channel.then(|| event.stream.into()),
+            stream_id: (!of_channel).then_some(event.stream),
+            seq: event.seq,
+            event_id: event.id,
+            actor_id: event.actor,
+            at: event.at,
+            d: serde_json::from_str(&event.payload).unwrap_or(RawValue::NULL),
+        }
+    }
+}
+
+/// Encodes an event for the gateway.
+#[must_use]
+pub fn encode(event: &Event) -> Encoded {
+    let mut json = serde_json::to_vec(&Tail::of(event)).expect("an event has only string keys");
+    json.remove(0);
+    Encoded { seq: event.seq, tail: json.into() }
+}
+
+/// Returns an event as REST shows it: as on the wire, without `s`.
+#[must_use]
+pub fn object(event: &Event) -> Box<RawValue> {
+    serde_json::value::to_raw_value(&Tail::of(event)).expect("an event has only string keys")
+}
+
+/// Writes the head of a frame: what stands before the shared tail.
+pub fn head(s: i64, out: &mut Vec<u8>) {
+    use std::io::Write as _;
+    let _ = write!(out, "{{\"s\":{s},");
+}
+
+/// What is told now and may be lost: the last word of a kind wins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ephemeral {
+    /// Somebody is typing.
+    Typing(ChannelId, UserId, Option<i64>),
+    /// Somebody came, went or is away.
+    Presence(UserId),
+}
+
+/// Encodes that somebody is typing.
+#[must_use]
+pub fn typing(channel: ChannelId, user: UserId, thread_seq: Option<i64>) -> Bytes {
+    let thread = thread_seq.map(|seq| format!(",\"thread_seq\":{seq}")).unwrap_or_default();
+    format!(r#"{{"type":"typing","channel_id":"{channel}","d":{{"user_id":"{user}"{thread}}}}}"#).into()
+}
+
+/// Encodes somebody's presence.
+#[must_use]
+pub fn presence(user: UserId, presence: Presence) -> Bytes {
+    format!(r#"{{"type":"presence","d":{{"user_id":"{user}","presence":"{presence}"}}}}"#).into()
+}

@@ -1,0 +1,101 @@
+//! What the server sends by itself, besides events: greetings, replies, and where the client stands.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::domain::channel::Membership;
+use crate::domain::error::Refusal;
+use crate::domain::id::{SessionId, StreamId};
+use crate::domain::user::User;
+
+/// Greets a connection.
+#[must_use]
+pub fn hello(node: &str, heartbeat_interval_ms: u64, max_frame: usize) -> String {
+    let d = json!({"node": node, "heartbeat_interval_ms": heartbeat_interval_ms, "max_frame": max_frame,
+        "server_version": env!("CARGO_PKG_VERSION")});
+    json!({"type": "hello", "d": d}).to_string()
+}
+
+/// The state that a new session starts from.
+#[derive(Debug, Serialize)]
+pub struct Ready<'a> {
+    /// The session, to resume.
+    pub session_id: SessionId,
+    /// How long it can be resumed from memory.
+    pub resume_window_s: u64,
+    /// Who is signed in.
+    pub user: &'a User,
+    /// The newest event of the user's own stream.
+    pub user_seq: i64,
+    /// The newest event of the workspace's stream.
+    pub workspace_seq: i64,
+    /// The user's channels, at most 1,000.
+    pub channels: &'a [Membership],
+    /// Where `GET /v1/channels` goes on, if there are more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels_next_cursor: Option<String>,
+}
+
+/// Opens a session. Its `s` is 1.
+#[must_use]
+pub fn ready(ready: &Ready<'_>) -> String {
+    format!(r#"{{"s":1,"type":"ready","d":{}}}"#, serde_json::to_string(ready).expect("ready has only string keys"))
+}
+
+/// Answers a heartbeat.
+pub const HEARTBEAT_ACK: &str = r#"{"type":"heartbeat_ack"}"#;
+
+/// Where replayed events came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// This node's memory, by `s`.
+    Buffer,
+    /// The durable log, by `cursors`.
+    Log,
+}
+
+/// Tells that a session goes on: `replayed` events follow, nothing was missed.
+#[must_use]
+pub fn resumed(session: SessionId, s: i64, replayed: usize, mode: Mode) -> String {
+    json!({"type": "resumed", "d": {"session_id": session, "s": s, "replayed": replayed, "mode": mode}}).to_string()
+}
+
+/// Tells that a session cannot go on: read what is behind `sync_from` over REST, then identify.
+#[must_use]
+pub fn invalid_session(sync_from: &HashMap<StreamId, i64>) -> String {
+    json!({"type": "invalid_session", "d": {"resumable": false, "sync_from": sync_from}}).to_string()
+}
+
+/// Tells which events were not sent, first and last of each stream.
+#[must_use]
+pub fn lagged(streams: &HashMap<StreamId, (i64, i64)>) -> String {
+    let ranges: serde_json::Map<String, serde_json::Value> =
+        streams.iter().map(|(id, (from, to))| (id.to_string(), json!({"from": from, "to": to}))).collect();
+    json!({"type": "lagged", "d": {"channels": ranges}}).to_string()
+}
+
+/// Asks the client to move to another connection.
+#[must_use]
+pub fn reconnect(resume_url: &str, after_ms: u64) -> String {
+    json!({"type": "reconnect", "d": {"resume_url": resume_url, "after_ms": after_ms}}).to_string()
+}
+
+/// Answers a request with what it brought about, given as JSON.
+#[must_use]
+pub fn reply(to: u64, d: &str) -> String {
+    format!(r#"{{"reply_to":{to},"ok":true,"d":{d}}}"#)
+}
+
+/// Answers a request that was refused.
+#[must_use]
+pub fn refused(to: Option<u64>, refusal: &Refusal) -> String {
+    let mut frame = json!({"reply_to": to, "ok": false, "error": refusal.code.as_str(), "message": refusal.message,
+        "temporary": refusal.code.temporary()});
+    if let Some(seconds) = refusal.retry_after {
+        frame["retry_after"] = json!((seconds * 1_000.0).ceil() / 1_000.0);
+    }
+    frame.to_string()
+}
