@@ -1,0 +1,3 @@
+//! What is said on the wire, apart from who says it.
+
+pub mod wire;
