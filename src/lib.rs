@@ -1,4 +1,5 @@
 //! Colink, a self-hosted realtime collaboration hub.
 pub mod clock;
+pub mod config;
 pub mod domain;
 pub mod protocol;
