@@ -1,5 +1,6 @@
 //! Colink, a self-hosted realtime collaboration hub.
 pub mod clock;
+pub mod config;
 pub mod domain;
-pub mod storage;
 pub mod protocol;
+pub mod storage;

@@ -137,8 +137,9 @@ pub fn decode(text: &str) -> Result<Frame, NotUnderstood> {
         "heartbeat" => Ok(Request::Heartbeat(head.s)),
         "identify" => parse(body).map(Request::Identify),
         "resume" => parse::<Resume>(body).and_then(bounded).map(Request::Resume),
-        "typing.start" => parse::<TypingBody>(body)
-            .map(|t| Request::Typing { channel_id: t.channel_id, thread_seq: t.thread_seq }),
+        "typing.start" => {
+            parse::<TypingBody>(body).map(|t| Request::Typing { channel_id: t.channel_id, thread_seq: t.thread_seq })
+        }
         "presence.subscribe" => parse::<PresenceBody>(body).map(|p| Request::SubscribePresence(p.user_ids)),
         name => match Command::decode(name, body) {
             Some(command) => command.map(Request::Command),
