@@ -14,7 +14,6 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::rate::Rate;
-use crate::protocol::wire;
 
 mod load;
 
@@ -356,12 +355,6 @@ impl Gateway {
     #[must_use]
     pub fn command_rate(&self) -> Rate {
         Rate { per_minute: self.commands_per_minute, burst: self.commands_burst }
-    }
-
-    /// Returns what a client may send in one message.
-    #[must_use]
-    pub fn wire_limits(&self) -> wire::Limits {
-        wire::Limits { max_message: self.max_message_bytes, max_fragments: self.max_fragments }
     }
 }
 

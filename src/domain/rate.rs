@@ -1,5 +1,8 @@
 //! A token bucket: so many a minute, so many at once.
 
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
@@ -54,6 +57,34 @@ impl Bucket {
     pub fn is_full(&self, rate: Rate, now: Timestamp) -> bool {
         let per_second = f64::from(rate.per_minute) / 60.0;
         self.tokens + now.since(self.at).as_secs_f64() * per_second >= f64::from(rate.burst)
+    }
+}
+
+/// The most keys that [`Buckets`] counts at a time.
+const COUNTED_MAX: usize = 100_000;
+
+/// A bucket for each key. A full bucket need not be remembered, so the memory is bounded.
+#[derive(Debug)]
+pub struct Buckets<K>(Mutex<HashMap<K, Bucket>>);
+
+impl<K> Default for Buckets<K> {
+    fn default() -> Self {
+        Buckets(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> Buckets<K> {
+    /// Takes one token of a key's and returns how many are left, or says how long until there is one.
+    pub fn take(&self, key: K, rate: Rate, now: Timestamp) -> Result<u32, Duration> {
+        if rate.per_minute == 0 {
+            return Ok(u32::MAX);
+        }
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= COUNTED_MAX {
+            buckets.retain(|_, bucket| !bucket.is_full(rate, now));
+        }
+        let bucket = buckets.entry(key).or_insert_with(|| Bucket::full(rate, now));
+        bucket.take(rate, now).map(|()| bucket.left())
     }
 }
 

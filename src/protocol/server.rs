@@ -10,12 +10,16 @@ use crate::domain::error::Refusal;
 use crate::domain::id::{SessionId, StreamId};
 use crate::domain::user::User;
 
+fn frame(kind: &str, d: &serde_json::Value) -> String {
+    format!(r#"{{"type":"{kind}","d":{d}}}"#)
+}
+
 /// Greets a connection.
 #[must_use]
 pub fn hello(node: &str, heartbeat_interval_ms: u64, max_frame: usize) -> String {
     let d = json!({"node": node, "heartbeat_interval_ms": heartbeat_interval_ms, "max_frame": max_frame,
         "server_version": env!("CARGO_PKG_VERSION")});
-    json!({"type": "hello", "d": d}).to_string()
+    frame("hello", &d)
 }
 
 /// The state that a new session starts from.
@@ -60,13 +64,13 @@ pub enum Mode {
 /// Tells that a session goes on: `replayed` events follow, nothing was missed.
 #[must_use]
 pub fn resumed(session: SessionId, s: i64, replayed: usize, mode: Mode) -> String {
-    json!({"type": "resumed", "d": {"session_id": session, "s": s, "replayed": replayed, "mode": mode}}).to_string()
+    frame("resumed", &json!({"session_id": session, "s": s, "replayed": replayed, "mode": mode}))
 }
 
 /// Tells that a session cannot go on: read what is behind `sync_from` over REST, then identify.
 #[must_use]
 pub fn invalid_session(sync_from: &HashMap<StreamId, i64>) -> String {
-    json!({"type": "invalid_session", "d": {"resumable": false, "sync_from": sync_from}}).to_string()
+    frame("invalid_session", &json!({"resumable": false, "sync_from": sync_from}))
 }
 
 /// Tells which events were not sent, first and last of each stream.
@@ -74,13 +78,13 @@ pub fn invalid_session(sync_from: &HashMap<StreamId, i64>) -> String {
 pub fn lagged(streams: &HashMap<StreamId, (i64, i64)>) -> String {
     let ranges: serde_json::Map<String, serde_json::Value> =
         streams.iter().map(|(id, (from, to))| (id.to_string(), json!({"from": from, "to": to}))).collect();
-    json!({"type": "lagged", "d": {"channels": ranges}}).to_string()
+    frame("lagged", &json!({"channels": ranges}))
 }
 
 /// Asks the client to move to another connection.
 #[must_use]
 pub fn reconnect(resume_url: &str, after_ms: u64) -> String {
-    json!({"type": "reconnect", "d": {"resume_url": resume_url, "after_ms": after_ms}}).to_string()
+    frame("reconnect", &json!({"resume_url": resume_url, "after_ms": after_ms}))
 }
 
 /// Answers a request with what it brought about, given as JSON.
@@ -89,13 +93,27 @@ pub fn reply(to: u64, d: &str) -> String {
     format!(r#"{{"reply_to":{to},"ok":true,"d":{d}}}"#)
 }
 
+#[derive(Serialize)]
+struct Refused<'a> {
+    reply_to: Option<u64>,
+    ok: bool,
+    error: &'static str,
+    message: &'a str,
+    temporary: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<f64>,
+}
+
 /// Answers a request that was refused.
 #[must_use]
 pub fn refused(to: Option<u64>, refusal: &Refusal) -> String {
-    let mut frame = json!({"reply_to": to, "ok": false, "error": refusal.code.as_str(), "message": refusal.message,
-        "temporary": refusal.code.temporary()});
-    if let Some(seconds) = refusal.retry_after {
-        frame["retry_after"] = json!((seconds * 1_000.0).ceil() / 1_000.0);
-    }
-    frame.to_string()
+    let refused = Refused {
+        reply_to: to,
+        ok: false,
+        error: refusal.code.as_str(),
+        message: &refusal.message,
+        temporary: refusal.code.temporary(),
+        retry_after: refusal.retry_after.map(|seconds| (seconds * 1_000.0).ceil() / 1_000.0),
+    };
+    serde_json::to_string(&refused).expect("a refusal has only string keys")
 }

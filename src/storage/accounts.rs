@@ -2,12 +2,13 @@
 
 use super::apply::{Scope, make_user};
 use super::tokens::{self, Token};
-use super::{StoreError, users};
+use super::{StoreError, events, users};
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{conflict, forbidden, not_found};
-use crate::domain::id::{TokenId, UserId};
-use crate::domain::user::Role;
+use crate::domain::event::EventKind;
+use crate::domain::id::{StreamId, TokenId, UserId};
+use crate::domain::user::{PresenceMode, Role};
 
 /// The caller of what the server does by itself.
 pub const SYSTEM: Principal =
@@ -65,6 +66,8 @@ pub enum Account {
         /// Whether to end all sign-ins too.
         sign_out: bool,
     },
+    /// Ends custom statuses and manual presence whose time is over.
+    EndStatuses,
     /// Forgets idempotency keys from before a time.
     ForgetKeys {
         /// The time.
@@ -113,9 +116,29 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             }
             Ok("{}".to_owned())
         }
+        Account::EndStatuses => {
+            for id in users::ended_status(scope.db, now).await? {
+                end_status(scope, id).await?;
+            }
+            Ok("{}".to_owned())
+        }
         Account::ForgetKeys { before } => {
             let forgotten = super::idempotency::forget_before(scope.db, *before).await?;
             Ok(format!("{{\"forgotten\":{forgotten}}}"))
         }
     }
+}
+
+async fn end_status(scope: &mut Scope<'_>, id: UserId) -> Result<(), StoreError> {
+    let Some(mut user) = users::by_id(scope.db, id).await? else { return Ok(()) };
+    let over = |until: Option<Timestamp>| until.is_some_and(|until| until <= scope.now);
+    if user.status.as_ref().is_some_and(|status| over(status.until)) {
+        user.status = None;
+    }
+    if over(user.presence_until) {
+        (user.presence_mode, user.presence_until) = (PresenceMode::Auto, None);
+    }
+    users::update(scope, &user).await?;
+    events::append(scope, StreamId::WORKSPACE, EventKind::UserUpdated, &user).await?;
+    Ok(())
 }

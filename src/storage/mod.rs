@@ -10,6 +10,7 @@
 
 pub mod accounts;
 pub mod apply;
+pub mod cache;
 pub mod channels;
 #[cfg(test)]
 mod contract;

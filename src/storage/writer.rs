@@ -50,8 +50,33 @@ pub enum Work {
     Account(Account),
 }
 
-/// Receives the answer, once, after the commit. It must not block.
-pub type Answer = Box<dyn FnOnce(Result<Reply, Refusal>) + Send + Sync>;
+/// Receives the answer, exactly once, after the commit. It must not block.
+///
+/// If it is dropped on the way, because an actor that held it died, the caller is told that the outcome is not known.
+pub struct Answer(Option<Box<dyn FnOnce(Result<Reply, Refusal>) + Send + Sync>>);
+
+impl Answer {
+    /// Makes an answer that goes to `receive`.
+    pub fn new(receive: impl FnOnce(Result<Reply, Refusal>) + Send + Sync + 'static) -> Self {
+        Answer(Some(Box::new(receive)))
+    }
+
+    /// Gives the answer.
+    pub fn give(mut self, result: Result<Reply, Refusal>) {
+        if let Some(receive) = self.0.take() {
+            receive(result);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(receive) = self.0.take() {
+            let why = "the request was interrupted and may have taken effect: repeat it with the same key";
+            receive(Err(Refusal::new(Code::Timeout, why).retry_after(1.0)));
+        }
+    }
+}
 
 /// One write, and where its answer goes.
 pub struct Write {
@@ -107,14 +132,14 @@ impl Writer {
                 mpsc::error::TrySendError::Closed(write) => (write, "the server is stopping"),
             };
             metrics::counter!("colink_writes_refused_total").increment(1);
-            (write.answer)(Err(unavailable(why)));
+            write.answer.give(Err(unavailable(why)));
         }
     }
 
     /// Writes and waits for the commit.
     pub async fn write(&self, caller: Principal, work: Work, key: Option<String>) -> Result<Reply, Refusal> {
         let (tx, rx) = tokio::sync::oneshot::channel();
-        let answer = Box::new(move |result| {
+        let answer = Answer::new(move |result| {
             let _ = tx.send(result);
         });
         self.submit(Write { caller, work, key, answer });
@@ -199,7 +224,7 @@ impl Task {
             (self.sink)(Committed { events, at: Instant::now() });
         }
         for (write, result) in batch.into_iter().zip(results) {
-            (write.answer)(result);
+            write.answer.give(result);
         }
     }
 
@@ -347,6 +372,6 @@ fn refuse(batch: Vec<Write>, failure: Failure) {
     };
     metrics::counter!("colink_writes_failed_total").increment(batch.len() as u64);
     for write in batch {
-        (write.answer)(Err(refusal.clone()));
+        write.answer.give(Err(refusal.clone()));
     }
 }

@@ -1,0 +1,407 @@
+//! One stream's actor: it takes commands for the stream, and fans out what was committed.
+//!
+//! A channel never waits: not for the store (the writer answers by itself and the events come back as
+//! [`ChannelMsg::Committed`]), and not for a session (a full queue sheds). It loads what it needs with its first
+//! message, so that starting one costs nothing and a slow database delays one channel alone. [`room`] is its pure core.
+
+pub mod room;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+
+use super::Hub;
+use super::directory::Slot;
+use super::session::{SessionHandle, too_many};
+use super::supervisor::Intensity;
+use crate::domain::command::Command;
+use crate::domain::error::unavailable;
+use crate::domain::event::Event;
+use crate::domain::id::{StreamId, UserId};
+use crate::domain::rate::Buckets;
+use crate::protocol::push::{self, Ephemeral};
+use crate::storage::writer::{Work, Write};
+use crate::storage::{StoreError, channels, events, users};
+use room::{Heard, Room};
+
+/// Most events read from the log at once.
+const READ_MAX: i64 = 500;
+
+/// What a channel is told.
+pub enum ChannelMsg {
+    /// Carry out a command.
+    Run(Write),
+    /// These events of the stream were committed, in order, at this time.
+    Committed {
+        /// The events.
+        events: Vec<Event>,
+        /// When the commit came back.
+        at: Instant,
+    },
+    /// Let a session hear from now on.
+    Subscribe(Arc<SessionHandle>),
+    /// Tell the others that somebody is typing.
+    Typing {
+        /// Who.
+        user: UserId,
+        /// In which thread.
+        thread_seq: Option<i64>,
+    },
+    /// Send what waits.
+    Flush,
+    /// Deliver what was committed since the last delivery: the actor before this one died.
+    Recover,
+    /// Stop, if there is nothing to do.
+    StopIfIdle,
+    /// Say how it is.
+    Stats(RpcReplyPort<ChannelStats>),
+    /// Panic, to show that only this channel notices.
+    #[cfg(test)]
+    Panic,
+}
+
+/// A channel's state, to look at.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ChannelStats {
+    /// The stream.
+    pub stream: StreamId,
+    /// The number of the last event delivered.
+    pub delivered: i64,
+    /// Users who may hear.
+    pub audience: usize,
+    /// Sessions that hear.
+    pub sessions: usize,
+}
+
+/// The actor.
+struct Channel;
+
+struct State {
+    hub: Arc<Hub>,
+    stream: StreamId,
+    slot: Arc<Slot>,
+    room: Option<Room>,
+    flush_due: bool,
+    active: Instant,
+    /// How many messages each user may still post here.
+    posts: Buckets<UserId>,
+}
+
+impl Actor for Channel {
+    type Msg = ChannelMsg;
+    type State = State;
+    type Arguments = (Arc<Hub>, StreamId, Arc<Slot>);
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<ChannelMsg>,
+        (hub, stream, slot): Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        Ok(State { hub, stream, slot, room: None, flush_due: false, active: Instant::now(), posts: Buckets::default() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ChannelMsg>,
+        message: ChannelMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ChannelMsg::Run(write) => state.run(write),
+            ChannelMsg::Committed { events, at } => state.committed(&myself, events, at).await,
+            ChannelMsg::Subscribe(session) => state.subscribe(session),
+            ChannelMsg::Typing { user, thread_seq } => state.typing(user, thread_seq).await,
+            ChannelMsg::Flush => state.flush(),
+            ChannelMsg::Recover => state.recover(&myself).await,
+            ChannelMsg::StopIfIdle => state.stop_if_idle(&myself),
+            ChannelMsg::Stats(reply) => state.stats(reply).await,
+            #[cfg(test)]
+            ChannelMsg::Panic => panic!("told to"),
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn run(&mut self, write: Write) {
+        self.active = Instant::now();
+        if matches!(write.work, Work::Command(Command::SendMessage(_))) {
+            let rate = self.hub.config.limits.message_rate();
+            if let Err(wait) = self.posts.take(write.caller.user_id, rate, self.hub.clock.now()) {
+                return write.answer.give(Err(too_many(wait)));
+            }
+        }
+        self.hub.writer.submit(write);
+    }
+
+    /// Returns the room, loading it if this is the first message that needs it. `first` is the number of the event at
+    /// hand: if nobody knows how far the stream was delivered, it was delivered up to there.
+    async fn room(&mut self, first: Option<i64>) -> Result<&mut Room, StoreError> {
+        if self.room.is_none() {
+            let mut db = self.hub.store.read().await?;
+            let audience = if self.stream == StreamId::WORKSPACE {
+                users::workspace_audience(&mut db).await?
+            } else {
+                let mut members = channels::member_ids(&mut db, self.stream.into()).await?;
+                if members.is_empty() {
+                    // No channel: a user's own stream, heard by that user alone.
+                    members.push(self.stream.into());
+                }
+                members
+            };
+            let known = self.slot.delivered.load(Ordering::Acquire);
+            let delivered = match (known, first) {
+                (0, Some(first)) => first - 1,
+                (0, None) => events::head(&mut db, self.stream).await?,
+                (known, _) => known,
+            };
+            let mut room = Room::new(self.stream, audience, delivered);
+            let listening: Vec<_> = room.audience().flat_map(|user| self.hub.directory.sessions_of(user)).collect();
+            listening.into_iter().for_each(|session| room.subscribe(session));
+            self.slot.delivered.store(delivered, Ordering::Release);
+            self.room = Some(room);
+        }
+        Ok(self.room.as_mut().expect("it was just loaded"))
+    }
+
+    async fn committed(&mut self, myself: &ActorRef<ChannelMsg>, events: Vec<Event>, at: Instant) {
+        self.active = Instant::now();
+        let first = events.first().map(|event| event.seq);
+        if let Err(error) = self.room(first).await {
+            tracing::warn!(stream.id = %self.stream, %error, "cannot load a channel: its readers catch up later");
+            return self.retry(myself);
+        }
+        for event in events {
+            let room = self.room.as_mut().expect("it was just loaded");
+            if room.hear(&event, Some(at)) == Heard::Gap && !self.fill_gap().await {
+                return self.retry(myself);
+            }
+            self.after_hearing();
+        }
+        self.flush_in_time(myself);
+    }
+
+    /// Lets whoever came in hear, and sends to exactly those who should hear what waits.
+    fn after_hearing(&mut self) {
+        let Some(room) = &mut self.room else { return };
+        if !room.audience_changed() {
+            return;
+        }
+        for user in room.take_joined() {
+            for session in self.hub.directory.sessions_of(user) {
+                room.subscribe(session);
+            }
+        }
+        self.flush();
+    }
+
+    /// Reads what is missing from the log; returns whether that succeeded.
+    async fn fill_gap(&mut self) -> bool {
+        metrics::counter!("colink_gap_repairs_total").increment(1);
+        loop {
+            let Some(delivered) = self.room.as_ref().map(Room::delivered) else { return false };
+            let read = match self.hub.store.read().await {
+                Ok(mut db) => events::after(&mut db, self.stream, delivered, READ_MAX).await,
+                Err(error) => Err(error),
+            };
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    tracing::warn!(stream.id = %self.stream, %error, "cannot read missing events");
+                    return false;
+                }
+            };
+            let more = read.len() as i64 == READ_MAX;
+            for event in read {
+                if let Some(room) = &mut self.room {
+                    room.hear(&event, None);
+                }
+                self.after_hearing();
+            }
+            if !more {
+                return true;
+            }
+        }
+    }
+
+    async fn recover(&mut self, myself: &ActorRef<ChannelMsg>) {
+        if self.room(None).await.is_err() || !self.fill_gap().await {
+            return self.retry(myself);
+        }
+        self.flush();
+    }
+
+    fn retry(&self, myself: &ActorRef<ChannelMsg>) {
+        myself.send_after(Duration::from_secs(1), || ChannelMsg::Recover);
+    }
+
+    fn flush_in_time(&mut self, myself: &ActorRef<ChannelMsg>) {
+        let Some(room) = &self.room else { return };
+        if !room.has_waiting() {
+            self.slot.delivered.store(room.delivered(), Ordering::Release);
+            return;
+        }
+        let most = Duration::from_millis(self.hub.config.gateway.gather_ms);
+        let wait = room.gather(Instant::now(), most);
+        if wait.is_zero() {
+            return self.flush();
+        }
+        if !self.flush_due {
+            self.flush_due = true;
+            myself.send_after(wait, || ChannelMsg::Flush);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.flush_due = false;
+        let Some(room) = &mut self.room else { return };
+        let deliveries = room.flush(Instant::now());
+        self.slot.delivered.store(room.delivered(), Ordering::Release);
+        metrics::counter!("colink_deliveries_total").increment(deliveries as u64);
+    }
+
+    fn subscribe(&mut self, session: Arc<SessionHandle>) {
+        // A room that is not loaded finds the session in the directory when it is.
+        if let Some(room) = &mut self.room {
+            room.subscribe(session);
+        }
+    }
+
+    async fn typing(&mut self, user: UserId, thread_seq: Option<i64>) {
+        let channel = self.stream.into();
+        let Ok(room) = self.room(None).await else { return };
+        if !room.has_member(user) {
+            return;
+        }
+        let frame = push::typing(channel, user, thread_seq);
+        for session in room.sessions().iter().filter(|s| s.wants_typing && s.user_id != user) {
+            session.queue.push_ephemeral(Ephemeral::Typing(channel, user, thread_seq), frame.clone());
+        }
+    }
+
+    fn stop_if_idle(&mut self, myself: &ActorRef<ChannelMsg>) {
+        if let Some(room) = &mut self.room {
+            room.forget_ended();
+        }
+        let idle = Duration::from_secs(self.hub.config.channels.idle_stop_s);
+        let unheard = self.room.as_ref().is_none_or(|room| room.sessions().is_empty());
+        let quiet = self.slot.in_flight.load(Ordering::Acquire) == 0 && self.active.elapsed() >= idle;
+        if unheard && quiet && !idle.is_zero() {
+            // From here on `tell` starts a new one; what is in the mailbox already is handled first.
+            self.slot.set_actor(None);
+            myself.drain().ok();
+        }
+    }
+
+    async fn stats(&mut self, reply: RpcReplyPort<ChannelStats>) {
+        let stream = self.stream;
+        if let Ok(room) = self.room(None).await {
+            let (audience, sessions) = (room.audience().count(), room.sessions().len());
+            let _ = reply.send(ChannelStats { stream, delivered: room.delivered(), audience, sessions });
+        }
+    }
+}
+
+/// What the supervisor of the channels is told.
+pub enum ChannelsMsg {
+    /// Pass this on to a stream's actor, starting it if it does not live.
+    Tell(StreamId, ChannelMsg),
+    /// Look which channels can stop.
+    Sweep,
+}
+
+/// Finds, starts and restarts channels.
+pub struct Channels;
+
+impl Channels {
+    async fn tell(&self, myself: &ActorRef<ChannelsMsg>, hub: &Arc<Hub>, stream: StreamId, message: ChannelMsg) {
+        let slot = hub.directory.slot_or_new(stream);
+        let message = match slot.actor() {
+            Some(actor) => match actor.cast(message) {
+                Ok(()) => return,
+                Err(ractor::MessagingErr::SendErr(message)) => message,
+                Err(_) => return,
+            },
+            None => message,
+        };
+        if slot.quarantine().is_some() {
+            if let ChannelMsg::Run(write) = message {
+                write.answer.give(Err(unavailable("this channel failed repeatedly and is set aside for a moment")));
+            }
+            return;
+        }
+        let arguments = (hub.clone(), stream, slot.clone());
+        match Actor::spawn_linked(None, Channel, arguments, myself.get_cell()).await {
+            Ok((actor, _)) => {
+                slot.set_actor(Some(actor.clone()));
+                let _ = actor.cast(message);
+            }
+            Err(error) => tracing::error!(stream.id = %stream, %error, "cannot start a channel"),
+        }
+    }
+
+    /// A channel that died is started again and delivers what it missed, unless it keeps dying.
+    async fn failed(&self, myself: &ActorRef<ChannelsMsg>, hub: &Arc<Hub>, actor: ractor::ActorId, error: &str) {
+        let Some((stream, slot)) = hub.directory.stream_of(actor) else { return };
+        slot.set_actor(None);
+        metrics::counter!("colink_channel_failures_total").increment(1);
+        let channels = &hub.config.channels;
+        let intensity = Intensity {
+            restarts: channels.restarts as usize,
+            window: Duration::from_secs(channels.restart_window_s),
+            quarantine: Duration::from_secs(channels.quarantine_s),
+        };
+        if slot.note_failure(intensity) {
+            tracing::error!(stream.id = %stream, %error, "a channel failed and is started again");
+            self.tell(myself, hub, stream, ChannelMsg::Recover).await;
+        } else {
+            tracing::error!(stream.id = %stream, %error, "a channel failed repeatedly and is set aside");
+            let retry = intensity.quarantine + Duration::from_millis(10);
+            myself.send_after(retry, move || ChannelsMsg::Tell(stream, ChannelMsg::Recover));
+        }
+    }
+}
+
+impl Actor for Channels {
+    type Msg = ChannelsMsg;
+    type State = Arc<Hub>;
+    type Arguments = Arc<Hub>;
+
+    async fn pre_start(&self, myself: ActorRef<ChannelsMsg>, hub: Arc<Hub>) -> Result<Arc<Hub>, ActorProcessingErr> {
+        myself.send_interval(Duration::from_secs(30), || ChannelsMsg::Sweep);
+        Ok(hub)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ChannelsMsg>,
+        message: ChannelsMsg,
+        hub: &mut Arc<Hub>,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ChannelsMsg::Tell(stream, message) => self.tell(&myself, hub, stream, message).await,
+            ChannelsMsg::Sweep => {
+                for child in myself.get_children() {
+                    let _ = ActorRef::<ChannelMsg>::from(child).cast(ChannelMsg::StopIfIdle);
+                }
+                metrics::gauge!("colink_channels_alive").set(hub.directory.channels_alive() as f64);
+                hub.directory.forget_idle_slots();
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<ChannelsMsg>,
+        event: SupervisionEvent,
+        hub: &mut Arc<Hub>,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(cell, error) = event {
+            self.failed(&myself, hub, cell.get_id(), &error.to_string()).await;
+        }
+        Ok(())
+    }
+}

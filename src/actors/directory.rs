@@ -1,0 +1,195 @@
+//! Which actors live on this node: typed, ours, and cheap to look into from any thread.
+//!
+//! What has to survive an actor's death stands here beside it: how far a stream was delivered, its failures, its
+//! credits.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use ractor::{ActorCell, ActorId, ActorRef};
+
+use super::channel::ChannelMsg;
+use super::presence::PresenceMsg;
+use super::session::SessionHandle;
+use super::supervisor::{Failures, Intensity};
+use crate::domain::id::{SessionId, StreamId, UserId};
+use crate::domain::user::Presence;
+
+/// What is known of a stream's actor, living or not.
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// The number of the last event that was fanned out; 0 if unknown. Survives the actor.
+    pub delivered: AtomicI64,
+    /// Commands that the actor took and that are not answered yet.
+    pub in_flight: AtomicUsize,
+    living: RwLock<Option<ActorRef<ChannelMsg>>>,
+    failures: Mutex<Failures>,
+}
+
+impl Slot {
+    /// Returns the living actor.
+    pub fn actor(&self) -> Option<ActorRef<ChannelMsg>> {
+        self.living.read().expect("no panic under this lock").clone()
+    }
+
+    /// Sets or clears the living actor.
+    pub fn set_actor(&self, actor: Option<ActorRef<ChannelMsg>>) {
+        *self.living.write().expect("no panic under this lock") = actor;
+    }
+
+    /// Notes that the actor failed; returns whether to restart it at once.
+    pub fn note_failure(&self, intensity: Intensity) -> bool {
+        self.failures.lock().expect("no panic under this lock").note(intensity, Instant::now())
+    }
+
+    /// Returns how long the actor must stay down.
+    pub fn quarantine(&self) -> Option<Duration> {
+        self.failures.lock().expect("no panic under this lock").quarantine(Instant::now())
+    }
+}
+
+#[derive(Default)]
+struct Sessions {
+    by_id: HashMap<SessionId, Arc<SessionHandle>>,
+    by_user: HashMap<UserId, Vec<Arc<SessionHandle>>>,
+}
+
+/// The directory of one node.
+#[derive(Default)]
+pub struct Directory {
+    slots: RwLock<HashMap<StreamId, Arc<Slot>>>,
+    sessions: RwLock<Sessions>,
+    presence: RwLock<Option<ActorRef<PresenceMsg>>>,
+}
+
+impl Directory {
+    /// Returns the slot of a stream, if there is one.
+    pub fn slot(&self, stream: StreamId) -> Option<Arc<Slot>> {
+        self.slots.read().expect("no panic under this lock").get(&stream).cloned()
+    }
+
+    /// Returns the slot of a stream, making it if there is none.
+    pub fn slot_or_new(&self, stream: StreamId) -> Arc<Slot> {
+        if let Some(slot) = self.slot(stream) {
+            return slot;
+        }
+        self.slots.write().expect("no panic under this lock").entry(stream).or_default().clone()
+    }
+
+    /// Forgets the slots that nothing uses: no actor, no command in flight, no quarantine, nobody else holding one.
+    pub fn forget_idle_slots(&self) {
+        self.slots.write().expect("no panic under this lock").retain(|_, slot| {
+            slot.actor().is_some()
+                || slot.in_flight.load(Ordering::Acquire) > 0
+                || slot.quarantine().is_some()
+                || Arc::strong_count(slot) > 1
+        });
+    }
+
+    /// Returns the stream whose living actor this is.
+    pub fn stream_of(&self, actor: ActorId) -> Option<(StreamId, Arc<Slot>)> {
+        let slots = self.slots.read().expect("no panic under this lock");
+        let found = slots.iter().find(|(_, slot)| slot.actor().is_some_and(|a| a.get_id() == actor));
+        found.map(|(stream, slot)| (*stream, slot.clone()))
+    }
+
+    /// Returns how many channel actors live.
+    pub fn channels_alive(&self) -> usize {
+        self.slots.read().expect("no panic under this lock").values().filter(|slot| slot.actor().is_some()).count()
+    }
+
+    /// Adds a session.
+    pub fn add_session(&self, session: &Arc<SessionHandle>) {
+        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        sessions.by_id.insert(session.id, session.clone());
+        sessions.by_user.entry(session.user_id).or_default().push(session.clone());
+    }
+
+    /// Forgets a session; returns whether it was the user's last.
+    pub fn remove_session(&self, session: &SessionHandle) -> bool {
+        let mut sessions = self.sessions.write().expect("no panic under this lock");
+        sessions.by_id.remove(&session.id);
+        let Some(of_user) = sessions.by_user.get_mut(&session.user_id) else { return true };
+        of_user.retain(|s| s.id != session.id);
+        if of_user.is_empty() {
+            sessions.by_user.remove(&session.user_id);
+            return true;
+        }
+        false
+    }
+
+    /// Returns a session.
+    pub fn session(&self, id: SessionId) -> Option<Arc<SessionHandle>> {
+        self.sessions.read().expect("no panic under this lock").by_id.get(&id).cloned()
+    }
+
+    /// Returns a user's sessions.
+    pub fn sessions_of(&self, user: UserId) -> Vec<Arc<SessionHandle>> {
+        let sessions = self.sessions.read().expect("no panic under this lock");
+        sessions.by_user.get(&user).cloned().unwrap_or_default()
+    }
+
+    /// Returns how many sessions a user has.
+    pub fn session_count(&self, user: UserId) -> usize {
+        self.sessions.read().expect("no panic under this lock").by_user.get(&user).map_or(0, Vec::len)
+    }
+
+    /// Returns every session.
+    pub fn all_sessions(&self) -> Vec<Arc<SessionHandle>> {
+        self.sessions.read().expect("no panic under this lock").by_id.values().cloned().collect()
+    }
+
+    /// Returns how many sessions there are.
+    pub fn sessions_alive(&self) -> usize {
+        self.sessions.read().expect("no panic under this lock").by_id.len()
+    }
+
+    /// Sets the presence tracker.
+    pub fn set_presence(&self, actor: ActorRef<PresenceMsg>) {
+        *self.presence.write().expect("no panic under this lock") = Some(actor);
+    }
+
+    /// Returns whether this is the presence tracker.
+    pub fn is_presence(&self, cell: &ActorCell) -> bool {
+        let presence = self.presence.read().expect("no panic under this lock");
+        presence.as_ref().is_some_and(|p| p.get_id() == cell.get_id())
+    }
+
+    /// Asks what others see of users; nothing, if the tracker does not answer.
+    pub async fn ask_presence(&self, users: Vec<UserId>) -> Option<Vec<(UserId, Presence)>> {
+        let presence = self.presence.read().expect("no panic under this lock").clone()?;
+        let patience = Some(Duration::from_secs(3));
+        match presence.call(|reply| PresenceMsg::Ask(users, reply), patience).await {
+            Ok(ractor::rpc::CallResult::Success(seen)) => Some(seen),
+            _ => None,
+        }
+    }
+
+    /// Tells the presence tracker something; what it misses while it restarts, it reads from the directory.
+    pub fn tell_presence(&self, message: PresenceMsg) {
+        if let Some(presence) = &*self.presence.read().expect("no panic under this lock") {
+            let _ = presence.cast(message);
+        }
+    }
+}
+
+/// One of a channel's credits; it comes back when this is dropped.
+#[derive(Debug)]
+pub struct Credit(Arc<Slot>);
+
+impl Credit {
+    /// Takes a credit, if fewer than `most` are out.
+    pub fn take(slot: &Arc<Slot>, most: usize) -> Option<Credit> {
+        let taken = slot.in_flight.fetch_add(1, Ordering::AcqRel);
+        let credit = Credit(slot.clone());
+        (taken < most).then_some(credit)
+    }
+}
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,202 @@
+//! The actors, who own all that lives in memory. The store is the truth; everything here can die and come back.
+//!
+//! ```text
+//! Root                     starts the others, and starts them again
+//! ├── Channels             finds, starts and restarts channels; quarantines one that keeps failing
+//! │   └── Channel *        one a stream that is in use: a channel, a user's own stream, the workspace
+//! ├── Sessions             starts and forgets sessions
+//! │   └── Session *        one a gateway session; outlives its connections by the resume window
+//! └── Presence             who is online, away or not to be disturbed, and who wants to know
+//! ```
+//!
+//! [`Hub`] is what they share. A request enters by [`router`], which finds the stream's actor in the [`directory`] and
+//! takes one of its credits, because ractor's mailboxes have no bound of their own. The channel hands the command to the
+//! store's writer; the events of a commit come back through [`Hub::committed`] to the actor of each stream, which fans
+//! them out into the queues of its sessions. Deliveries never pass through a session's mailbox.
+
+pub mod channel;
+pub mod directory;
+pub mod presence;
+pub mod router;
+pub mod session;
+pub mod supervisor;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::{StreamId, UserId};
+use crate::domain::rate::Buckets;
+use crate::domain::user::User;
+use crate::protocol::close::CloseCode;
+use crate::storage::Store;
+use crate::storage::cache::Cache;
+use crate::storage::writer::{self, Committed, Writer};
+use directory::Directory;
+use presence::{PresenceActor, PresenceMsg};
+
+/// What the parts of a running node share.
+pub struct Hub {
+    /// The configuration.
+    pub config: Config,
+    /// The name of this node.
+    pub node: String,
+    /// The time.
+    pub clock: Clock,
+    /// The store.
+    pub store: Store,
+    /// The door to the writer.
+    pub writer: Writer,
+    /// What of the store is remembered for a moment.
+    pub cache: Cache,
+    /// Which actors live here.
+    pub directory: Directory,
+    /// How many requests each user may still make over REST.
+    pub requests: Buckets<UserId>,
+    /// How often each address and name may still try to sign in.
+    pub sign_ins: Buckets<String>,
+    /// Cancelled when the node drains.
+    pub draining: CancellationToken,
+    actors: OnceLock<Actors>,
+}
+
+struct Actors {
+    root: ActorRef<()>,
+    channels: ActorRef<channel::ChannelsMsg>,
+    sessions: ActorRef<session::SessionsMsg>,
+}
+
+impl Hub {
+    /// Starts the writer and the actors on an open store.
+    pub async fn start(config: Config, node: String, clock: Clock, store: Store) -> anyhow::Result<Arc<Hub>> {
+        let draining = CancellationToken::new();
+        let limits = writer::Limits { queue: config.database.queue, batch: config.database.batch };
+        let hub = Arc::new_cyclic(|weak: &std::sync::Weak<Hub>| {
+            let weak = weak.clone();
+            let sink: writer::Sink = Arc::new(move |committed| {
+                if let Some(hub) = weak.upgrade() {
+                    hub.committed(committed);
+                }
+            });
+            let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, draining.clone());
+            let cache = Cache::new(Duration::from_secs(config.auth.cache_s));
+            Hub {
+                config,
+                node,
+                clock,
+                store,
+                writer,
+                cache,
+                directory: Directory::default(),
+                requests: Buckets::default(),
+                sign_ins: Buckets::default(),
+                draining,
+                actors: OnceLock::new(),
+            }
+        });
+        let (root, _) = Actor::spawn(None, Root, hub.clone()).await?;
+        let (channels, _) = Actor::spawn_linked(None, channel::Channels, hub.clone(), root.get_cell()).await?;
+        let (sessions, _) = Actor::spawn_linked(None, session::Sessions, hub.clone(), root.get_cell()).await?;
+        let (presence, _) = Actor::spawn_linked(None, PresenceActor, hub.clone(), root.get_cell()).await?;
+        hub.directory.set_presence(presence);
+        let _ = hub.actors.set(Actors { root, channels, sessions });
+        Ok(hub)
+    }
+
+    fn actors(&self) -> &Actors {
+        self.actors.get().expect("the actors are started before anything is asked of them")
+    }
+
+    /// Hands the events of a commit to the actors of their streams, in order.
+    fn committed(&self, committed: Committed) {
+        let Committed { events, at } = committed;
+        let mut streams: Vec<(StreamId, Vec<Event>)> = Vec::new();
+        for event in events {
+            self.cache.committed(&event);
+            if event.kind == EventKind::UserUpdated {
+                self.user_changed(&event);
+            }
+            match streams.iter_mut().find(|(stream, _)| *stream == event.stream) {
+                Some((_, events)) => events.push(event),
+                None => streams.push((event.stream, vec![event])),
+            }
+        }
+        for (stream, events) in streams {
+            self.deliver(stream, events, at);
+        }
+    }
+
+    /// A changed role or a deactivation takes effect on open sessions at once.
+    fn user_changed(&self, event: &Event) {
+        let Ok(user) = serde_json::from_str::<User>(&event.payload) else { return };
+        self.cache.forget_user(user.id);
+        self.directory.tell_presence(PresenceMsg::Profile { user: user.id, mode: user.presence_mode });
+        for session in self.directory.sessions_of(user.id) {
+            if user.deactivated_at.is_some() {
+                session.queue.close(CloseCode::Revoked);
+            } else {
+                session.set_role(user.role);
+            }
+        }
+    }
+
+    /// Ends the sessions of a sign-in, or all of a user's.
+    pub fn revoke(&self, user: UserId, token: Option<crate::domain::id::TokenId>) {
+        self.cache.forget_user(user);
+        for session in self.directory.sessions_of(user) {
+            if token.is_none_or(|token| session.token_id == token) {
+                session.queue.close(CloseCode::Revoked);
+            }
+        }
+    }
+
+    /// Asks every session to move elsewhere and stops taking new work.
+    pub fn drain(&self) {
+        for session in self.directory.all_sessions() {
+            session.ask_to_reconnect(&self.config.server.url());
+        }
+        self.draining.cancel();
+    }
+
+    /// Stops the actors.
+    pub async fn stop(&self) {
+        let root = &self.actors().root;
+        root.stop(None);
+        let _ = tokio::time::timeout(Duration::from_secs(5), root.wait(None)).await;
+    }
+}
+
+/// Starts again what may be started again; the process lives on whatever dies below.
+struct Root;
+
+impl Actor for Root {
+    type Msg = ();
+    type State = Arc<Hub>;
+    type Arguments = Arc<Hub>;
+
+    async fn pre_start(&self, _: ActorRef<()>, hub: Arc<Hub>) -> Result<Arc<Hub>, ActorProcessingErr> {
+        Ok(hub)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<()>,
+        event: SupervisionEvent,
+        hub: &mut Arc<Hub>,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(cell, error) = event {
+            tracing::error!(actor = ?cell.get_id(), %error, "an actor below the root failed");
+            // Channels and Sessions do nothing that can fail; presence holds user input and is rebuilt from sessions.
+            if hub.directory.is_presence(&cell) {
+                let (presence, _) = Actor::spawn_linked(None, PresenceActor, hub.clone(), myself.get_cell()).await?;
+                hub.directory.set_presence(presence);
+            }
+        }
+        Ok(())
+    }
+}

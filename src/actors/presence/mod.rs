@@ -1,0 +1,238 @@
+//! The presence tracker: who is online, away or not to be disturbed, told to those who asked.
+//!
+//! Nothing of it is stored: it is rebuilt from the sessions. Changes are merged for `presence.merge_ms` before they are
+//! told, so a reconnect storm is one word for each user. [`table`] is its pure core.
+
+pub mod table;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+
+use super::Hub;
+use super::session::SessionHandle;
+use crate::domain::id::{SessionId, UserId};
+use crate::domain::user::{Presence, PresenceMode};
+use crate::protocol::push::{self, Ephemeral};
+use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::users;
+use crate::storage::writer::Work;
+use table::Table;
+
+/// How often idle users, ended statuses and old keys are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// What the tracker is told.
+pub enum PresenceMsg {
+    /// A session of a user was opened.
+    Opened {
+        /// Whose.
+        user: UserId,
+    },
+    /// A session ended.
+    Closed {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        session: SessionId,
+        /// Whether it was the user's last.
+        last: bool,
+    },
+    /// A user did something.
+    Active {
+        /// Who.
+        user: UserId,
+    },
+    /// A user wants to be shown in another way.
+    Profile {
+        /// Who.
+        user: UserId,
+        /// How.
+        mode: PresenceMode,
+    },
+    /// A session watches other users from now on.
+    Watch {
+        /// The session, which knows whom.
+        session: Arc<SessionHandle>,
+    },
+    /// Say what others see of these users.
+    Ask(Vec<UserId>, RpcReplyPort<Vec<(UserId, Presence)>>),
+    /// A user's mode was read from the store.
+    Loaded(UserId, PresenceMode),
+    /// Tell what changed.
+    Tell,
+    /// Look for idle users.
+    Sweep,
+}
+
+/// The actor.
+pub struct PresenceActor;
+
+/// Its state.
+pub struct State {
+    hub: Arc<Hub>,
+    table: Table,
+    watchers: HashMap<UserId, Vec<Weak<SessionHandle>>>,
+    watching: HashMap<SessionId, Box<[UserId]>>,
+    changed: HashSet<UserId>,
+}
+
+impl Actor for PresenceActor {
+    type Msg = PresenceMsg;
+    type State = State;
+    type Arguments = Arc<Hub>;
+
+    async fn pre_start(&self, myself: ActorRef<PresenceMsg>, hub: Arc<Hub>) -> Result<State, ActorProcessingErr> {
+        myself.send_interval(SWEEP, || PresenceMsg::Sweep);
+        let mut state = State {
+            table: Table::default(),
+            watchers: HashMap::new(),
+            watching: HashMap::new(),
+            changed: HashSet::new(),
+            hub,
+        };
+        for session in state.hub.directory.all_sessions() {
+            state.count(&myself, session.user_id);
+            state.watch(&session);
+        }
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<PresenceMsg>,
+        message: PresenceMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let now = state.hub.clock.now();
+        match message {
+            PresenceMsg::Opened { user } => state.count(&myself, user),
+            PresenceMsg::Closed { user, session, last } => state.closed(&myself, user, session, last),
+            PresenceMsg::Active { user } => {
+                let change = state.table.set_active(user, now);
+                state.note(&myself, user, change);
+            }
+            PresenceMsg::Profile { user, mode } | PresenceMsg::Loaded(user, mode) => {
+                let change = state.table.set_mode(user, mode, now);
+                state.note(&myself, user, change);
+            }
+            PresenceMsg::Watch { session } => state.watch(&session),
+            PresenceMsg::Ask(users, reply) => {
+                let seen = users.into_iter().map(|user| (user, state.table.shown(user))).collect();
+                let _ = reply.send(seen);
+            }
+            PresenceMsg::Tell => state.tell(),
+            PresenceMsg::Sweep => state.sweep(&myself),
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn count(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
+        let now = self.hub.clock.now();
+        let known = self.table.shown(user) != Presence::Offline;
+        let sessions = self.hub.directory.session_count(user);
+        let change = self.table.set_sessions(user, sessions, PresenceMode::Auto, now);
+        self.note(myself, user, change);
+        if !known && sessions > 0 {
+            self.load_mode(myself, user);
+        }
+    }
+
+    /// Reads what a user chose to be shown as, beside the mailbox.
+    fn load_mode(&self, myself: &ActorRef<PresenceMsg>, user: UserId) {
+        let (hub, myself) = (self.hub.clone(), myself.clone());
+        tokio::spawn(async move {
+            let Ok(mut db) = hub.store.read().await else { return };
+            if let Ok(Some(found)) = users::by_id(&mut db, user).await {
+                let _ = myself.cast(PresenceMsg::Loaded(user, found.presence_mode));
+            }
+        });
+    }
+
+    fn closed(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId, session: SessionId, last: bool) {
+        if last {
+            self.count(myself, user);
+        }
+        if let Some(users) = self.watching.remove(&session) {
+            self.unwatch(session, &users);
+        }
+    }
+
+    fn unwatch(&mut self, session: SessionId, users: &[UserId]) {
+        for user in users {
+            if let Some(watchers) = self.watchers.get_mut(user) {
+                watchers.retain(|w| w.upgrade().is_some_and(|s| s.id != session));
+                if watchers.is_empty() {
+                    self.watchers.remove(user);
+                }
+            }
+        }
+    }
+
+    fn watch(&mut self, session: &Arc<SessionHandle>) {
+        let users = session.watches();
+        if let Some(before) = self.watching.remove(&session.id) {
+            self.unwatch(session.id, &before);
+        }
+        for user in &users {
+            self.watchers.entry(*user).or_default().push(Arc::downgrade(session));
+            let frame = push::presence(*user, self.table.shown(*user));
+            session.queue.push_ephemeral(Ephemeral::Presence(*user), frame);
+        }
+        if !users.is_empty() {
+            self.watching.insert(session.id, users);
+        }
+    }
+
+    fn note(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId, change: Option<Presence>) {
+        if change.is_none() || !self.watchers.contains_key(&user) {
+            return;
+        }
+        if self.changed.is_empty() {
+            let merge = Duration::from_millis(self.hub.config.presence.merge_ms);
+            myself.send_after(merge, || PresenceMsg::Tell);
+        }
+        self.changed.insert(user);
+    }
+
+    fn tell(&mut self) {
+        for user in std::mem::take(&mut self.changed) {
+            let frame = push::presence(user, self.table.shown(user));
+            for session in self.watchers.get(&user).into_iter().flatten().filter_map(Weak::upgrade) {
+                session.queue.push_ephemeral(Ephemeral::Presence(user), frame.clone());
+            }
+        }
+    }
+
+    fn sweep(&mut self, myself: &ActorRef<PresenceMsg>) {
+        let now = self.hub.clock.now();
+        let idle_after = i64::try_from(self.hub.config.presence.idle_after_s).unwrap_or(i64::MAX);
+        if idle_after > 0 {
+            for (user, shown) in self.table.turn_idle(now, idle_after) {
+                self.note(myself, user, Some(shown));
+            }
+        }
+        metrics::gauge!("colink_users_online").set(self.table.len() as f64);
+        metrics::gauge!("colink_sessions_alive").set(self.hub.directory.sessions_alive() as f64);
+        let hub = self.hub.clone();
+        tokio::spawn(async move { hub.keep_house().await });
+    }
+}
+
+impl Hub {
+    /// Ends statuses that are over and forgets old idempotency keys.
+    async fn keep_house(&self) {
+        let now = self.clock.now();
+        let hours = i64::from(self.config.limits.idempotency_hours);
+        let forget = Account::ForgetKeys { before: now.plus_seconds(-hours * 3_600) };
+        for chore in [Account::EndStatuses, forget] {
+            if let Err(error) = self.writer.write(SYSTEM, Work::Account(chore), None).await {
+                tracing::warn!(%error, "housekeeping failed: it is tried again");
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Who is online: a table that takes what happens and says what changed. Pure: takes `now`.
+
+use std::collections::HashMap;
+
+use crate::clock::Timestamp;
+use crate::domain::id::UserId;
+use crate::domain::user::{Presence, PresenceMode};
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    sessions: usize,
+    active: Timestamp,
+    mode: PresenceMode,
+    shown: Presence,
+}
+
+/// The presence of the users who are connected here.
+#[derive(Debug, Default)]
+pub struct Table {
+    users: HashMap<UserId, Entry>,
+}
+
+impl Table {
+    /// Returns what others see of a user.
+    #[must_use]
+    pub fn shown(&self, user: UserId) -> Presence {
+        self.users.get(&user).map_or(Presence::Offline, |entry| entry.shown)
+    }
+
+    /// Returns how many users are connected.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Returns whether nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// Notes how many sessions a user has; returns what others see now, if that changed.
+    pub fn set_sessions(
+        &mut self,
+        user: UserId,
+        sessions: usize,
+        mode: PresenceMode,
+        now: Timestamp,
+    ) -> Option<Presence> {
+        if sessions == 0 {
+            return self.users.remove(&user).map(|_| Presence::Offline);
+        }
+        let fresh = Entry { sessions, active: now, mode, shown: Presence::Offline };
+        let entry = self.users.entry(user).or_insert(fresh);
+        if sessions > entry.sessions {
+            entry.active = now;
+        }
+        entry.sessions = sessions;
+        settle(entry, now, i64::MAX)
+    }
+
+    /// Notes that a user did something.
+    pub fn set_active(&mut self, user: UserId, now: Timestamp) -> Option<Presence> {
+        let entry = self.users.get_mut(&user)?;
+        entry.active = now;
+        settle(entry, now, i64::MAX)
+    }
+
+    /// Notes how a user wants to be shown.
+    pub fn set_mode(&mut self, user: UserId, mode: PresenceMode, now: Timestamp) -> Option<Presence> {
+        let entry = self.users.get_mut(&user)?;
+        entry.mode = mode;
+        settle(entry, now, i64::MAX)
+    }
+
+    /// Turns those away who did nothing for `idle_after_s`; returns who changed.
+    pub fn turn_idle(&mut self, now: Timestamp, idle_after_s: i64) -> Vec<(UserId, Presence)> {
+        let mut changed = Vec::new();
+        for (user, entry) in &mut self.users {
+            if let Some(shown) = settle(entry, now, idle_after_s) {
+                changed.push((*user, shown));
+            }
+        }
+        changed
+    }
+}
+
+fn settle(entry: &mut Entry, now: Timestamp, idle_after_s: i64) -> Option<Presence> {
+    let idle = i64::try_from(now.since(entry.active).as_secs()).unwrap_or(i64::MAX) >= idle_after_s;
+    let shown = match entry.mode {
+        PresenceMode::Dnd => Presence::Dnd,
+        PresenceMode::Away => Presence::Away,
+        PresenceMode::Auto if idle => Presence::Away,
+        PresenceMode::Auto => Presence::Online,
+    };
+    (std::mem::replace(&mut entry.shown, shown) != shown).then_some(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_comes_idles_returns_and_goes() {
+        let (mut table, ana) = (Table::default(), UserId::new(Timestamp(1)));
+        let at = |s: i64| Timestamp(s * 1_000_000);
+        assert_eq!(table.shown(ana), Presence::Offline);
+        assert_eq!(table.set_sessions(ana, 1, PresenceMode::Auto, at(0)), Some(Presence::Online));
+        assert_eq!(table.set_sessions(ana, 2, PresenceMode::Auto, at(1)), None);
+        assert!(table.turn_idle(at(100), 300).is_empty());
+        assert_eq!(table.turn_idle(at(400), 300), [(ana, Presence::Away)]);
+        assert_eq!(table.set_active(ana, at(401)), Some(Presence::Online));
+        assert_eq!(table.set_mode(ana, PresenceMode::Dnd, at(402)), Some(Presence::Dnd));
+        assert!(table.turn_idle(at(9_000), 300).is_empty(), "not to be disturbed stays");
+        assert_eq!(table.set_sessions(ana, 1, PresenceMode::Auto, at(9_001)), None);
+        assert_eq!(table.set_sessions(ana, 0, PresenceMode::Auto, at(9_002)), Some(Presence::Offline));
+        assert!(table.is_empty());
+    }
+}

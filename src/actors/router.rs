@@ -1,0 +1,96 @@
+//! From a request to the actor of the stream that it changes.
+//!
+//! Every door comes through here: the gateway with an answer that goes into the session's queue, REST with one that it
+//! waits for. Nothing waits in here: an actor that lives is told, one that does not is started by `Channels`, and a
+//! channel without a credit left refuses at once.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::Hub;
+use super::channel::{ChannelMsg, ChannelsMsg};
+use super::directory::Credit;
+use crate::domain::command::{Command, Principal, key_fits};
+use crate::domain::error::{Code, Refusal, unavailable};
+use crate::domain::event::Event;
+use crate::domain::id::StreamId;
+use crate::storage::writer::{Answer, Reply, Work, Write};
+
+/// How long REST waits for an answer beyond what the database is given.
+const REST_WAIT: Duration = Duration::from_secs(30);
+
+impl Hub {
+    /// Sends a command on its way; the answer comes when it is committed or refused.
+    pub fn dispatch(&self, caller: Principal, command: Command, key: Option<String>, answer: Answer) {
+        let key = match &command {
+            Command::SendMessage(send) => send.client_msg_id.clone().or(key),
+            _ => key,
+        };
+        let checked =
+            command.validate().and_then(|()| key.as_deref().map_or(Ok(()), |k| key_fits("idempotency key", k)));
+        if let Err(refusal) = checked {
+            return answer.give(Err(refusal));
+        }
+        let stream = command.stream(caller.user_id);
+        let slot = self.directory.slot_or_new(stream);
+        if let Some(left) = slot.quarantine() {
+            let why = unavailable("this channel failed repeatedly and is set aside for a moment");
+            return answer.give(Err(why.retry_after(left.as_secs_f64())));
+        }
+        let Some(credit) = Credit::take(&slot, self.config.channels.mailbox) else {
+            metrics::counter!("colink_channel_mailbox_full_total").increment(1);
+            return answer.give(Err(unavailable("this channel has more to do than it can: slow down")));
+        };
+        let answer = Answer::new(move |result| {
+            drop(credit);
+            answer.give(result);
+        });
+        let write = Write { caller, work: Work::Command(command), key, answer };
+        self.tell(stream, ChannelMsg::Run(write));
+    }
+
+    /// Sends a command on its way and waits for the answer.
+    pub async fn run(&self, caller: Principal, command: Command, key: Option<String>) -> Result<Reply, Refusal> {
+        let (tx, rx) = oneshot::channel();
+        let answer = Answer::new(move |result| {
+            let _ = tx.send(result);
+        });
+        self.dispatch(caller, command, key, answer);
+        match tokio::time::timeout(REST_WAIT, rx).await {
+            Ok(Ok(result)) => result,
+            _ => Err(Refusal::new(Code::Timeout, "no answer in time: repeat the request with the same key")),
+        }
+    }
+
+    /// Hands committed events to their stream's actor, if anybody could be waiting for them.
+    pub(super) fn deliver(&self, stream: StreamId, events: Vec<Event>, at: Instant) {
+        let slot = self.directory.slot(stream);
+        let living = slot.as_ref().is_some_and(|slot| slot.actor().is_some());
+        let own_stream_of_nobody =
+            stream != StreamId::WORKSPACE && self.directory.session_count(stream.into()) == 0 && is_users(&events);
+        if !living && (own_stream_of_nobody || self.directory.sessions_alive() == 0) {
+            return;
+        }
+        self.tell(stream, ChannelMsg::Committed { events, at });
+    }
+
+    /// Tells a stream's actor something, starting it first if it does not live.
+    pub(super) fn tell(&self, stream: StreamId, message: ChannelMsg) {
+        let slot = self.directory.slot_or_new(stream);
+        let message = match slot.actor() {
+            Some(actor) => match actor.cast(message) {
+                Ok(()) => return,
+                Err(ractor::MessagingErr::SendErr(message)) => message,
+                Err(_) => return,
+            },
+            None => message,
+        };
+        let _ = self.actors().channels.cast(ChannelsMsg::Tell(stream, message));
+    }
+}
+
+fn is_users(events: &[Event]) -> bool {
+    use crate::domain::event::Audience;
+    events.iter().all(|event| event.kind.audience() == Audience::Owner)
+}

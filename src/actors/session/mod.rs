@@ -1,0 +1,459 @@
+//! One gateway session: a signed-in client that may lose its connection and come back.
+//!
+//! The actor owns control and state: requests, rate, what it watches, how long it waits for its client. Deliveries do
+//! not pass through its mailbox: channels put them into the [`queue`], which the connection empties. [`SessionHandle`] is
+//! what others hold of a session; [`open`](SessionHandle::open) and [`resume`] are how a connection comes by one.
+
+pub mod queue;
+pub mod resume;
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+
+use super::Hub;
+use super::channel::ChannelMsg;
+use super::presence::PresenceMsg;
+use crate::clock::Timestamp;
+use crate::domain::command::Principal;
+use crate::domain::error::{Code, Refusal, invalid};
+use crate::domain::id::{ChannelId, SessionId, StreamId, TokenId, UserId};
+use crate::domain::rate::Bucket;
+use crate::domain::user::Role;
+use crate::protocol::client::{Intent, Request};
+use crate::protocol::close::CloseCode;
+use crate::protocol::push::Batch;
+use crate::protocol::server;
+use crate::storage::writer::{Answer, Reply};
+use crate::storage::{StoreError, channels, users};
+use queue::{Bounds, Queue};
+
+/// The most channels that `ready` lists; the rest is read by `GET /v1/channels`.
+pub const READY_CHANNELS_MAX: i64 = 1_000;
+/// How often a session tells the presence tracker that its user is active.
+const ACTIVE_EVERY_S: i64 = 30;
+
+/// What others hold of a session.
+#[derive(Debug)]
+pub struct SessionHandle {
+    /// The session.
+    pub id: SessionId,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// The sign-in behind it.
+    pub token_id: TokenId,
+    /// What waits for it.
+    pub queue: Arc<Queue>,
+    /// Whether it wants to be told who is typing.
+    pub wants_typing: bool,
+    /// Whether it wants to be told who is online.
+    pub wants_presence: bool,
+    wants_messages: bool,
+    role: AtomicU8,
+    ended: AtomicBool,
+    watches: Mutex<Box<[UserId]>>,
+    actor: OnceLock<ActorRef<SessionMsg>>,
+}
+
+impl SessionHandle {
+    fn new(principal: Principal, intents: Option<&[Intent]>, queue: Arc<Queue>, now: Timestamp) -> Arc<Self> {
+        let wants = |intent| intents.is_none_or(|list| list.contains(&intent));
+        Arc::new(SessionHandle {
+            id: SessionId::new(now),
+            user_id: principal.user_id,
+            token_id: principal.token_id,
+            queue,
+            wants_typing: wants(Intent::Typing),
+            wants_presence: wants(Intent::Presence),
+            wants_messages: wants(Intent::Messages),
+            role: AtomicU8::new(principal.role as u8),
+            ended: AtomicBool::new(false),
+            watches: Mutex::default(),
+            actor: OnceLock::new(),
+        })
+    }
+
+    /// Delivers events.
+    pub fn push(&self, batch: &Arc<Batch>) {
+        if self.wants_messages {
+            self.queue.push(batch);
+        }
+    }
+
+    /// Returns who asks when this session asks.
+    pub fn principal(&self) -> Principal {
+        let role = Role::ALL[usize::from(self.role.load(Ordering::Acquire)).min(Role::ALL.len() - 1)];
+        Principal { user_id: self.user_id, role, token_id: self.token_id }
+    }
+
+    /// Notes that the user's role changed.
+    pub fn set_role(&self, role: Role) {
+        self.role.store(role as u8, Ordering::Release);
+    }
+
+    /// Returns whether the session is over.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Returns whom it watches.
+    pub fn watches(&self) -> Box<[UserId]> {
+        self.watches.lock().expect("no panic under this lock").clone()
+    }
+
+    /// Asks the client to move to another connection, at a random time within three seconds.
+    pub fn ask_to_reconnect(&self, url: &str) {
+        let jitter = (self.id.0.as_u128() % 3_000) as u64;
+        self.queue.push_control(server::reconnect(url, jitter));
+        self.queue.close(CloseCode::Restart);
+    }
+
+    fn tell(&self, message: SessionMsg) {
+        if let Some(actor) = self.actor.get() {
+            let _ = actor.cast(message);
+        }
+    }
+
+    /// Hands a request to the session. The caller took a credit of the queue; it comes back with the answer.
+    pub fn request(&self, id: Option<u64>, request: Request) {
+        self.tell(SessionMsg::Request(id, request));
+    }
+
+    /// Notes that a connection ended; if it was the session's, the session waits for its client from now on.
+    pub fn detach(&self, connection: u64) {
+        if self.queue.detach(connection) {
+            self.tell(SessionMsg::Detached);
+        }
+    }
+
+    /// Ends the session.
+    pub fn end(&self) {
+        self.tell(SessionMsg::End);
+    }
+}
+
+/// Why a session could not be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The user has too many.
+    TooMany,
+    /// The store failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        OpenError::Store(error)
+    }
+}
+
+impl Hub {
+    /// Opens a session and returns it with the text of `ready`.
+    ///
+    /// The session hears its channels before the state is read, so nothing falls in between: what it hears twice, the
+    /// client drops by `seq`.
+    pub async fn open_session(
+        self: &Arc<Self>,
+        principal: Principal,
+        intents: Option<&[Intent]>,
+        connection: u64,
+    ) -> Result<(Arc<SessionHandle>, String), OpenError> {
+        let session = self.new_session(principal, intents, connection).await?;
+        let text = self.ready(&session).await;
+        match text {
+            Ok(text) => Ok((session, text)),
+            Err(error) => {
+                session.end();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Makes a session that hears its channels.
+    async fn new_session(
+        self: &Arc<Self>,
+        principal: Principal,
+        intents: Option<&[Intent]>,
+        connection: u64,
+    ) -> Result<Arc<SessionHandle>, OpenError> {
+        self.make_room_for(principal.user_id)?;
+        let gateway = &self.config.gateway;
+        let bounds = Bounds {
+            events: gateway.queue_events,
+            bytes: gateway.queue_bytes,
+            ring: gateway.ring_events,
+            window: Duration::from_secs(gateway.resume_window_s),
+        };
+        let queue = Queue::new(bounds, connection);
+        let session = SessionHandle::new(principal, intents, queue, self.clock.now());
+        let arguments = (self.clone(), session.clone());
+        let spawned = Actor::spawn_linked(None, Session, arguments, self.actors().sessions.get_cell()).await;
+        match spawned {
+            Ok((actor, _)) => {
+                let _ = session.actor.set(actor);
+            }
+            Err(error) => return Err(StoreError::from(invalid(format!("cannot start a session: {error}"))).into()),
+        }
+        self.directory.add_session(&session);
+        self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
+        if let Err(error) = self.hear_channels(&session).await {
+            session.end();
+            return Err(error.into());
+        }
+        Ok(session)
+    }
+
+    /// Lets a session hear every channel that lives; one that is started later finds the session in the directory.
+    async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
+        let mut db = self.store.read().await?;
+        let channels = channels::ids_of_user(&mut db, session.user_id).await?;
+        drop(db);
+        let own = [StreamId::from(session.user_id), StreamId::WORKSPACE];
+        for stream in channels.into_iter().map(StreamId::from).chain(own) {
+            if let Some(actor) = self.directory.slot(stream).and_then(|slot| slot.actor()) {
+                let _ = actor.cast(ChannelMsg::Subscribe(session.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sessions that nobody is connected to make way for a new one.
+    fn make_room_for(&self, user: UserId) -> Result<(), OpenError> {
+        let most = self.config.gateway.sessions_per_user as usize;
+        if most == 0 || self.directory.session_count(user) < most {
+            return Ok(());
+        }
+        let mut idle: Vec<_> = self.directory.sessions_of(user).into_iter().filter(|s| !s.queue.attached()).collect();
+        idle.sort_by_key(|session| session.id);
+        let Some(oldest) = idle.first() else { return Err(OpenError::TooMany) };
+        oldest.end();
+        Ok(())
+    }
+
+    async fn ready(&self, session: &SessionHandle) -> Result<String, StoreError> {
+        let mut db = self.store.read().await?;
+        let user = users::by_id(&mut db, session.user_id).await?;
+        let user = user.ok_or_else(|| crate::domain::error::not_found("user"))?;
+        let mut list = channels::of_user(&mut db, session.user_id, None, READY_CHANNELS_MAX + 1).await?;
+        let more = list.len() as i64 > READY_CHANNELS_MAX;
+        list.truncate(usize::try_from(READY_CHANNELS_MAX).unwrap_or(0));
+        let heads = crate::storage::events::heads(&mut db, &[session.user_id.into(), StreamId::WORKSPACE]).await?;
+        let head = |stream: StreamId| heads.iter().find(|(id, _)| *id == stream).map_or(0, |(_, seq)| *seq);
+        Ok(server::ready(&server::Ready {
+            session_id: session.id,
+            resume_window_s: self.config.gateway.resume_window_s,
+            user: &user,
+            user_seq: head(session.user_id.into()),
+            workspace_seq: head(StreamId::WORKSPACE),
+            channels: &list,
+            channels_next_cursor: if more { list.last().map(|m| m.channel.id.to_string()) } else { None },
+        }))
+    }
+}
+
+/// What a session is told.
+pub enum SessionMsg {
+    /// A request of its client.
+    Request(Option<u64>, Request),
+    /// The connection ended.
+    Detached,
+    /// Is the client still away?
+    Expire,
+    /// End now.
+    End,
+}
+
+/// The actor.
+struct Session;
+
+struct State {
+    hub: Arc<Hub>,
+    handle: Arc<SessionHandle>,
+    commands: Option<Bucket>,
+    told_active: Option<Timestamp>,
+}
+
+impl Actor for Session {
+    type Msg = SessionMsg;
+    type State = State;
+    type Arguments = (Arc<Hub>, Arc<SessionHandle>);
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<SessionMsg>,
+        (hub, handle): Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        Ok(State { hub, handle, commands: None, told_active: None })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<SessionMsg>,
+        message: SessionMsg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SessionMsg::Request(id, request) => Box::pin(state.request(id, request)).await,
+            SessionMsg::Detached => state.wait_for_client(&myself),
+            SessionMsg::Expire if !state.handle.queue.attached() => myself.stop(None),
+            SessionMsg::Expire => {}
+            SessionMsg::End => myself.stop(None),
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _: ActorRef<SessionMsg>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.hub.forget_session(&state.handle);
+        Ok(())
+    }
+}
+
+impl Hub {
+    fn forget_session(&self, session: &SessionHandle) {
+        session.ended.store(true, Ordering::Release);
+        session.queue.close(CloseCode::SessionExpired);
+        let last = self.directory.remove_session(session);
+        self.directory.tell_presence(PresenceMsg::Closed { user: session.user_id, session: session.id, last });
+    }
+}
+
+impl State {
+    fn wait_for_client(&self, myself: &ActorRef<SessionMsg>) {
+        let window = Duration::from_secs(self.hub.config.gateway.resume_window_s);
+        myself.send_after(window, || SessionMsg::Expire);
+    }
+
+    async fn request(&mut self, id: Option<u64>, request: Request) {
+        if let Err(refusal) = self.take_turn() {
+            return self.answer(id, Err(refusal));
+        }
+        self.note_active();
+        match request {
+            Request::Command(command) => {
+                let queue = self.handle.queue.clone();
+                let answer = Answer::new(move |result| queue.push_answer(answer_frame(id, result)));
+                self.hub.dispatch(self.handle.principal(), command, None, answer);
+            }
+            Request::Typing { channel_id, thread_seq } => {
+                let result = self.typing(channel_id, thread_seq);
+                self.answer(id, result);
+            }
+            Request::SubscribePresence(users) => {
+                let result = self.watch(users).await;
+                self.answer(id, result);
+            }
+            Request::Identify(_) | Request::Resume(_) | Request::Heartbeat(_) => {
+                self.answer(id, Err(invalid("this session is open already")));
+            }
+        }
+    }
+
+    fn take_turn(&mut self) -> Result<(), Refusal> {
+        let rate = self.hub.config.gateway.command_rate();
+        let now = self.hub.clock.now();
+        self.commands.get_or_insert_with(|| Bucket::full(rate, now)).take(rate, now).map_err(too_many)
+    }
+
+    fn answer(&self, id: Option<u64>, result: Result<&'static str, Refusal>) {
+        let result = result.map(|json| Reply { json: json.to_owned(), duplicate: false });
+        self.handle.queue.push_answer(answer_frame(id, result));
+    }
+
+    fn note_active(&mut self) {
+        let now = self.hub.clock.now();
+        if self.told_active.is_none_or(|at| now.since(at).as_secs() as i64 >= ACTIVE_EVERY_S) {
+            self.told_active = Some(now);
+            self.hub.directory.tell_presence(PresenceMsg::Active { user: self.handle.user_id });
+        }
+    }
+
+    /// Typing is told by the channel's actor, which alone knows who may hear. Nothing of it is stored.
+    fn typing(&self, channel: ChannelId, thread_seq: Option<i64>) -> Result<&'static str, Refusal> {
+        let stream = StreamId::from(channel);
+        // Only a channel that lives has anybody to tell.
+        if let Some(actor) = self.hub.directory.slot(stream).and_then(|slot| slot.actor()) {
+            let _ = actor.cast(ChannelMsg::Typing { user: self.handle.user_id, thread_seq });
+        }
+        Ok("{}")
+    }
+
+    async fn watch(&self, users: Vec<UserId>) -> Result<&'static str, Refusal> {
+        let most = self.hub.config.presence.subscriptions as usize;
+        if users.len() > most {
+            return Err(invalid(format!("user_ids has more than {most} entries")));
+        }
+        let users = self.visible(users).await?;
+        *self.handle.watches.lock().expect("no panic under this lock") = users.into();
+        if self.handle.wants_presence {
+            self.hub.directory.tell_presence(PresenceMsg::Watch { session: self.handle.clone() });
+        }
+        Ok("{}")
+    }
+
+    /// A guest sees only those who are in a channel with them.
+    async fn visible(&self, users: Vec<UserId>) -> Result<Vec<UserId>, Refusal> {
+        if self.handle.principal().role > Role::Guest {
+            return Ok(users);
+        }
+        let unavailable = |_| crate::domain::error::unavailable("the database does not answer now");
+        let mut db = self.hub.store.read().await.map_err(unavailable)?;
+        let mut seen = Vec::new();
+        for user in users {
+            if users::share_a_channel(&mut db, self.handle.user_id, user).await.map_err(unavailable)? {
+                seen.push(user);
+            }
+        }
+        Ok(seen)
+    }
+}
+
+/// Refuses because it was too much, and says when to come back.
+pub fn too_many(wait: Duration) -> Refusal {
+    metrics::counter!("colink_rate_limited_total").increment(1);
+    Refusal::new(Code::RateLimited, "too many requests: slow down").retry_after(wait.as_secs_f64())
+}
+
+fn answer_frame(id: Option<u64>, result: Result<Reply, Refusal>) -> Option<Bytes> {
+    match (id, result) {
+        (Some(id), Ok(reply)) => Some(server::reply(id, &reply.json).into()),
+        (None, Ok(_)) => None,
+        (id, Err(refusal)) => Some(server::refused(id, &refusal).into()),
+    }
+}
+
+/// What the supervisor of the sessions is told: nothing, so far.
+pub enum SessionsMsg {}
+
+/// Watches over the sessions: one that dies is forgotten, and its client resumes from the log.
+pub struct Sessions;
+
+impl Actor for Sessions {
+    type Msg = SessionsMsg;
+    type State = Arc<Hub>;
+    type Arguments = Arc<Hub>;
+
+    async fn pre_start(&self, _: ActorRef<SessionsMsg>, hub: Arc<Hub>) -> Result<Arc<Hub>, ActorProcessingErr> {
+        Ok(hub)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<SessionsMsg>,
+        event: SupervisionEvent,
+        hub: &mut Arc<Hub>,
+    ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorFailed(cell, error) = event {
+            tracing::error!(%error, "a session failed");
+            metrics::counter!("colink_session_failures_total").increment(1);
+            let failed = hub.directory.all_sessions().into_iter();
+            for session in failed.filter(|s| s.actor.get().is_some_and(|a| a.get_id() == cell.get_id())) {
+                session.queue.close(CloseCode::Unknown);
+                hub.forget_session(&session);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,564 @@
+//! What waits for one session, and what it was sent: bounded, and numbered by `s`.
+//!
+//! Channels put shared batches in; the session's connection takes out what waits, in one piece. A batch gets its `s`
+//! when it is taken, and stays in the ring until the client says that it has it, so that a resume only turns back the
+//! place in the ring. The lock is held for a few pushes at a time and never across an await.
+//!
+//! Invariants:
+//! - At most `events` and `bytes` wait. Beyond that the busiest stream's events are dropped and noted: when the rest is
+//!   out, the client is told `lagged` with the ranges and reads them from the log.
+//! - The ring holds at most `ring` events. What is older cannot be resumed from memory.
+//! - Ephemeral frames are merged: one for each user and kind, the last wins.
+//! - While nobody is connected up to `ring` events wait; then the session can only be resumed from the log.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::domain::id::StreamId;
+use crate::protocol::close::CloseCode;
+use crate::protocol::push::{self, Batch, Ephemeral};
+use crate::protocol::server;
+
+/// How much a session may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Most events that wait.
+    pub events: usize,
+    /// Most bytes that wait.
+    pub bytes: usize,
+    /// Most events that are kept for a resume.
+    pub ring: usize,
+    /// How long they are kept.
+    pub window: Duration,
+}
+
+/// The most replies and notices that wait; the credits of the connection keep it far from this.
+const CONTROL_MAX: usize = 4_096;
+/// The most ephemeral frames that wait.
+const EPHEMERAL_MAX: usize = 1_024;
+
+/// One session's queue. Shared between the channels that fill it and the connection that empties it.
+#[derive(Debug)]
+pub struct Queue {
+    bounds: Bounds,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    first_s: i64,
+    batch: Arc<Batch>,
+    at: Instant,
+}
+
+impl Sent {
+    fn last_s(&self) -> i64 {
+        self.first_s + self.batch.frames.len() as i64 - 1
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    control: VecDeque<Bytes>,
+    waiting: VecDeque<Arc<Batch>>,
+    waiting_events: usize,
+    waiting_bytes: usize,
+    ephemeral: Option<Box<HashMap<Ephemeral, Bytes>>>,
+    lagged: Option<Box<HashMap<StreamId, (i64, i64)>>>,
+    ring: VecDeque<Sent>,
+    ring_events: usize,
+    /// The place in the ring behind which frames still have to be sent: used after a resume.
+    resend: usize,
+    /// The number that the next event gets. `ready` was 1.
+    next_s: i64,
+    /// The connection that empties the queue; 0 if there is none. Any other that tries gets nothing.
+    owner: u64,
+    /// Credits came back: a connection that stopped reading may go on.
+    credited: bool,
+    /// Too much came while nobody was connected: memory no longer holds everything.
+    overflowed: bool,
+    close: Option<CloseCode>,
+    waker: Option<Waker>,
+    in_flight: usize,
+}
+
+impl Inner {
+    fn has_work(&self) -> bool {
+        !self.control.is_empty()
+            || !self.waiting.is_empty()
+            || self.resend < self.ring.len()
+            || self.close.is_some()
+            || self.credited
+            || self.ephemeral.as_ref().is_some_and(|e| !e.is_empty())
+            || self.lagged.as_ref().is_some_and(|l| !l.is_empty())
+    }
+
+    fn wake(&mut self) -> Option<Waker> {
+        self.waker.take()
+    }
+
+    fn keep(&mut self, batch: Arc<Batch>, now: Instant, bounds: &Bounds) -> i64 {
+        let first_s = self.next_s;
+        let count = batch.frames.len();
+        self.next_s += count as i64;
+        self.ring_events += count;
+        self.ring.push_back(Sent { first_s, batch, at: now });
+        while self.ring_events > bounds.ring
+            || self.ring.front().is_some_and(|sent| now.saturating_duration_since(sent.at) > bounds.window)
+        {
+            self.drop_oldest();
+        }
+        first_s
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(sent) = self.ring.pop_front() {
+            self.ring_events -= sent.batch.frames.len();
+            self.resend = self.resend.saturating_sub(1);
+        }
+    }
+
+    /// Drops what waits of the stream with the most, counting the newcomer, and notes the range.
+    fn shed(&mut self, newcomer: &Arc<Batch>) {
+        let mut counts: HashMap<StreamId, usize> = HashMap::new();
+        for batch in self.waiting.iter().chain([newcomer]) {
+            *counts.entry(batch.stream).or_default() += batch.frames.len();
+        }
+        let Some(busiest) = counts.into_iter().max_by_key(|(_, n)| *n).map(|(stream, _)| stream) else { return };
+        let mut kept = VecDeque::with_capacity(self.waiting.len());
+        for batch in std::mem::take(&mut self.waiting) {
+            if batch.stream == busiest {
+                self.waiting_events -= batch.frames.len();
+                self.waiting_bytes -= batch.bytes;
+                self.note_lag(&batch);
+            } else {
+                kept.push_back(batch);
+            }
+        }
+        self.waiting = kept;
+        if newcomer.stream == busiest {
+            self.note_lag(newcomer);
+        } else {
+            self.enqueue(newcomer.clone());
+        }
+    }
+
+    fn note_lag(&mut self, batch: &Batch) {
+        let (Some(first), Some(last)) = (batch.frames.first(), batch.frames.last()) else { return };
+        let lagged = self.lagged.get_or_insert_default();
+        let range = lagged.entry(batch.stream).or_insert((first.seq, last.seq));
+        *range = (range.0.min(first.seq), range.1.max(last.seq));
+    }
+
+    fn enqueue(&mut self, batch: Arc<Batch>) {
+        self.waiting_events += batch.frames.len();
+        self.waiting_bytes += batch.bytes;
+        self.waiting.push_back(batch);
+    }
+}
+
+/// What was taken from a queue.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Frames written.
+    pub frames: usize,
+    /// When the oldest event among them was committed.
+    pub oldest: Option<Instant>,
+    /// The connection is to be closed behind them.
+    pub close: Option<CloseCode>,
+}
+
+impl Queue {
+    /// Makes the queue of a new session that the connection `owner` empties.
+    #[must_use]
+    pub fn new(bounds: Bounds, owner: u64) -> Arc<Self> {
+        let inner = Inner { next_s: 2, owner, ..Inner::default() };
+        Arc::new(Queue { bounds, inner: Mutex::new(inner) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let (result, waker) = {
+            let mut inner = self.lock();
+            let result = change(&mut inner);
+            (result, inner.wake())
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        result
+    }
+
+    /// Puts a batch of events in.
+    pub fn push(&self, batch: &Arc<Batch>) {
+        let bounds = &self.bounds;
+        self.with(|inner| {
+            if inner.overflowed {
+                return;
+            }
+            if inner.owner == 0 {
+                inner.enqueue(batch.clone());
+                if inner.waiting_events > bounds.ring || inner.waiting_bytes > bounds.bytes.saturating_mul(4) {
+                    inner.overflowed = true;
+                    inner.waiting = VecDeque::new();
+                    (inner.waiting_events, inner.waiting_bytes) = (0, 0);
+                }
+                return;
+            }
+            if inner.lagged.as_ref().is_some_and(|l| l.contains_key(&batch.stream)) {
+                inner.note_lag(batch);
+                return;
+            }
+            let full = inner.waiting_events + batch.frames.len() > bounds.events
+                || inner.waiting_bytes + batch.bytes > bounds.bytes;
+            if full {
+                metrics::counter!("colink_session_lagged_total").increment(1);
+                inner.shed(batch);
+            } else {
+                inner.enqueue(batch.clone());
+            }
+        });
+    }
+
+    /// Puts events from the log in front of what waits, so that the client sees each stream in order.
+    pub fn push_replayed(&self, batches: Vec<Arc<Batch>>) {
+        self.with(|inner| {
+            for batch in batches.into_iter().rev() {
+                inner.waiting_events += batch.frames.len();
+                inner.waiting_bytes += batch.bytes;
+                inner.waiting.push_front(batch);
+            }
+        });
+    }
+
+    /// Puts in what is told now and may be lost.
+    pub fn push_ephemeral(&self, kind: Ephemeral, frame: Bytes) {
+        self.with(|inner| {
+            if inner.owner == 0 {
+                return;
+            }
+            let waiting = inner.ephemeral.get_or_insert_default();
+            if waiting.len() < EPHEMERAL_MAX || waiting.contains_key(&kind) {
+                waiting.insert(kind, frame);
+            }
+        });
+    }
+
+    /// Puts in a reply or a notice, which goes out before any event.
+    pub fn push_control(&self, frame: impl Into<Bytes>) {
+        let frame = frame.into();
+        self.with(|inner| {
+            if inner.control.len() < CONTROL_MAX {
+                inner.control.push_back(frame);
+            }
+        });
+    }
+
+    /// Puts in the answer to a request that took a credit.
+    pub fn push_answer(&self, frame: Option<Bytes>) {
+        self.with(|inner| {
+            inner.in_flight = inner.in_flight.saturating_sub(1);
+            inner.credited = true;
+            if let Some(frame) = frame {
+                inner.control.push_back(frame);
+            }
+        });
+    }
+
+    /// Takes a credit for a request.
+    pub fn begin(&self) {
+        self.lock().in_flight += 1;
+    }
+
+    /// Returns how many requests wait for their answer.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.lock().in_flight
+    }
+
+    /// Asks the connection to close, after what waits has gone out.
+    pub fn close(&self, code: CloseCode) {
+        self.with(|inner| {
+            inner.close.get_or_insert(code);
+        });
+    }
+
+    /// Completes when there is something to take, credits came back, or `owner` no longer owns the queue.
+    pub fn poll_work(&self, owner: u64, cx: &mut Context<'_>) -> Poll<()> {
+        let mut inner = self.lock();
+        if inner.has_work() || inner.owner != owner {
+            return Poll::Ready(());
+        }
+        match &inner.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => inner.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Takes what waits, up to about `max` bytes, and hands each frame to `write`: its `s`, if it is numbered, and its
+    /// bytes. Whoever does not own the queue gets nothing but the word to go.
+    pub fn take(&self, owner: u64, max: usize, mut write: impl FnMut(Option<i64>, &[u8])) -> Taken {
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let mut taken = Taken::default();
+        if inner.owner != owner {
+            taken.close = Some(CloseCode::SessionExpired);
+            return taken;
+        }
+        inner.credited = false;
+        let mut bytes = 0;
+        for frame in std::mem::take(&mut inner.control) {
+            bytes += frame.len();
+            taken.frames += 1;
+            write(None, &frame);
+        }
+        while bytes < max && inner.resend < inner.ring.len() {
+            let sent = &inner.ring[inner.resend];
+            bytes += write_batch(sent.first_s, &sent.batch, &mut write);
+            taken.frames += sent.batch.frames.len();
+            inner.resend += 1;
+        }
+        while bytes < max {
+            let Some(batch) = inner.waiting.pop_front() else { break };
+            inner.waiting_events -= batch.frames.len();
+            inner.waiting_bytes -= batch.bytes;
+            taken.oldest = taken.oldest.or(batch.committed);
+            let first_s = inner.keep(batch.clone(), now, &self.bounds);
+            inner.resend = inner.ring.len();
+            bytes += write_batch(first_s, &batch, &mut write);
+            taken.frames += batch.frames.len();
+        }
+        if bytes >= max && inner.has_work() {
+            return taken;
+        }
+        if let Some(ephemeral) = inner.ephemeral.take() {
+            for frame in ephemeral.into_values() {
+                taken.frames += 1;
+                write(None, &frame);
+            }
+        }
+        if let Some(lagged) = inner.lagged.take() {
+            taken.frames += 1;
+            write(None, server::lagged(&lagged).as_bytes());
+        }
+        taken.close = inner.close;
+        taken
+    }
+
+    /// Notes that the client has everything up to `s`; returns whether the server ever sent that.
+    pub fn acknowledge(&self, s: i64) -> bool {
+        let mut inner = self.lock();
+        while inner.ring.front().is_some_and(|sent| sent.last_s() <= s) && inner.resend > 0 {
+            inner.drop_oldest();
+        }
+        (0..inner.next_s).contains(&s)
+    }
+
+    /// Takes the session up again behind `s`, for the connection `owner`; returns how many events will be sent again or
+    /// for the first time, or nothing if memory does not hold all of them.
+    pub fn resume(&self, owner: u64, s: i64) -> Option<usize> {
+        self.with(|inner| {
+            let oldest = inner.ring.front().map_or(inner.next_s, |sent| sent.first_s);
+            if inner.overflowed || s >= inner.next_s || s + 1 < oldest || inner.close.is_some() {
+                return None;
+            }
+            let at = inner.ring.partition_point(|sent| sent.last_s() <= s);
+            // A batch is sent whole: what the client has of it already, it drops by `seq`.
+            inner.resend = at;
+            inner.owner = owner;
+            inner.credited = true;
+            let again = inner.ring.get(at).map_or(0, |sent| inner.next_s - sent.first_s);
+            Some(usize::try_from(again).unwrap_or(0) + inner.waiting_events)
+        })
+    }
+
+    /// Notes that the connection `owner` is gone; returns whether that leaves nobody.
+    pub fn detach(&self, owner: u64) -> bool {
+        let mut inner = self.lock();
+        if inner.owner != owner {
+            return false;
+        }
+        inner.owner = 0;
+        inner.waker = None;
+        inner.ephemeral = None;
+        inner.in_flight = 0;
+        // Whatever was dropped for a slow reader is gone from memory.
+        inner.overflowed |= inner.lagged.take().is_some();
+        true
+    }
+
+    /// Returns whether a connection empties the queue.
+    #[must_use]
+    pub fn attached(&self) -> bool {
+        self.lock().owner != 0
+    }
+
+    /// Returns the `s` of the last event that was taken.
+    #[must_use]
+    pub fn last_s(&self) -> i64 {
+        self.lock().next_s - 1
+    }
+}
+
+fn write_batch(first_s: i64, batch: &Batch, write: &mut impl FnMut(Option<i64>, &[u8])) -> usize {
+    for (s, frame) in (first_s..).zip(&batch.frames) {
+        write(Some(s), &frame.tail);
+    }
+    batch.bytes + batch.frames.len() * 16
+}
+
+/// Puts a frame's two parts together, as text.
+#[must_use]
+pub fn text_of(s: Option<i64>, bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len() + 16);
+    if let Some(s) = s {
+        push::head(s, &mut out);
+    }
+    out.extend_from_slice(bytes);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::protocol::push::Encoded;
+
+    const BOUNDS: Bounds = Bounds { events: 8, bytes: 1_000, ring: 32, window: Duration::from_secs(300) };
+
+    fn stream(n: i64) -> StreamId {
+        StreamId(uuid::Uuid::from_u128(n as u128))
+    }
+
+    fn batch(of: i64, seqs: std::ops::RangeInclusive<i64>) -> Arc<Batch> {
+        let frames = seqs.map(|seq| Encoded { seq, tail: Bytes::from(format!("{of}:{seq}")) }).collect();
+        Batch::new(stream(of), frames, None)
+    }
+
+    fn drain(queue: &Queue) -> Vec<String> {
+        let mut out = Vec::new();
+        queue.take(1, usize::MAX, |s, bytes| {
+            let text = std::str::from_utf8(bytes).unwrap();
+            out.push(s.map_or(text.to_owned(), |s| format!("{s}/{text}")));
+        });
+        out
+    }
+
+    #[test]
+    fn events_are_numbered_when_they_are_taken_and_resumed_by_number() {
+        let queue = Queue::new(BOUNDS, 1);
+        queue.push(&batch(1, 1..=2));
+        queue.push_control("reply");
+        queue.push(&batch(2, 1..=1));
+        assert_eq!(drain(&queue), ["reply", "2/1:1", "3/1:2", "4/2:1"]);
+        queue.detach(1);
+        queue.push(&batch(1, 3..=3));
+        assert_eq!(queue.resume(1, 3), Some(2));
+        assert_eq!(drain(&queue), ["4/2:1", "5/1:3"]);
+        assert!(queue.acknowledge(5));
+        assert_eq!(queue.resume(1, 3), None, "what was acknowledged is gone");
+        assert_eq!(queue.resume(1, 5), Some(0));
+        assert_eq!(queue.resume(1, 6), None, "nobody was sent this");
+        assert!(!queue.acknowledge(6));
+    }
+
+    #[test]
+    fn a_slow_reader_loses_its_busiest_stream_and_is_told_which_range() {
+        let queue = Queue::new(BOUNDS, 1);
+        queue.push(&batch(2, 7..=7));
+        for seq in 1..=20 {
+            queue.push(&batch(1, seq..=seq));
+        }
+        queue.push(&batch(2, 8..=8));
+        let out = drain(&queue);
+        assert_eq!(out[..2], ["2/2:7", "3/2:8"]);
+        assert!(out[2].contains("lagged") && out[2].contains(r#""from":1,"to":20"#), "{}", out[2]);
+        queue.push(&batch(1, 21..=21));
+        assert_eq!(drain(&queue), ["4/1:21"], "afterwards it flows again");
+    }
+
+    #[test]
+    fn a_session_nobody_reads_keeps_a_bounded_amount() {
+        let queue = Queue::new(BOUNDS, 1);
+        queue.detach(1);
+        for seq in 1..=40 {
+            queue.push(&batch(1, seq..=seq));
+        }
+        assert_eq!(queue.resume(1, 1), None);
+    }
+
+    #[test]
+    fn ephemeral_frames_are_merged() {
+        let queue = Queue::new(BOUNDS, 1);
+        let user = crate::domain::id::UserId::new(Timestamp(1));
+        for n in 0..5 {
+            queue.push_ephemeral(Ephemeral::Presence(user), Bytes::from(format!("{n}")));
+        }
+        assert_eq!(drain(&queue), ["4"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
+            let queue = Queue::new(BOUNDS, 1);
+            let mut sent = [0i64; 4];
+            // What the client has applied of each stream, and which ranges it still has to fetch.
+            let mut applied = [0i64; 4];
+            let mut last_s = 1;
+            let mut attached = true;
+            let apply = |queue: &Queue, applied: &mut [i64; 4], last_s: &mut i64| {
+                for text in drain(queue) {
+                    if text.contains("lagged") {
+                        let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+                        for (id, range) in frame["d"]["channels"].as_object().unwrap() {
+                            let n = uuid::Uuid::parse_str(id).unwrap().as_u128() as usize;
+                            assert!(range["from"].as_i64().unwrap() <= applied[n] + 1);
+                            applied[n] = range["to"].as_i64().unwrap();
+                        }
+                        continue;
+                    }
+                    let (s, rest) = text.split_once('/').unwrap();
+                    let (n, seq) = rest.split_once(':').unwrap();
+                    let (n, seq): (usize, i64) = (n.parse().unwrap(), seq.parse().unwrap());
+                    *last_s = s.parse().unwrap();
+                    if seq > applied[n] {
+                        assert_eq!(seq, applied[n] + 1, "a gap that nobody told of");
+                        applied[n] = seq;
+                    }
+                }
+            };
+            for (step, n) in steps {
+                match step {
+                    0..=2 => {
+                        let n = n as usize;
+                        queue.push(&batch(n as i64, sent[n] + 1..=sent[n] + 3));
+                        sent[n] += 3;
+                    }
+                    3 if attached => apply(&queue, &mut applied, &mut last_s),
+                    4 if attached => { queue.acknowledge(last_s); }
+                    5 if attached => { queue.detach(1); attached = false; }
+                    _ if !attached => match queue.resume(1, last_s) {
+                        Some(_) => { attached = true; }
+                        None => return Ok(()),
+                    },
+                    _ => {}
+                }
+                let inner = queue.lock();
+                proptest::prop_assert!(inner.ring_events <= BOUNDS.ring);
+                proptest::prop_assert!(!attached || inner.waiting_events <= BOUNDS.events.max(BOUNDS.ring));
+            }
+            if attached {
+                apply(&queue, &mut applied, &mut last_s);
+                proptest::prop_assert_eq!(applied, sent);
+            }
+        }
+    }
+}

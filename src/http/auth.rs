@@ -1,0 +1,373 @@
+//! Who is asking: tokens, signing in and out, and what guards them.
+//!
+//! A token is opaque, 256 random bits behind `clk_`, kept only as a hash. It comes as `Authorization: Bearer` or as the
+//! `colink_session` cookie, never in a URL; with a cookie, the request's Origin must be this server's or an allowed one.
+
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+use argon2::password_hash::phc::PasswordHash;
+use argon2::{Algorithm, Argon2, Params as Argon2Params, PasswordHasher, PasswordVerifier, Version};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::Response;
+use axum_extra::extract::cookie::{Cookie, CookieJar, SameSite};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use super::endpoint::{Params, json_response};
+use super::error::{Refused, refusal};
+use crate::actors::Hub;
+use crate::actors::session::too_many;
+use crate::clock::Timestamp;
+use crate::domain::command::{Invite, Principal};
+use crate::domain::error::{Code, Refusal, forbidden, not_found, unavailable};
+use crate::domain::id::{TokenId, UserId};
+use crate::domain::permission::may_manage_users;
+use crate::domain::rate::Rate;
+use crate::domain::user::{self, User};
+use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::tokens::{self, Secret, Token};
+use crate::storage::users;
+use crate::storage::writer::Work;
+
+const COOKIE: &str = "colink_session";
+
+fn unauthenticated() -> Refusal {
+    Refusal::new(Code::Unauthenticated, "sign in first: send a valid token as `Authorization: Bearer …`")
+}
+
+/// Returns who is asking, within their rate.
+pub async fn caller(hub: &Hub, request: &Parts) -> Result<Principal, Refusal> {
+    let (token, from_cookie) = token_of(&request.headers).ok_or_else(unauthenticated)?;
+    if from_cookie && request.method != Method::GET {
+        same_origin(hub, &request.headers)?;
+    }
+    let principal = identify(hub, &token).await?;
+    let rate = hub.config.limits.request_rate();
+    hub.requests.take(principal.user_id, rate, hub.clock.now()).map_err(too_many)?;
+    Ok(principal)
+}
+
+/// Returns the token that a request carries, and whether it came in a cookie.
+pub fn token_of(headers: &HeaderMap) -> Option<(String, bool)> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let text = value.to_str().ok()?;
+        let token = text.strip_prefix("Bearer ").or_else(|| text.strip_prefix("bearer "))?;
+        return Some((token.trim().to_owned(), false));
+    }
+    let jar = CookieJar::from_headers(headers);
+    jar.get(COOKIE).map(|cookie| (cookie.value().to_owned(), true))
+}
+
+/// Returns who a token speaks for. What was looked up is believed for `auth.cache_s`.
+pub async fn identify(hub: &Hub, token: &str) -> Result<Principal, Refusal> {
+    if token.len() > 128 {
+        return Err(unauthenticated());
+    }
+    let hash = Secret::hash(token);
+    let now = hub.clock.now();
+    let valid = |expires: Option<Timestamp>| expires.is_none_or(|at| at > now);
+    if let Some(known) = hub.cache.identity(&hash).filter(|known| valid(known.expires_at)) {
+        return Ok(known.principal);
+    }
+    let mut db = hub.store.read().await.map_err(refusal)?;
+    let found = tokens::identify(&mut db, &hash, now).await.map_err(refusal)?.ok_or_else(unauthenticated)?;
+    hub.cache.keep_identity(hash, found);
+    Ok(found.principal)
+}
+
+/// Refuses a browser's request that comes from another site's page.
+pub fn same_origin(hub: &Hub, headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or("");
+    let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("");
+    let same_host = origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host));
+    let server = &hub.config.server;
+    if same_host || origin == server.url() || server.allowed_origins.iter().any(|allowed| allowed == origin) {
+        return Ok(());
+    }
+    Err(forbidden("this origin is not allowed: add it to server.allowed_origins"))
+}
+
+// ---- passwords -----------------------------------------------------------------------------------------------------
+
+/// Hashing takes memory by design: no more than this at once.
+static HASHING: Semaphore = Semaphore::const_new(2);
+
+fn argon2(hub: &Hub) -> Argon2<'static> {
+    hasher(hub.config.auth.argon2_memory_kib, hub.config.auth.argon2_iterations, hub.config.auth.argon2_parallelism)
+}
+
+fn hasher(memory_kib: u32, iterations: u32, parallelism: u32) -> Argon2<'static> {
+    let params = Argon2Params::new(memory_kib, iterations, parallelism, None).unwrap_or_default();
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+}
+
+/// Returns the argon2id hash of a password as a PHC string.
+pub fn hash_password(auth: &crate::config::Auth, password: &str) -> Result<String, Refusal> {
+    user::password(password)?;
+    let hasher = hasher(auth.argon2_memory_kib, auth.argon2_iterations, auth.argon2_parallelism);
+    let hash = hasher.hash_password(password.as_bytes());
+    hash.map(|hash| hash.to_string()).map_err(|_| Refusal::new(Code::Internal, "cannot hash the password"))
+}
+
+async fn hash(hub: &Arc<Hub>, password: String) -> Result<String, Refusal> {
+    let _turn = HASHING.acquire().await.map_err(|_| unavailable("the server is stopping"))?;
+    let hub = hub.clone();
+    let hashed = tokio::task::spawn_blocking(move || hash_password(&hub.config.auth, &password)).await;
+    hashed.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, "cannot hash the password")))
+}
+
+/// Stands in for the hash of somebody who is not there, so that the answer takes as long.
+static NOBODY: LazyLock<String> = LazyLock::new(|| {
+    let hash = Argon2::default().hash_password(b"nobody has this password");
+    hash.map(|hash| hash.to_string()).unwrap_or_default()
+});
+
+async fn verify(hub: &Arc<Hub>, password: String, stored: Option<String>) -> Result<bool, Refusal> {
+    let _turn = HASHING.acquire().await.map_err(|_| unavailable("the server is stopping"))?;
+    let hub = hub.clone();
+    let checked = tokio::task::spawn_blocking(move || {
+        let known = stored.is_some();
+        let text = stored.unwrap_or_else(|| NOBODY.clone());
+        let Ok(parsed) = PasswordHash::new(&text) else { return false };
+        argon2(&hub).verify_password(password.as_bytes(), &parsed).is_ok() && known
+    });
+    checked.await.map_err(|_| Refusal::new(Code::Internal, "cannot check the password"))
+}
+
+// ---- signing in and out --------------------------------------------------------------------------------------------
+
+/// A name and a password.
+#[derive(Deserialize, JsonSchema)]
+pub struct Login {
+    /// The handle.
+    name: String,
+    /// The password.
+    password: String,
+    /// Where from, such as the name of a client; shown in the list of sign-ins.
+    #[serde(default)]
+    label: String,
+    /// Whether to set the `colink_session` cookie too, for browsers.
+    #[serde(default)]
+    cookie: bool,
+}
+
+/// A sign-in, with the secret that is shown this once.
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub struct SignedIn {
+    /// The token for `Authorization: Bearer`.
+    pub token: String,
+    /// Who is signed in.
+    pub user: User,
+    /// When the sign-in ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Counts an attempt to sign in, by name and by address.
+fn attempt(hub: &Hub, from: IpAddr, name: &str) -> Result<(), Refusal> {
+    let per_minute = hub.config.auth.logins_per_minute;
+    let now = hub.clock.now();
+    // An address may stand for a whole office behind one gateway.
+    let of_address = Rate { per_minute: per_minute * 10, burst: per_minute * 10 };
+    let of_name = Rate { per_minute, burst: per_minute };
+    hub.sign_ins.take(from.to_string(), of_address, now).map_err(too_many)?;
+    hub.sign_ins.take(format!("@{}", name.to_lowercase()), of_name, now).map_err(too_many)?;
+    Ok(())
+}
+
+/// `POST /v1/auth/login`
+pub async fn login(hub: Arc<Hub>, from: IpAddr, body: Login) -> Result<Response, Refused> {
+    attempt(&hub, from, &body.name)?;
+    let mut db = hub.store.read().await?;
+    let found = users::for_login(&mut db, &body.name.to_lowercase()).await?;
+    drop(db);
+    let (id, stored) = found.map_or((None, None), |(id, hash)| (Some(id), hash));
+    let right = verify(&hub, body.password, stored).await?;
+    let Some(id) = id.filter(|_| right) else {
+        let why = "the name or the password is wrong";
+        return Err(Refusal::new(Code::Unauthenticated, why).into());
+    };
+    signed_in(&hub, id, &body.label, body.cookie).await
+}
+
+/// Makes a sign-in for a user and answers with it.
+async fn signed_in(hub: &Arc<Hub>, id: UserId, label: &str, cookie: bool) -> Result<Response, Refused> {
+    let days = i64::from(hub.config.auth.session_days);
+    let expires_at = Some(hub.clock.now().plus_seconds(days * 86_400));
+    let secret = new_token(hub, id, label, expires_at).await?;
+    let mut db = hub.store.read().await?;
+    let user = users::by_id(&mut db, id).await?.ok_or_else(|| not_found("user"))?;
+    let body = SignedIn { token: secret.clone(), user, expires_at };
+    let bytes = serde_json::to_vec(&body).expect("a sign-in has only string keys");
+    let mut response = json_response(StatusCode::OK, bytes.into());
+    if cookie {
+        set_cookie(hub, &mut response, secret, days);
+    }
+    Ok(response)
+}
+
+fn set_cookie(hub: &Hub, response: &mut Response, value: String, days: i64) {
+    let cookie = Cookie::build((COOKIE, value))
+        .path("/")
+        .http_only(true)
+        .same_site(SameSite::Lax)
+        .secure(hub.config.server.url().starts_with("https://"))
+        .max_age(time::Duration::days(days))
+        .build();
+    if let Ok(value) = HeaderValue::from_str(&cookie.to_string()) {
+        response.headers_mut().insert(header::SET_COOKIE, value);
+    }
+}
+
+/// Stores a new sign-in and returns its secret.
+pub async fn new_token(hub: &Hub, user: UserId, label: &str, expires_at: Option<Timestamp>) -> Result<String, Refusal> {
+    let label = user::one_line("label", label, 100)?;
+    let now = hub.clock.now();
+    let token = Token { id: TokenId::new(now), label, created_at: now, expires_at };
+    let secret = Secret::generate("clk_");
+    let hash = Secret::hash(&secret.0);
+    hub.writer.write(SYSTEM, Work::Account(Account::SignIn { user, token, hash }), None).await?;
+    Ok(secret.0)
+}
+
+/// An invitation's code and the account to make with it.
+#[derive(Deserialize, JsonSchema)]
+pub struct SignUp {
+    /// The invitation's code.
+    code: String,
+    /// The handle.
+    name: String,
+    /// The password: 8 to 256 characters.
+    password: String,
+    /// The name shown; the handle, if left out.
+    #[serde(default)]
+    display_name: Option<String>,
+    /// Whether to set the `colink_session` cookie too, for browsers.
+    #[serde(default)]
+    cookie: bool,
+}
+
+/// `POST /v1/auth/signup`
+pub async fn sign_up(hub: Arc<Hub>, from: IpAddr, body: SignUp) -> Result<Response, Refused> {
+    attempt(&hub, from, &body.name)?;
+    let password_hash = hash(&hub, body.password).await?;
+    let work = Account::SignUp {
+        code_hash: Secret::hash(&body.code),
+        name: body.name,
+        display_name: body.display_name,
+        password_hash,
+    };
+    let reply = hub.writer.write(SYSTEM, Work::Account(work), None).await?;
+    let user: User =
+        serde_json::from_str(&reply.json).map_err(|_| Refusal::new(Code::Internal, "no user came back"))?;
+    signed_in(&hub, user.id, "sign-up", body.cookie).await
+}
+
+/// Nothing.
+#[derive(Deserialize, Serialize, JsonSchema)]
+pub struct Nothing {}
+
+/// `POST /v1/auth/logout`
+pub async fn logout(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Response, Refused> {
+    let work = Account::SignOut { user: caller.user_id, token: caller.token_id };
+    hub.writer.write(SYSTEM, Work::Account(work), None).await?;
+    hub.revoke(caller.user_id, Some(caller.token_id));
+    let mut response = json_response(StatusCode::OK, "{}".into());
+    set_cookie(&hub, &mut response, String::new(), 0);
+    Ok(response)
+}
+
+/// A list that fits on one page.
+#[derive(Serialize, JsonSchema)]
+pub struct Items<T> {
+    /// The entries.
+    pub items: Vec<T>,
+}
+
+/// `GET /v1/auth/sessions`
+pub async fn sessions(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Token>, Refused> {
+    let mut db = hub.store.read().await?;
+    Ok(Items { items: tokens::of_user(&mut db, caller.user_id, hub.clock.now()).await? })
+}
+
+/// `DELETE /v1/auth/sessions/{token_id}`
+pub async fn end_session(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Response, Refused> {
+    let token = path.token()?;
+    let work = Account::SignOut { user: caller.user_id, token };
+    hub.writer.write(SYSTEM, Work::Account(work), None).await?;
+    hub.revoke(caller.user_id, Some(token));
+    Ok(json_response(StatusCode::OK, "{}".into()))
+}
+
+/// The present password and the next.
+#[derive(Deserialize, JsonSchema)]
+pub struct ChangePassword {
+    /// The present password.
+    current: String,
+    /// The next: 8 to 256 characters.
+    new: String,
+}
+
+/// `PUT /v1/auth/password`: all of the caller's sign-ins end.
+pub async fn change_password(
+    hub: Arc<Hub>,
+    caller: Principal,
+    _: Params,
+    body: ChangePassword,
+) -> Result<Response, Refused> {
+    let mut db = hub.store.read().await?;
+    let found = users::by_id(&mut db, caller.user_id).await?.ok_or_else(|| not_found("user"))?;
+    let stored = users::for_login(&mut db, &found.name).await?.and_then(|(_, hash)| hash);
+    drop(db);
+    attempt(&hub, IpAddr::from([0, 0, 0, 0]), &found.name)?;
+    if !verify(&hub, body.current, stored).await? {
+        return Err(forbidden("the present password is wrong").into());
+    }
+    let hash = hash(&hub, body.new).await?;
+    let work = Account::SetPassword { user: caller.user_id, hash, sign_out: true };
+    hub.writer.write(SYSTEM, Work::Account(work), None).await?;
+    hub.revoke(caller.user_id, None);
+    Ok(json_response(StatusCode::OK, "{}".into()))
+}
+
+/// A token to be made.
+#[derive(Deserialize, JsonSchema)]
+pub struct NewToken {
+    /// What it is for.
+    #[serde(default)]
+    label: String,
+    /// How long it lasts; for ever, if left out.
+    #[serde(default)]
+    expires_in_s: Option<i64>,
+}
+
+/// A new token's secret, shown this once.
+#[derive(Serialize, JsonSchema)]
+pub struct MadeToken {
+    /// The token.
+    pub token: String,
+}
+
+/// `POST /v1/users/{user_id}/tokens`: for oneself, or for others as an administrator.
+pub async fn make_token(hub: Arc<Hub>, caller: Principal, path: Params, body: NewToken) -> Result<Response, Refused> {
+    let user = path.user()?;
+    if user != caller.user_id {
+        may_manage_users(caller.role)?;
+    }
+    let expires_at = body.expires_in_s.map(|s| hub.clock.now().plus_seconds(s.max(1)));
+    let token = new_token(&hub, user, &body.label, expires_at).await?;
+    let bytes = serde_json::to_vec(&MadeToken { token }).expect("a token has only string keys");
+    Ok(json_response(StatusCode::CREATED, bytes.into()))
+}
+
+/// `GET /v1/invites`
+pub async fn invites(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Invite>, Refused> {
+    may_manage_users(caller.role)?;
+    let mut db = hub.store.read().await?;
+    let items = tokens::open_invites(&mut db, hub.clock.now()).await?;
+    Ok(Items { items })
+}

@@ -1,0 +1,359 @@
+//! Channels and what is in them, as REST reads it. What changes them are commands.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::auth::{Items, Nothing};
+use super::endpoint::{Params, Rendered};
+use super::error::Refused;
+use crate::actors::Hub;
+use crate::clock::Timestamp;
+use crate::domain::channel::{Channel, Member, Membership};
+use crate::domain::command::Principal;
+use crate::domain::error::{Refusal, invalid, not_found};
+use crate::domain::id::{ChannelId, StreamId, UserId};
+use crate::domain::message::{Edit, Message};
+use crate::domain::permission::{self, Action, may_make_channels};
+use crate::protocol::push;
+use crate::storage::cache::PageKey;
+use crate::storage::channels::{self, Facts};
+use crate::storage::messages::{self, Page, Saved};
+use crate::storage::personal::{self, Draft, FollowedThread};
+use crate::storage::{Db, StoreError, events};
+
+/// How many entries a page has if nobody says.
+const PAGE: i64 = 50;
+
+/// A page of a longer list.
+#[derive(Serialize, JsonSchema)]
+pub struct List<T> {
+    /// The entries.
+    pub items: Vec<T>,
+    /// What to ask with for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Which page of a list.
+#[derive(Deserialize, JsonSchema)]
+pub struct Paging {
+    /// The `next_cursor` of the page before.
+    #[serde(default)]
+    pub cursor: Option<String>,
+    /// How many entries, 1 to 200; 50, if left out.
+    #[serde(default)]
+    pub limit: Option<i64>,
+}
+
+/// Returns how many entries a page has.
+pub fn page_size(hub: &Hub, asked: Option<i64>) -> Result<i64, Refusal> {
+    let most = i64::from(hub.config.limits.page_max);
+    match asked.unwrap_or(PAGE.min(most)) {
+        limit if (1..=most).contains(&limit) => Ok(limit),
+        _ => Err(invalid(format!("limit is between 1 and {most}"))),
+    }
+}
+
+impl Paging {
+    /// Reads a cursor that is an identifier.
+    pub fn cursor<T: std::str::FromStr>(&self) -> Result<Option<T>, Refusal> {
+        let parse = |text: &String| text.parse().map_err(|_| invalid("cursor is none that this list gave"));
+        self.cursor.as_ref().map(parse).transpose()
+    }
+}
+
+/// Cuts a list that was read one entry too long.
+pub fn cut<T>(mut items: Vec<T>, limit: i64, cursor: impl Fn(&T) -> String) -> List<T> {
+    let limit = usize::try_from(limit).unwrap_or(0);
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = if more { items.last().map(cursor) } else { None };
+    List { items, next_cursor }
+}
+
+/// Returns what decides about a caller and a channel that the caller may read. Remembered until the channel changes.
+async fn readable(hub: &Hub, caller: Principal, channel: ChannelId) -> Result<Facts, Refused> {
+    let facts = match hub.cache.facts(channel, caller.user_id) {
+        Some(facts) => facts,
+        None => {
+            let mark = hub.cache.mark();
+            let mut db = hub.store.read().await?;
+            let found = channels::facts(&mut db, caller.user_id, channel).await?;
+            let facts = found.ok_or_else(|| not_found("channel"))?;
+            hub.cache.keep_facts(mark, channel, caller.user_id, facts);
+            facts
+        }
+    };
+    permission::allows(facts.who, Action::Read, facts.channel)?;
+    Ok(facts)
+}
+
+/// `GET /v1/channels`
+pub async fn mine(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Membership>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
+    let mut db = hub.store.read().await?;
+    let found = channels::of_user(&mut db, caller.user_id, paging.cursor()?, limit + 1).await?;
+    Ok(cut(found, limit, |membership| membership.channel.id.to_string()))
+}
+
+/// `GET /v1/channels/browse`
+pub async fn browse(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Channel>, Refused> {
+    may_make_channels(caller.role)?;
+    let limit = page_size(&hub, paging.limit)?;
+    let mut db = hub.store.read().await?;
+    let found = channels::browse(&mut db, paging.cursor.as_deref().unwrap_or(""), limit + 1).await?;
+    Ok(cut(found, limit, |channel| channel.name.clone().unwrap_or_default()))
+}
+
+/// A channel, with the caller's place in it if there is one.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Seen {
+    /// The caller is in it.
+    Inside(Box<Membership>),
+    /// The caller only looks at it.
+    Outside(Box<Channel>),
+}
+
+/// `GET /v1/channels/{channel_id}`
+pub async fn one(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Seen, Refused> {
+    let id = path.channel()?;
+    readable(&hub, caller, id).await?;
+    let mut db = hub.store.read().await?;
+    if let Some(membership) = channels::membership(&mut db, caller.user_id, id).await? {
+        return Ok(Seen::Inside(Box::new(membership)));
+    }
+    let channel = channels::by_id(&mut db, id).await?.ok_or_else(|| not_found("channel"))?;
+    Ok(Seen::Outside(Box::new(channel)))
+}
+
+/// `GET /v1/channels/{channel_id}/members`
+pub async fn members(hub: Arc<Hub>, caller: Principal, path: Params, paging: Paging) -> Result<List<Member>, Refused> {
+    let id = path.channel()?;
+    readable(&hub, caller, id).await?;
+    let limit = page_size(&hub, paging.limit)?;
+    let mut db = hub.store.read().await?;
+    let found = channels::members(&mut db, id, paging.cursor::<UserId>()?, limit + 1).await?;
+    Ok(cut(found, limit, |member| member.user_id.to_string()))
+}
+
+/// Which part of a channel's history: at most one of the three.
+#[derive(Deserialize, JsonSchema)]
+pub struct HistoryQuery {
+    /// How many messages, 1 to 200; 50, if left out.
+    #[serde(default)]
+    limit: Option<i64>,
+    /// Those right before this event.
+    #[serde(default)]
+    before_seq: Option<i64>,
+    /// Those right after this event.
+    #[serde(default)]
+    after_seq: Option<i64>,
+    /// Those around this event.
+    #[serde(default)]
+    around_seq: Option<i64>,
+}
+
+impl HistoryQuery {
+    fn page(&self) -> Result<Page, Refusal> {
+        match (self.before_seq, self.after_seq, self.around_seq) {
+            (None, None, None) => Ok(Page::Newest),
+            (Some(seq), None, None) => Ok(Page::Before(seq)),
+            (None, Some(seq), None) => Ok(Page::After(seq)),
+            (None, None, Some(seq)) => Ok(Page::Around(seq)),
+            _ => Err(invalid("give at most one of before_seq, after_seq, around_seq")),
+        }
+    }
+}
+
+/// Messages, oldest first.
+#[derive(Serialize, JsonSchema)]
+pub struct Messages {
+    /// The messages.
+    pub items: Vec<Message>,
+    /// Whether there are more in the direction asked for.
+    pub has_more: bool,
+}
+
+/// `GET /v1/channels/{channel_id}/messages`: top-level messages.
+pub async fn history(
+    hub: Arc<Hub>,
+    caller: Principal,
+    path: Params,
+    query: HistoryQuery,
+) -> Result<Rendered<Messages>, Refused> {
+    let channel = path.channel()?;
+    let page = query.page()?;
+    let limit = page_size(&hub, query.limit)?;
+    readable(&hub, caller, channel).await?;
+    let key = PageKey { channel, page, limit };
+    if let Some(bytes) = hub.cache.page(&key) {
+        return Ok(Rendered(bytes, PhantomData));
+    }
+    let mark = hub.cache.mark();
+    let mut db = hub.store.read().await?;
+    let (items, has_more) = messages::history(&mut db, channel, page, limit).await?;
+    let bytes = serde_json::to_vec(&Messages { items, has_more }).expect("messages have only string keys");
+    let bytes = Bytes::from(bytes);
+    hub.cache.keep_page(mark, key, bytes.clone());
+    Ok(Rendered(bytes, PhantomData))
+}
+
+/// A message and its address.
+#[derive(Serialize, JsonSchema)]
+pub struct Linked {
+    /// The message.
+    #[serde(flatten)]
+    pub message: Message,
+    /// Where people find it.
+    pub permalink: String,
+}
+
+async fn message(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Message, StoreError> {
+    Ok(messages::one(db, channel, seq).await?.ok_or_else(|| not_found("message"))?)
+}
+
+/// `GET /v1/channels/{channel_id}/messages/{seq}`
+pub async fn message_at(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Linked, Refused> {
+    let (channel, seq) = (path.channel()?, path.seq()?);
+    readable(&hub, caller, channel).await?;
+    let mut db = hub.store.read().await?;
+    let message = message(&mut db, channel, seq).await?;
+    let permalink = format!("{}/c/{channel}/{seq}", hub.config.server.url());
+    Ok(Linked { message, permalink })
+}
+
+/// `GET /v1/channels/{channel_id}/messages/{seq}/edits`
+pub async fn edits(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Items<Edit>, Refused> {
+    let (channel, seq) = (path.channel()?, path.seq()?);
+    readable(&hub, caller, channel).await?;
+    let mut db = hub.store.read().await?;
+    message(&mut db, channel, seq).await?;
+    Ok(Items { items: messages::edits(&mut db, channel, seq).await? })
+}
+
+/// Which part of a thread.
+#[derive(Deserialize, JsonSchema)]
+pub struct RepliesQuery {
+    /// How many replies, 1 to 200; 50, if left out.
+    #[serde(default)]
+    limit: Option<i64>,
+    /// Those behind this reply; from the first, if left out.
+    #[serde(default)]
+    after_seq: Option<i64>,
+}
+
+/// `GET /v1/channels/{channel_id}/messages/{seq}/replies`
+pub async fn replies(hub: Arc<Hub>, caller: Principal, path: Params, query: RepliesQuery) -> Result<Messages, Refused> {
+    let (channel, seq) = (path.channel()?, path.seq()?);
+    readable(&hub, caller, channel).await?;
+    let limit = page_size(&hub, query.limit)?;
+    let mut db = hub.store.read().await?;
+    message(&mut db, channel, seq).await?;
+    let after = query.after_seq.unwrap_or(0);
+    let (items, has_more) = messages::replies(&mut db, channel, seq, after, limit).await?;
+    Ok(Messages { items, has_more })
+}
+
+/// `GET /v1/channels/{channel_id}/pins`
+pub async fn pins(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Items<Message>, Refused> {
+    let channel = path.channel()?;
+    readable(&hub, caller, channel).await?;
+    let mut db = hub.store.read().await?;
+    Ok(Items { items: messages::pinned(&mut db, channel).await? })
+}
+
+/// Which events of a stream.
+#[derive(Deserialize, JsonSchema)]
+pub struct EventsQuery {
+    /// Those behind this one.
+    #[serde(default)]
+    after_seq: i64,
+    /// How many, 1 to 1,000; 200, if left out.
+    #[serde(default)]
+    limit: Option<i64>,
+}
+
+/// Events in order: what repairs a gap.
+#[derive(Serialize, JsonSchema)]
+pub struct Events {
+    /// The events, as on the gateway but without `s`.
+    #[schemars(with = "Vec<serde_json::Value>")]
+    pub items: Vec<Box<RawValue>>,
+    /// The number of the stream's newest event.
+    pub head: i64,
+}
+
+/// `GET /v1/channels/{channel_id}/events`: for the channel's members.
+pub async fn channel_events(
+    hub: Arc<Hub>,
+    caller: Principal,
+    path: Params,
+    query: EventsQuery,
+) -> Result<Events, Refused> {
+    let channel = path.channel()?;
+    readable(&hub, caller, channel).await?;
+    events_of(&hub, channel.into(), query).await
+}
+
+/// `GET /v1/streams/{stream_id}/events`: the caller's own stream, the workspace's, or a channel's.
+pub async fn stream_events(
+    hub: Arc<Hub>,
+    caller: Principal,
+    path: Params,
+    query: EventsQuery,
+) -> Result<Events, Refused> {
+    let stream = path.stream()?;
+    if stream == StreamId::WORKSPACE {
+        may_make_channels(caller.role)?;
+    } else if stream != caller.user_id.into() {
+        readable(&hub, caller, stream.into()).await?;
+    }
+    events_of(&hub, stream, query).await
+}
+
+async fn events_of(hub: &Hub, stream: StreamId, query: EventsQuery) -> Result<Events, Refused> {
+    let limit = query.limit.unwrap_or(200);
+    if !(1..=1_000).contains(&limit) {
+        return Err(invalid("limit is between 1 and 1000").into());
+    }
+    let mut db = hub.store.read().await?;
+    let head = events::head(&mut db, stream).await?;
+    if query.after_seq < 0 || query.after_seq > head {
+        return Err(invalid(format!("after_seq is between 0 and {head}, the newest event")).into());
+    }
+    let found = events::after(&mut db, stream, query.after_seq, limit).await?;
+    Ok(Events { items: found.iter().map(push::object).collect(), head })
+}
+
+/// `GET /v1/drafts`
+pub async fn drafts(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Draft>, Refused> {
+    let mut db = hub.store.read().await?;
+    Ok(Items { items: personal::drafts(&mut db, caller.user_id).await? })
+}
+
+/// `GET /v1/saved`
+pub async fn saved(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Saved>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
+    let before = paging.cursor::<i64>()?.map_or(Timestamp(i64::MAX / 2), Timestamp);
+    let mut db = hub.store.read().await?;
+    let found = messages::saved(&mut db, caller.user_id, before, limit + 1).await?;
+    Ok(cut(found, limit, |saved| saved.saved_at.0.to_string()))
+}
+
+/// `GET /v1/threads`
+pub async fn threads(
+    hub: Arc<Hub>,
+    caller: Principal,
+    _: Params,
+    paging: Paging,
+) -> Result<Items<FollowedThread>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
+    let mut db = hub.store.read().await?;
+    Ok(Items { items: personal::followed(&mut db, caller.user_id, limit).await? })
+}

@@ -1,0 +1,222 @@
+//! The gateway without WebSockets: long-poll and server-sent events, on the same sessions.
+//!
+//! A client registers a session, then asks for what comes behind the last event it has (long-poll) or lets it stream
+//! (SSE). `last_event_id` is the gateway's `s`. Commands go over REST. A client may go over to a WebSocket inside a
+//! session by `resume`, and back.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::auth;
+use super::endpoint::{Params, json_response, read_query};
+use super::error::{Refused, refusal};
+use super::ws::next_connection;
+use crate::actors::Hub;
+use crate::actors::session::queue::text_of;
+use crate::actors::session::{OpenError, SessionHandle};
+use crate::domain::command::Principal;
+use crate::domain::error::{Code, Refusal, unavailable};
+use crate::domain::id::SessionId;
+use crate::protocol::client::Intent;
+
+/// The longest that a poll waits, in seconds.
+const POLL_MAX_S: u64 = 60;
+/// About how much one answer carries.
+const ANSWER: usize = 256 * 1_024;
+/// How often a quiet stream shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What a session is to be sent.
+#[derive(Deserialize, JsonSchema)]
+pub struct Register {
+    /// Some of `messages`, `reactions`, `typing`, `presence`; all, if left out.
+    #[serde(default)]
+    intents: Option<Vec<String>>,
+}
+
+/// A registered session.
+#[derive(Serialize, JsonSchema)]
+pub struct Registered {
+    /// The session's identifier.
+    pub queue_id: SessionId,
+    /// Where to begin.
+    pub last_event_id: i64,
+    /// The `ready` frame, as on the gateway.
+    #[schemars(with = "serde_json::Value")]
+    pub ready: Box<RawValue>,
+}
+
+fn gone() -> Refusal {
+    Refusal::new(Code::QueueGone, "this queue is gone or no longer has what you missed: register anew")
+}
+
+/// `POST /v1/events/register`
+pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Register) -> Result<Response, Refused> {
+    let intents = body.intents.map(|list| list.iter().filter_map(|name| intent(name)).collect::<Vec<_>>());
+    let connection = next_connection();
+    let opened = hub.open_session(caller, intents.as_deref(), connection).await;
+    let (session, ready) = opened.map_err(|error| match error {
+        OpenError::TooMany => Refusal::new(Code::RateLimited, "too many sessions: end one first").retry_after(60.0),
+        OpenError::Store(error) => refusal(error),
+    })?;
+    session.detach(connection);
+    let ready = RawValue::from_string(ready).map_err(|_| unavailable("cannot read the state"))?;
+    let body = Registered { queue_id: session.id, last_event_id: 1, ready };
+    let bytes = serde_json::to_vec(&body).expect("an answer has only string keys");
+    Ok(json_response(StatusCode::CREATED, bytes.into()))
+}
+
+fn intent(name: &str) -> Option<Intent> {
+    serde_json::from_value(serde_json::Value::from(name)).ok()
+}
+
+/// Which events.
+#[derive(Deserialize, JsonSchema)]
+pub struct Poll {
+    /// The session.
+    queue_id: SessionId,
+    /// The last event applied.
+    last_event_id: i64,
+    /// How long to wait for one, at most 60 seconds; 30, if left out.
+    #[serde(default)]
+    timeout_s: Option<u64>,
+}
+
+/// What came.
+#[derive(Serialize, JsonSchema)]
+pub struct Polled {
+    /// Frames as on the gateway, in order; none, if the time ran out.
+    #[schemars(with = "Vec<serde_json::Value>")]
+    pub events: Vec<Box<RawValue>>,
+    /// The last event among them: what to ask with next.
+    pub last_event_id: i64,
+}
+
+/// Holds a session for one request; lets go of it however the request ends.
+struct Held {
+    session: Arc<SessionHandle>,
+    connection: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.session.detach(self.connection);
+    }
+}
+
+impl Held {
+    fn take(hub: &Hub, caller: Principal, id: SessionId, last: i64) -> Result<Held, Refusal> {
+        let session = hub.directory.session(id).filter(|s| s.user_id == caller.user_id && !s.ended());
+        let session = session.ok_or_else(gone)?;
+        let connection = next_connection();
+        session.queue.acknowledge(last);
+        session.queue.resume(connection, last).ok_or_else(gone)?;
+        Ok(Held { session, connection })
+    }
+
+    async fn work(&self) {
+        std::future::poll_fn(|cx| self.session.queue.poll_work(self.connection, cx)).await;
+    }
+}
+
+/// `GET /v1/events`
+pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> Result<Polled, Refused> {
+    let held = Held::take(&hub, caller, query.queue_id, query.last_event_id)?;
+    let wait = Duration::from_secs(query.timeout_s.unwrap_or(30).min(POLL_MAX_S));
+    let deadline = tokio::time::Instant::now() + wait;
+    let mut polled = Polled { events: Vec::new(), last_event_id: query.last_event_id };
+    loop {
+        let taken = held.session.queue.take(held.connection, ANSWER, |s, bytes| {
+            let text = String::from_utf8(text_of(s, bytes)).unwrap_or_default();
+            polled.events.extend(RawValue::from_string(text));
+            polled.last_event_id = s.unwrap_or(polled.last_event_id);
+        });
+        if taken.close.is_some() && polled.events.is_empty() {
+            return Err(gone().into());
+        }
+        if !polled.events.is_empty() {
+            return Ok(polled);
+        }
+        tokio::select! {
+            () = held.work() => {}
+            () = tokio::time::sleep_until(deadline) => return Ok(polled),
+            () = hub.draining.cancelled() => return Ok(polled),
+        }
+    }
+}
+
+/// Which session to stream.
+#[derive(Deserialize, JsonSchema)]
+pub struct Stream {
+    /// The session.
+    queue_id: SessionId,
+    /// The last event applied; the `Last-Event-ID` header goes before it.
+    #[serde(default)]
+    last_event_id: Option<i64>,
+}
+
+/// `GET /v1/events/stream`: server-sent events, `id` is the gateway's `s`.
+pub async fn stream(State(hub): State<Arc<Hub>>, request: Request) -> Result<Response, Refused> {
+    let (parts, _) = request.into_parts();
+    let caller = auth::caller(&hub, &parts).await?;
+    let query: Stream = read_query(&parts)?;
+    let header = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
+    let last = header.or(query.last_event_id).unwrap_or(1);
+    let held = Held::take(&hub, caller, query.queue_id, last)?;
+    let chunks = stream::unfold(Some((held, hub)), |state| async {
+        let (held, hub) = state?;
+        let chunk = next_chunk(&held, &hub).await;
+        match chunk {
+            Chunk::More(bytes) => Some((Ok::<_, Infallible>(bytes), Some((held, hub)))),
+            Chunk::Last(bytes) => Some((Ok(bytes), None)),
+        }
+    });
+    let mut response = Response::new(Body::from_stream(chunks));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+enum Chunk {
+    More(Bytes),
+    Last(Bytes),
+}
+
+async fn next_chunk(held: &Held, hub: &Hub) -> Chunk {
+    loop {
+        let mut out = Vec::new();
+        let taken = held.session.queue.take(held.connection, ANSWER, |s, bytes| {
+            if let Some(s) = s {
+                out.extend_from_slice(format!("id: {s}\n").as_bytes());
+            }
+            out.extend_from_slice(b"data: ");
+            out.extend_from_slice(&text_of(s, bytes));
+            out.extend_from_slice(b"\n\n");
+        });
+        if let Some(code) = taken.close {
+            out.extend_from_slice(format!("event: close\ndata: {{\"code\":{}}}\n\n", code.code()).as_bytes());
+            return Chunk::Last(out.into());
+        }
+        if !out.is_empty() {
+            return Chunk::More(out.into());
+        }
+        tokio::select! {
+            () = held.work() => {}
+            () = tokio::time::sleep(KEEP_ALIVE) => return Chunk::More(Bytes::from_static(b": alive\n\n")),
+            () = hub.draining.cancelled() => return Chunk::Last(Bytes::new()),
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! REST and the gateway: every URL on one page.
+//!
+//! [`endpoints`] is the table that the router and the OpenAPI document are made from; [`router`] adds what is no
+//! resource: the WebSocket, health, metrics, the reference. A handler is thin: who asks, one command or one query, the
+//! answer. Errors become problem details in one place, the outermost layer.
+
+pub mod auth;
+pub mod channels;
+pub mod endpoint;
+pub mod error;
+pub mod fallback;
+pub mod openapi;
+pub mod serve;
+pub mod users;
+pub mod ws;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+use endpoint::{Endpoint, action, command, json_response, open, query};
+use error::Refused;
+use serde_json::json;
+
+use crate::actors::Hub;
+use crate::domain::command as c;
+use crate::domain::error::{Code, Refusal, not_found};
+use crate::domain::id::EventId;
+use crate::telemetry;
+
+/// Every resource, in the order of the reference.
+#[must_use]
+pub fn endpoints() -> Vec<Endpoint> {
+    let (ok, made) = (StatusCode::OK, StatusCode::CREATED);
+    let (put, post, patch, delete) = (Method::PUT, Method::POST, Method::PATCH, Method::DELETE);
+    vec![
+        // Signing in and out.
+        open::<auth::Login, auth::SignedIn, _, _>("/v1/auth/login", ok, "Signs in with a password", auth::login),
+        open::<auth::SignUp, auth::SignedIn, _, _>(
+            "/v1/auth/signup",
+            ok,
+            "Makes an account with an invitation",
+            auth::sign_up,
+        ),
+        action::<_, auth::Nothing, _, _>(
+            post.clone(),
+            "/v1/auth/logout",
+            ok,
+            "Ends the caller's sign-in",
+            auth::logout,
+        ),
+        action::<_, auth::Nothing, _, _>(
+            put.clone(),
+            "/v1/auth/password",
+            ok,
+            "Changes the caller's password and ends all sign-ins",
+            auth::change_password,
+        ),
+        query("/v1/auth/sessions", "Lists the caller's sign-ins", auth::sessions),
+        action::<_, auth::Nothing, _, _>(
+            delete.clone(),
+            "/v1/auth/sessions/{token_id}",
+            ok,
+            "Ends one of the caller's sign-ins",
+            auth::end_session,
+        ),
+        // Users.
+        query("/v1/users", "Lists users by handle", users::list),
+        command::<c::CreateUser>(post.clone(), "/v1/users", made, "Makes an account (administrators)"),
+        query("/v1/users/me", "Returns the caller", users::me),
+        command::<c::UpdateProfile>(patch.clone(), "/v1/users/me", ok, "Changes the caller's profile"),
+        command::<c::SetStatus>(put.clone(), "/v1/users/me/status", ok, "Sets or clears the caller's custom status"),
+        command::<c::SetPresence>(put.clone(), "/v1/users/me/presence", ok, "Chooses how the caller is shown"),
+        query("/v1/users/{user_id}", "Returns a user", users::one),
+        command::<c::SetUserRole>(put.clone(), "/v1/users/{user_id}/role", ok, "Gives a user a role (administrators)"),
+        command::<c::DeactivateUser>(
+            post.clone(),
+            "/v1/users/{user_id}/deactivate",
+            ok,
+            "Deactivates an account (administrators)",
+        ),
+        command::<c::ReactivateUser>(
+            post.clone(),
+            "/v1/users/{user_id}/reactivate",
+            ok,
+            "Brings an account back (administrators)",
+        ),
+        action::<_, auth::MadeToken, _, _>(
+            post.clone(),
+            "/v1/users/{user_id}/tokens",
+            made,
+            "Makes a token for oneself, or for others (administrators)",
+            auth::make_token,
+        ),
+        query("/v1/presence", "Returns who of some users is online", users::presence),
+        query("/v1/invites", "Lists open invitations (administrators)", auth::invites),
+        command::<c::CreateInvite>(post.clone(), "/v1/invites", made, "Makes an invitation (administrators)"),
+        command::<c::RevokeInvite>(
+            delete.clone(),
+            "/v1/invites/{invite_id}",
+            ok,
+            "Ends an invitation (administrators)",
+        ),
+        // Channels.
+        query("/v1/channels", "Lists the caller's channels, with what is unread", channels::mine),
+        command::<c::CreateChannel>(post.clone(), "/v1/channels", made, "Makes a channel"),
+        query("/v1/channels/browse", "Lists public channels by name", channels::browse),
+        command::<c::OpenDirect>(
+            post.clone(),
+            "/v1/channels/direct",
+            ok,
+            "Opens a direct message or group, the one there is if there is one",
+        ),
+        query("/v1/channels/{channel_id}", "Returns a channel", channels::one),
+        command::<c::UpdateChannel>(
+            patch.clone(),
+            "/v1/channels/{channel_id}",
+            ok,
+            "Changes name, topic, purpose or who may post",
+        ),
+        command::<c::ArchiveChannel>(post.clone(), "/v1/channels/{channel_id}/archive", ok, "Archives a channel"),
+        command::<c::UnarchiveChannel>(
+            post.clone(),
+            "/v1/channels/{channel_id}/unarchive",
+            ok,
+            "Takes a channel out of the archive",
+        ),
+        command::<c::JoinChannel>(post.clone(), "/v1/channels/{channel_id}/join", ok, "Joins a public channel"),
+        command::<c::LeaveChannel>(post.clone(), "/v1/channels/{channel_id}/leave", ok, "Leaves a channel"),
+        query("/v1/channels/{channel_id}/members", "Lists a channel's members", channels::members),
+        command::<c::InviteMember>(
+            post.clone(),
+            "/v1/channels/{channel_id}/members",
+            ok,
+            "Brings somebody into a channel",
+        ),
+        command::<c::RemoveMember>(
+            delete.clone(),
+            "/v1/channels/{channel_id}/members/{user_id}",
+            ok,
+            "Removes somebody from a channel",
+        ),
+        command::<c::SetChannelRole>(
+            put.clone(),
+            "/v1/channels/{channel_id}/members/{user_id}/role",
+            ok,
+            "Gives a member a role in a channel",
+        ),
+        command::<c::MarkRead>(
+            put.clone(),
+            "/v1/channels/{channel_id}/read",
+            ok,
+            "Marks a channel read up to an event",
+        ),
+        command::<c::MarkUnread>(
+            put.clone(),
+            "/v1/channels/{channel_id}/unread",
+            ok,
+            "Marks a channel unread from a message on",
+        ),
+        command::<c::SetChannelPreferences>(
+            put.clone(),
+            "/v1/channels/{channel_id}/preferences",
+            ok,
+            "Mutes a channel or chooses what to be told of",
+        ),
+        command::<c::SetDraft>(
+            put.clone(),
+            "/v1/channels/{channel_id}/draft",
+            ok,
+            "Keeps a draft; an empty text removes it",
+        ),
+        query("/v1/channels/{channel_id}/pins", "Lists a channel's pinned messages", channels::pins),
+        query(
+            "/v1/channels/{channel_id}/events",
+            "Returns a channel's events behind a number",
+            channels::channel_events,
+        ),
+        // Messages.
+        query("/v1/channels/{channel_id}/messages", "Returns a page of a channel's history", channels::history),
+        command::<c::SendMessage>(
+            post.clone(),
+            "/v1/channels/{channel_id}/messages",
+            made,
+            "Posts a message or a reply",
+        ),
+        query("/v1/channels/{channel_id}/messages/{seq}", "Returns a message and its permalink", channels::message_at),
+        command::<c::EditMessage>(
+            patch,
+            "/v1/channels/{channel_id}/messages/{seq}",
+            ok,
+            "Edits a message of one's own",
+        ),
+        command::<c::DeleteMessage>(
+            delete.clone(),
+            "/v1/channels/{channel_id}/messages/{seq}",
+            ok,
+            "Deletes a message",
+        ),
+        query("/v1/channels/{channel_id}/messages/{seq}/edits", "Returns a message's earlier texts", channels::edits),
+        query("/v1/channels/{channel_id}/messages/{seq}/replies", "Returns a thread's replies", channels::replies),
+        command::<c::AddReaction>(
+            put.clone(),
+            "/v1/channels/{channel_id}/messages/{seq}/reactions/{emoji}",
+            ok,
+            "Reacts to a message",
+        ),
+        command::<c::RemoveReaction>(
+            delete.clone(),
+            "/v1/channels/{channel_id}/messages/{seq}/reactions/{emoji}",
+            ok,
+            "Takes a reaction back",
+        ),
+        command::<c::AddPin>(put.clone(), "/v1/channels/{channel_id}/messages/{seq}/pin", ok, "Pins a message"),
+        command::<c::RemovePin>(delete.clone(), "/v1/channels/{channel_id}/messages/{seq}/pin", ok, "Removes a pin"),
+        command::<c::AddSaved>(
+            put.clone(),
+            "/v1/channels/{channel_id}/messages/{seq}/saved",
+            ok,
+            "Saves a message for later",
+        ),
+        command::<c::RemoveSaved>(
+            delete.clone(),
+            "/v1/channels/{channel_id}/messages/{seq}/saved",
+            ok,
+            "Removes a message from the saved ones",
+        ),
+        command::<c::FollowThread>(
+            put.clone(),
+            "/v1/channels/{channel_id}/threads/{thread_seq}/follow",
+            ok,
+            "Follows a thread",
+        ),
+        command::<c::UnfollowThread>(
+            delete,
+            "/v1/channels/{channel_id}/threads/{thread_seq}/follow",
+            ok,
+            "Stops following a thread",
+        ),
+        command::<c::MarkThreadRead>(
+            put,
+            "/v1/channels/{channel_id}/threads/{thread_seq}/read",
+            ok,
+            "Marks a thread read up to a reply",
+        ),
+        query("/v1/saved", "Lists the caller's saved messages, newest first", channels::saved),
+        query("/v1/drafts", "Lists the caller's drafts", channels::drafts),
+        query("/v1/threads", "Lists the threads that the caller follows", channels::threads),
+        // Events without WebSockets.
+        query(
+            "/v1/streams/{stream_id}/events",
+            "Returns events of a channel, of one's own stream, or of the workspace's",
+            channels::stream_events,
+        ),
+        action::<_, fallback::Registered, _, _>(
+            post,
+            "/v1/events/register",
+            made,
+            "Opens a session for long-poll or server-sent events",
+            fallback::register,
+        ),
+        query("/v1/events", "Waits for a session's next events", fallback::poll),
+    ]
+}
+
+/// Makes the router.
+pub fn router(hub: Arc<Hub>) -> Router {
+    let mut router = Router::new();
+    for endpoint in endpoints() {
+        router = (endpoint.add)(router);
+    }
+    router
+        .route("/v1/gateway", get(gateway))
+        .route("/v1/ws", get(ws::upgrade))
+        .route("/v1/events/stream", get(fallback::stream))
+        .route("/v1/openapi.json", get(openapi::document))
+        .route("/v1/docs", get(openapi::page))
+        .route("/c/{channel_id}/{seq}", get(permalink))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/", get(|| async { Redirect::temporary("/v1/docs") }))
+        .fallback(|| async { Refused(not_found("this URL")) })
+        .method_not_allowed_fallback(|| async {
+            Refused(Refusal::new(Code::MethodNotAllowed, "this URL does not take that method"))
+        })
+        .layer(middleware::from_fn_with_state(hub.clone(), outermost))
+        .with_state(hub)
+}
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Bounds every request, names it, and turns refusals into problem details.
+async fn outermost(State(hub): State<Arc<Hub>>, request: Request, next: Next) -> Response {
+    let id = request_id(&hub, &request);
+    let server = &hub.config.server;
+    let waits = ["/v1/events", "/v1/events/stream"].contains(&request.uri().path());
+    let mut response = if request.uri().query().is_some_and(|query| query.len() > server.max_query_bytes) {
+        let why = format!("the query is longer than {} bytes", server.max_query_bytes);
+        Refused(Refusal::new(Code::TooLarge, why)).into_response()
+    } else if waits || server.request_timeout_ms == 0 {
+        next.run(request).await
+    } else {
+        let limit = Duration::from_millis(server.request_timeout_ms);
+        let late = "no answer in time: repeat the request with the same key";
+        tokio::time::timeout(limit, next.run(request))
+            .await
+            .unwrap_or_else(|_| Refused(Refusal::new(Code::Timeout, late)).into_response())
+    };
+    if let Some(Refused(refusal)) = response.extensions_mut().remove::<Refused>() {
+        if refusal.code == Code::Internal {
+            tracing::error!(request.id = %id, error = %refusal, "a request failed");
+        }
+        response = error::problem(&refusal, &id);
+    }
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID.clone(), value);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// A caller may name its requests itself, so that they are found in several logs.
+fn request_id(hub: &Hub, request: &Request) -> String {
+    let given = request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok());
+    let fits = |id: &&str| {
+        (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    match given.filter(fits) {
+        Some(id) => id.to_owned(),
+        None => EventId::new(hub.clock.now()).0.simple().to_string(),
+    }
+}
+
+/// `GET /v1/gateway`: where the WebSocket is.
+async fn gateway(State(hub): State<Arc<Hub>>) -> Response {
+    let base = hub.config.server.url().replacen("http", "ws", 1);
+    let body = json!({"url": format!("{base}/v1/ws"), "resume_url": format!("{base}/v1/ws"), "encodings": ["json"],
+        "compress": [], "heartbeat_interval_ms": hub.config.gateway.heartbeat_interval_ms});
+    json_response(StatusCode::OK, body.to_string().into())
+}
+
+/// `GET /c/{channel_id}/{seq}`: a permalink leads to the message and what stands around it.
+async fn permalink(Path((channel, seq)): Path<(String, i64)>) -> Redirect {
+    Redirect::temporary(&format!("/v1/channels/{channel}/messages?around_seq={seq}"))
+}
+
+/// `GET /health`: the process runs. Never touches anything else.
+async fn health() -> Response {
+    json_response(StatusCode::OK, r#"{"status":"ok"}"#.into())
+}
+
+/// `GET /ready`: this node may be sent requests.
+async fn ready(State(hub): State<Arc<Hub>>) -> Response {
+    let database = tokio::time::timeout(Duration::from_secs(3), hub.store.version()).await;
+    let database = matches!(database, Ok(Ok(_)));
+    let draining = hub.draining.is_cancelled();
+    let status = if database && !draining { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({"ready": status == StatusCode::OK, "node": hub.node, "draining": draining,
+        "checks": {"database": database}});
+    json_response(status, body.to_string().into())
+}
+
+/// `GET /metrics`: in Prometheus' text format.
+async fn metrics(State(hub): State<Arc<Hub>>) -> Result<Response, Refused> {
+    if !hub.config.metrics.enabled {
+        return Err(not_found("this URL").into());
+    }
+    let text = telemetry::render_metrics().unwrap_or_default();
+    let mut response = text.into_response();
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}

@@ -1,0 +1,94 @@
+//! Users, as REST reads them. What changes them are commands.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::auth::{Items, Nothing};
+use super::channels::{List, Paging, cut, page_size};
+use super::endpoint::Params;
+use super::error::Refused;
+use crate::actors::Hub;
+use crate::domain::command::Principal;
+use crate::domain::error::{invalid, not_found, unavailable};
+use crate::domain::id::UserId;
+use crate::domain::user::{Presence, Role, User};
+use crate::storage::users;
+
+/// `GET /v1/users`: a guest sees those who share a channel with them.
+pub async fn list(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<User>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
+    let after = paging.cursor.as_deref().unwrap_or("");
+    let mut db = hub.store.read().await?;
+    let found = if caller.role == Role::Guest {
+        users::list_shared(&mut db, caller.user_id, after, limit + 1).await?
+    } else {
+        users::list(&mut db, after, limit + 1).await?
+    };
+    Ok(cut(found, limit, |user| user.name.clone()))
+}
+
+/// `GET /v1/users/me`
+pub async fn me(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<User, Refused> {
+    let mut db = hub.store.read().await?;
+    Ok(users::by_id(&mut db, caller.user_id).await?.ok_or_else(|| not_found("user"))?)
+}
+
+/// `GET /v1/users/{user_id}`
+pub async fn one(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<User, Refused> {
+    let id = path.user()?;
+    let mut db = hub.store.read().await?;
+    if caller.role == Role::Guest
+        && id != caller.user_id
+        && !users::share_a_channel(&mut db, caller.user_id, id).await?
+    {
+        return Err(not_found("user").into());
+    }
+    Ok(users::by_id(&mut db, id).await?.ok_or_else(|| not_found("user"))?)
+}
+
+/// Whose presence.
+#[derive(Deserialize, JsonSchema)]
+pub struct PresenceQuery {
+    /// Identifiers, separated by commas; at most 500.
+    user_ids: String,
+}
+
+/// What others see of a user.
+#[derive(Serialize, JsonSchema)]
+pub struct Seen {
+    /// The user.
+    pub user_id: UserId,
+    /// Online, away, dnd or offline.
+    pub presence: Presence,
+}
+
+/// `GET /v1/presence`
+pub async fn presence(
+    hub: Arc<Hub>,
+    caller: Principal,
+    _: Params,
+    query: PresenceQuery,
+) -> Result<Items<Seen>, Refused> {
+    let most = hub.config.presence.subscriptions;
+    let mut ids = Vec::new();
+    for text in query.user_ids.split(',').filter(|text| !text.is_empty()) {
+        ids.push(text.trim().parse::<UserId>().map_err(|_| invalid("user_ids has an entry that is no identifier"))?);
+    }
+    if most > 0 && ids.len() > most {
+        return Err(invalid(format!("user_ids has more than {most} entries")).into());
+    }
+    if caller.role == Role::Guest {
+        let mut db = hub.store.read().await?;
+        let mut seen = Vec::new();
+        for id in ids {
+            if users::share_a_channel(&mut db, caller.user_id, id).await? {
+                seen.push(id);
+            }
+        }
+        ids = seen;
+    }
+    let seen = hub.directory.ask_presence(ids).await.ok_or_else(|| unavailable("presence is not known now"))?;
+    Ok(Items { items: seen.into_iter().map(|(user_id, presence)| Seen { user_id, presence }).collect() })
+}

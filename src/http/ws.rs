@@ -1,0 +1,563 @@
+//! `/v1/ws`: one task a connection, between the socket and the session's queue.
+//!
+//! fastwebsockets shakes hands; from then on the socket is bare and [`wire`] reads and writes its frames within bounds
+//! (docs/adr/0004). While nothing moves, a connection owns no buffer: it reads into, and writes from, a buffer of the
+//! thread. What waits in the queue goes out in one write.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::auth;
+use super::error::Refused;
+use super::serve::Place;
+use crate::actors::Hub;
+use crate::actors::session::resume::Resumed;
+use crate::actors::session::{OpenError, SessionHandle};
+use crate::domain::command::Principal;
+use crate::domain::error::{Code, Refusal, invalid};
+use crate::protocol::client::{self, Identify, Request as Asked, Resume};
+use crate::protocol::close::CloseCode;
+use crate::protocol::server;
+use crate::protocol::wire::{self, Incoming, Limits, Reader};
+
+/// The subprotocol.
+const SUBPROTOCOL: &str = "colink.v1";
+/// How much is read, and about how much is written, at once.
+const READ: usize = 64 * 1_024;
+const WRITE: usize = 256 * 1_024;
+
+thread_local! {
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+    static WRITE_BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(WRITE + 64 * 1_024));
+}
+
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+/// Returns the number of a new connection, of whatever transport. None is 0.
+pub(super) fn next_connection() -> u64 {
+    CONNECTIONS.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Shakes hands and starts the connection's task.
+pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Response, Refused> {
+    let (parts, _) = request.into_parts();
+    let mut request = axum::http::Request::from_parts(parts, ());
+    if !fastwebsockets::upgrade::is_upgrade_request(&request) {
+        return Err(invalid("this is a WebSocket: connect with ws:// or wss://, subprotocol colink.v1").into());
+    }
+    let offered = request.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
+    let chosen = match offered.map(|value| value.to_str().unwrap_or("")) {
+        None => false,
+        Some(list) if list.split(',').any(|name| name.trim() == SUBPROTOCOL) => true,
+        Some(_) => return Err(invalid("none of the offered subprotocols is spoken here: offer colink.v1").into()),
+    };
+    let known = match auth::token_of(request.headers()) {
+        Some((token, from_cookie)) => {
+            if from_cookie {
+                auth::same_origin(&hub, request.headers())?;
+            }
+            Some(auth::identify(&hub, &token).await?)
+        }
+        None => None,
+    };
+    let place = request.extensions_mut().remove::<Place>();
+    let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request)
+        .map_err(|error| invalid(format!("the WebSocket handshake is malformed: {error}")))?;
+    tokio::spawn(async move {
+        // Boxed: the states of the handshake would otherwise weigh on every idle connection.
+        let Some((stream, early)) = Box::pin(bare(upgraded)).await else { return };
+        drop(request);
+        let connection = Connection::new(hub, stream, place);
+        connection.run(known, early).await;
+    });
+    let mut response = response.map(|_| Body::empty());
+    if chosen {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    Ok(response)
+}
+
+/// Takes the bare socket out of the HTTP machinery, with what was read too early.
+async fn bare(upgraded: fastwebsockets::upgrade::UpgradeFut) -> Option<(TcpStream, Bytes)> {
+    let websocket = upgraded.await.ok()?;
+    let parts = websocket.into_inner().into_inner().downcast::<TokioIo<TcpStream>>().ok()?;
+    Some((parts.io.into_inner(), parts.read_buf))
+}
+
+/// One connection.
+struct Connection {
+    hub: Arc<Hub>,
+    stream: TcpStream,
+    reader: Reader,
+    number: u64,
+    /// Written bytes that the socket did not take yet.
+    unsent: Vec<u8>,
+    /// When a message that is not complete has to be.
+    message: Option<(u64, Instant)>,
+    heard: Instant,
+    _place: Option<Place>,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The socket is gone.
+    Gone,
+    /// The server says goodbye.
+    Close(u16, &'static str),
+}
+
+impl From<CloseCode> for End {
+    fn from(code: CloseCode) -> Self {
+        End::Close(code.code(), code.reason())
+    }
+}
+
+impl From<std::io::Error> for End {
+    fn from(_: std::io::Error) -> Self {
+        End::Gone
+    }
+}
+
+/// How a session came to be on this connection.
+enum Opened {
+    Session(Arc<SessionHandle>),
+    /// Nothing came of it; the client may try again.
+    Again,
+}
+
+impl Connection {
+    fn new(hub: Arc<Hub>, stream: TcpStream, place: Option<Place>) -> Self {
+        let gateway = &hub.config.gateway;
+        let limits = Limits { max_message: gateway.max_message_bytes, max_fragments: gateway.max_fragments };
+        metrics::gauge!("colink_connections").increment(1.0);
+        Connection {
+            reader: Reader::new(limits),
+            number: next_connection(),
+            unsent: Vec::new(),
+            message: None,
+            heard: Instant::now(),
+            hub,
+            stream,
+            _place: place,
+        }
+    }
+
+    async fn run(mut self, known: Option<Principal>, early: Bytes) {
+        let end = match Box::pin(self.greet(known, early)).await {
+            Ok(session) => {
+                let end = self.serve(&session).await;
+                session.detach(self.number);
+                end
+            }
+            Err(end) => end,
+        };
+        Box::pin(self.finish(end)).await;
+    }
+
+    /// Says hello and waits for identify or resume.
+    async fn greet(&mut self, known: Option<Principal>, early: Bytes) -> Result<Arc<SessionHandle>, End> {
+        let gateway = &self.hub.config.gateway;
+        let timeout = Duration::from_millis(gateway.identify_timeout_ms);
+        let hello = server::hello(&self.hub.node, gateway.heartbeat_interval_ms, gateway.max_message_bytes);
+        let deadline = (!timeout.is_zero()).then(|| Instant::now() + timeout);
+        let opened = async {
+            self.send(&hello).await?;
+            let mut early = early.to_vec();
+            loop {
+                let texts = self.read_texts(std::mem::take(&mut early)).await?;
+                let mut texts = texts.into_iter();
+                while let Some(text) = texts.next() {
+                    if let Opened::Session(session) = self.open(known, &text).await? {
+                        // What the client sent behind identify is served too.
+                        for text in texts {
+                            self.asked(&session, &text)?;
+                        }
+                        return Ok(session);
+                    }
+                }
+            }
+        };
+        match deadline {
+            Some(at) => {
+                tokio::time::timeout_at(at, opened).await.unwrap_or_else(|_| Err(CloseCode::NotAuthenticated.into()))
+            }
+            None => opened.await,
+        }
+    }
+
+    /// Waits for at least one whole message.
+    async fn read_texts(&mut self, early: Vec<u8>) -> Result<Vec<String>, End> {
+        let mut texts = Vec::new();
+        let mut early = early;
+        let mut answers = Vec::new();
+        if !early.is_empty() {
+            self.feed(&mut early[..], &mut answers, |text| {
+                texts.push(text.to_owned());
+                Ok(())
+            })?;
+        }
+        while texts.is_empty() {
+            self.flush(&mut answers).await?;
+            self.stream.readable().await?;
+            self.read(&mut answers, |text| {
+                texts.push(text.to_owned());
+                Ok(())
+            })?;
+        }
+        self.flush(&mut answers).await?;
+        Ok(texts)
+    }
+
+    async fn open(&mut self, known: Option<Principal>, text: &str) -> Result<Opened, End> {
+        let frame = client::decode(text).map_err(|_| End::from(CloseCode::Decode))?;
+        let opened = match frame.request {
+            Ok(Asked::Identify(identify)) => self.identify(known, identify).await,
+            Ok(Asked::Resume(resume)) => self.resume(known, resume).await,
+            Ok(Asked::Heartbeat(_)) => {
+                self.send(server::HEARTBEAT_ACK).await?;
+                return Ok(Opened::Again);
+            }
+            Ok(_) => return Err(CloseCode::NotAuthenticated.into()),
+            Err(refusal) => Ok(Err(refusal)),
+        }?;
+        match opened {
+            Ok(opened) => Ok(opened),
+            Err(refusal) => {
+                self.send(&server::refused(frame.id, &refusal)).await?;
+                Ok(Opened::Again)
+            }
+        }
+    }
+
+    async fn principal(
+        &self,
+        known: Option<Principal>,
+        token: Option<&str>,
+    ) -> Result<Result<Principal, Refusal>, End> {
+        let principal = match (token, known) {
+            (Some(token), _) => auth::identify(&self.hub, token).await,
+            (None, Some(known)) => Ok(known),
+            (None, None) => return Err(CloseCode::NotAuthenticated.into()),
+        };
+        match principal {
+            Ok(principal) => Ok(self.within_rate(principal)),
+            Err(refusal) if refusal.code == Code::Unauthenticated => Err(CloseCode::AuthFailed.into()),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    fn within_rate(&self, principal: Principal) -> Result<Principal, Refusal> {
+        let per_minute = self.hub.config.gateway.identifies_per_minute;
+        let rate = crate::domain::rate::Rate { per_minute, burst: per_minute };
+        let key = format!("identify {}", principal.token_id);
+        let taken = self.hub.sign_ins.take(key, rate, self.hub.clock.now());
+        taken.map(|_| principal).map_err(crate::actors::session::too_many)
+    }
+
+    async fn identify(&mut self, known: Option<Principal>, identify: Identify) -> Result<Result<Opened, Refusal>, End> {
+        let principal = match self.principal(known, identify.token.as_deref()).await? {
+            Ok(principal) => principal,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        match self.hub.open_session(principal, identify.intents.as_deref(), self.number).await {
+            Ok((session, ready)) => {
+                self.send(&ready).await?;
+                Ok(Ok(Opened::Session(session)))
+            }
+            Err(error) => self.not_opened(error),
+        }
+    }
+
+    async fn resume(&mut self, known: Option<Principal>, resume: Resume) -> Result<Result<Opened, Refusal>, End> {
+        let principal = match self.principal(known, resume.token.as_deref()).await? {
+            Ok(principal) => principal,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        match self.hub.resume_session(principal, &resume, self.number).await {
+            Ok(Resumed::Yes { session, text }) => {
+                self.send(&text).await?;
+                Ok(Ok(Opened::Session(session)))
+            }
+            Ok(Resumed::No { text }) => {
+                self.send(&text).await?;
+                Ok(Ok(Opened::Again))
+            }
+            Ok(Resumed::BadCursor) => Err(CloseCode::BadCursor.into()),
+            Err(error) => self.not_opened(error),
+        }
+    }
+
+    fn not_opened(&self, error: OpenError) -> Result<Result<Opened, Refusal>, End> {
+        match error {
+            OpenError::TooMany => Err(CloseCode::TooMany.into()),
+            OpenError::Store(error) => Ok(Err(super::error::refusal(error))),
+        }
+    }
+
+    /// The life of the connection: what waits goes out, what comes in is handed on, until either side ends it.
+    async fn serve(&mut self, session: &Arc<SessionHandle>) -> End {
+        let gateway = &self.hub.config.gateway;
+        let patience = Duration::from_millis(gateway.heartbeat_interval_ms.saturating_mul(2));
+        let stall = Duration::from_millis(gateway.write_stall_ms);
+        let inflight = gateway.inflight;
+        self.heard = Instant::now();
+        let alarm = tokio::time::sleep_until(self.heard + patience);
+        tokio::pin!(alarm);
+        loop {
+            if let Err(end) = self.write_waiting(session, stall).await {
+                return end;
+            }
+            // A client with too many requests in flight is not read until some are answered.
+            let may_read = session.queue.in_flight() < inflight;
+            let wait = async {
+                tokio::select! {
+                    () = std::future::poll_fn(|cx| session.queue.poll_work(self.number, cx)) => Ok(false),
+                    readable = self.stream.readable(), if may_read => readable.map(|()| true),
+                    () = alarm.as_mut() => Err(std::io::ErrorKind::TimedOut.into()),
+                }
+            };
+            match wait.await {
+                Ok(false) => {}
+                Ok(true) => {
+                    let mut answers = Vec::new();
+                    if let Err(end) = self.read_requests(session, &mut answers) {
+                        return end;
+                    }
+                    if !answers.is_empty() {
+                        if let Err(end) = self.flush(&mut answers).await {
+                            return end;
+                        }
+                    }
+                    self.watch_message();
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                    if self.heard.elapsed() >= patience {
+                        return CloseCode::SessionExpired.into();
+                    }
+                    if self.message.is_some_and(|(_, due)| due <= Instant::now()) {
+                        return End::Close(CloseCode::TooBig.code(), "message took too long");
+                    }
+                }
+                Err(_) => return End::Gone,
+            }
+            let due = self.message.map_or(self.heard + patience, |(_, due)| due.min(self.heard + patience));
+            if alarm.is_elapsed() || due < alarm.deadline() {
+                alarm.as_mut().reset(due);
+            }
+        }
+    }
+
+    /// Notes since when a message has been incomplete.
+    fn watch_message(&mut self) {
+        let timeout = Duration::from_millis(self.hub.config.gateway.message_timeout_ms);
+        self.message = match (self.reader.unfinished(), self.message) {
+            (None, _) => None,
+            (Some(_), _) if timeout.is_zero() => None,
+            (Some(message), Some((before, due))) if message == before => Some((message, due)),
+            (Some(message), _) => Some((message, Instant::now() + timeout)),
+        };
+    }
+
+    /// Writes all that waits, as long as the socket takes it.
+    async fn write_waiting(&mut self, session: &SessionHandle, stall: Duration) -> Result<(), End> {
+        loop {
+            if !self.unsent.is_empty() {
+                self.write_unsent(stall).await?;
+            }
+            let mut taken = WRITE_BUFFER.with_borrow_mut(|buffer| {
+                buffer.clear();
+                let taken = session.queue.take(self.number, WRITE, |s, bytes| frame(s, bytes, buffer));
+                let written = if buffer.is_empty() { Ok(0) } else { write_some(&self.stream, buffer) };
+                written.map(|n| {
+                    self.unsent.extend_from_slice(&buffer[n..]);
+                    taken
+                })
+            })?;
+            if let Some(committed) = taken.oldest.take() {
+                metrics::histogram!("colink_commit_to_socket_seconds").record(committed.elapsed().as_secs_f64());
+            }
+            if taken.frames > 0 {
+                continue;
+            }
+            return match taken.close {
+                Some(code) if self.unsent.is_empty() => Err(code.into()),
+                _ => Ok(()),
+            };
+        }
+    }
+
+    async fn write_unsent(&mut self, stall: Duration) -> Result<(), End> {
+        let mut sent = 0;
+        while sent < self.unsent.len() {
+            if stall.is_zero() {
+                self.stream.writable().await?;
+            } else {
+                let writable = tokio::time::timeout(stall, self.stream.writable()).await;
+                writable.map_err(|_| End::from(CloseCode::SlowConsumer))??;
+            }
+            sent += write_some(&self.stream, &self.unsent[sent..])?;
+        }
+        self.unsent = Vec::new();
+        Ok(())
+    }
+
+    /// Reads what has come and hands the requests to the session.
+    fn read_requests(&mut self, session: &Arc<SessionHandle>, answers: &mut Vec<u8>) -> Result<(), End> {
+        let mut beats = false;
+        let read = self.read(answers, |text| ask(session, text, &mut beats));
+        if beats {
+            wire::write_text(&[server::HEARTBEAT_ACK.as_bytes()], answers);
+        }
+        read
+    }
+
+    fn asked(&mut self, session: &Arc<SessionHandle>, text: &str) -> Result<(), End> {
+        let mut beats = false;
+        ask(session, text, &mut beats)
+    }
+
+    /// Reads once and gives each whole text to `each`; pongs are put into `answers`.
+    fn read(&mut self, answers: &mut Vec<u8>, each: impl FnMut(&str) -> Result<(), End>) -> Result<(), End> {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            let n = match self.stream.try_read(buffer) {
+                Ok(0) => return Err(End::Gone),
+                Ok(n) => n,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => return Err(End::Gone),
+            };
+            self.heard = Instant::now();
+            self.feed(&mut buffer[..n], answers, each)
+        })
+    }
+
+    fn feed(
+        &mut self,
+        mut input: &mut [u8],
+        answers: &mut Vec<u8>,
+        mut each: impl FnMut(&str) -> Result<(), End>,
+    ) -> Result<(), End> {
+        loop {
+            let item = self.reader.next(&mut input);
+            match item.map_err(|error| End::Close(error.close_code(), reason(error)))? {
+                Some(Incoming::Text(text)) => each(&text)?,
+                // At any rate, but never more of them than one read brings.
+                Some(Incoming::Ping(payload)) => wire::write_pong(&payload, answers),
+                Some(Incoming::Pong(_)) => {}
+                Some(Incoming::Close { .. }) => return Err(CloseCode::Normal.into()),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn send(&mut self, text: &str) -> Result<(), End> {
+        let mut bytes = Vec::with_capacity(text.len() + 10);
+        wire::write_text(&[text.as_bytes()], &mut bytes);
+        self.flush(&mut bytes).await
+    }
+
+    async fn flush(&mut self, bytes: &mut Vec<u8>) -> Result<(), End> {
+        if bytes.is_empty() && self.unsent.is_empty() {
+            return Ok(());
+        }
+        self.unsent.append(bytes);
+        let stall = Duration::from_millis(self.hub.config.gateway.write_stall_ms);
+        self.write_unsent(stall).await
+    }
+
+    /// Says goodbye, and waits a moment for the client to do the same.
+    async fn finish(mut self, end: End) {
+        let End::Close(code, reason) = end else { return };
+        metrics::counter!("colink_connections_closed_total", "code" => code.to_string()).increment(1);
+        let mut bytes = Vec::new();
+        wire::write_close(code, reason, &mut bytes);
+        let patience = Duration::from_secs(2);
+        if !self.unsent.is_empty() {
+            // A half-written frame cannot be followed by another; the socket just closes.
+            return;
+        }
+        self.unsent = bytes;
+        if tokio::time::timeout(patience, self.write_unsent(patience)).await.is_err() {
+            return;
+        }
+        let _ = tokio::time::timeout(patience, self.wait_for_end()).await;
+    }
+
+    async fn wait_for_end(&mut self) {
+        let mut left = 1_024 * 1_024;
+        loop {
+            if self.stream.readable().await.is_err() {
+                return;
+            }
+            let read = READ_BUFFER.with_borrow_mut(|buffer| self.stream.try_read(buffer));
+            match read {
+                Ok(0) => return,
+                Ok(n) if n < left => left -= n,
+                Ok(_) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        metrics::gauge!("colink_connections").decrement(1.0);
+    }
+}
+
+/// Hands one message to the session. Heartbeats are answered by the connection itself.
+fn ask(session: &Arc<SessionHandle>, text: &str, beats: &mut bool) -> Result<(), End> {
+    let frame = client::decode(text).map_err(|_| End::from(CloseCode::Decode))?;
+    match frame.request {
+        Ok(Asked::Heartbeat(s)) => {
+            if s.is_some_and(|s| !session.queue.acknowledge(s)) {
+                return Err(CloseCode::BadCursor.into());
+            }
+            *beats = true;
+        }
+        Ok(request) => {
+            session.queue.begin();
+            session.request(frame.id, request);
+        }
+        Err(refusal) => session.queue.push_control(server::refused(frame.id, &refusal)),
+    }
+    Ok(())
+}
+
+/// Appends one frame: its head, if it is numbered, and its bytes.
+fn frame(s: Option<i64>, bytes: &[u8], out: &mut Vec<u8>) {
+    let Some(s) = s else { return wire::write_text(&[bytes], out) };
+    let mut head = [0u8; 32];
+    let len = {
+        use std::io::Write as _;
+        let mut cursor = std::io::Cursor::new(&mut head[..]);
+        let _ = write!(cursor, "{{\"s\":{s},");
+        cursor.position() as usize
+    };
+    wire::write_text(&[&head[..len], bytes], out);
+}
+
+fn write_some(stream: &TcpStream, bytes: &[u8]) -> Result<usize, End> {
+    match stream.try_write(bytes) {
+        Ok(n) => Ok(n),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(0),
+        Err(_) => Err(End::Gone),
+    }
+}
+
+fn reason(error: wire::WireError) -> &'static str {
+    let code = error.close_code();
+    CloseCode::ALL.iter().find(|c| c.code() == code).map_or("protocol error", |c| c.reason())
+}

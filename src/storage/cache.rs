@@ -1,0 +1,146 @@
+//! What of the store is remembered for a moment, and forgotten as soon as it changes.
+//!
+//! Who a token speaks for is believed for `auth.cache_s` at most. A rendered page of a channel's history is good for as
+//! long as the channel's head does not move: every change of a channel moves it.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::channels::Facts;
+use super::messages::Page;
+use super::tokens::Identity;
+use crate::domain::event::{Audience, Event};
+use crate::domain::id::{ChannelId, StreamId, UserId};
+
+const TOKENS_MAX: usize = 100_000;
+const PAGES_MAX: usize = 1_024;
+const FACTS_MAX: usize = 100_000;
+
+/// Which rendered page.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PageKey {
+    /// The channel.
+    pub channel: ChannelId,
+    /// Which part of its history.
+    pub page: Page,
+    /// How many messages.
+    pub limit: i64,
+}
+
+/// The memory. All of it is derived; losing it costs time only.
+#[derive(Debug)]
+pub struct Cache {
+    believe: Duration,
+    tokens: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
+    /// How often each stream has changed since this process started: a page read before a change is not kept after it.
+    pages: Mutex<Pages>,
+}
+
+#[derive(Debug, Default)]
+struct Pages {
+    changes: u64,
+    rendered: HashMap<PageKey, Bytes>,
+    facts: HashMap<(ChannelId, UserId), Facts>,
+}
+
+impl Cache {
+    /// Makes an empty memory that believes a token for `believe`; never, if zero.
+    #[must_use]
+    pub fn new(believe: Duration) -> Self {
+        Cache { believe, tokens: Mutex::default(), pages: Mutex::default() }
+    }
+
+    /// Returns who a token was found to speak for, not long ago.
+    pub fn identity(&self, hash: &[u8; 32]) -> Option<Identity> {
+        let tokens = self.tokens.lock().expect("no panic under this lock");
+        tokens.get(hash).filter(|(_, at)| at.elapsed() < self.believe).map(|(identity, _)| *identity)
+    }
+
+    /// Remembers who a token speaks for.
+    pub fn keep_identity(&self, hash: [u8; 32], identity: Identity) {
+        if self.believe.is_zero() {
+            return;
+        }
+        let mut tokens = self.tokens.lock().expect("no panic under this lock");
+        if tokens.len() >= TOKENS_MAX {
+            let believe = self.believe;
+            tokens.retain(|_, (_, at)| at.elapsed() < believe);
+        }
+        if tokens.len() < TOKENS_MAX {
+            tokens.insert(hash, (identity, Instant::now()));
+        }
+    }
+
+    /// Forgets all sign-ins of a user, and what they may do where.
+    pub fn forget_user(&self, user: UserId) {
+        self.tokens.lock().expect("no panic under this lock").retain(|_, (i, _)| i.principal.user_id != user);
+        let mut pages = self.pages.lock().expect("no panic under this lock");
+        pages.changes += 1;
+        pages.facts.retain(|(_, of), _| *of != user);
+    }
+
+    /// Returns a mark to hand to [`Cache::keep_page`] and [`Cache::keep_facts`]: take it before reading the store.
+    pub fn mark(&self) -> u64 {
+        self.pages.lock().expect("no panic under this lock").changes
+    }
+
+    /// Returns a rendered page.
+    pub fn page(&self, key: &PageKey) -> Option<Bytes> {
+        self.pages.lock().expect("no panic under this lock").rendered.get(key).cloned()
+    }
+
+    /// Remembers a rendered page, unless something changed since `mark`.
+    pub fn keep_page(&self, mark: u64, key: PageKey, page: Bytes) {
+        let mut pages = self.pages.lock().expect("no panic under this lock");
+        if pages.changes != mark {
+            return;
+        }
+        if pages.rendered.len() >= PAGES_MAX {
+            pages.rendered.clear();
+        }
+        pages.rendered.insert(key, page);
+    }
+
+    /// Returns what decides about a user and a channel.
+    pub fn facts(&self, channel: ChannelId, user: UserId) -> Option<Facts> {
+        self.pages.lock().expect("no panic under this lock").facts.get(&(channel, user)).copied()
+    }
+
+    /// Remembers what decides about a user and a channel, unless something changed since `mark`.
+    pub fn keep_facts(&self, mark: u64, channel: ChannelId, user: UserId, facts: Facts) {
+        let mut pages = self.pages.lock().expect("no panic under this lock");
+        if pages.changes != mark {
+            return;
+        }
+        if pages.facts.len() >= FACTS_MAX {
+            pages.facts.clear();
+        }
+        pages.facts.insert((channel, user), facts);
+    }
+
+    /// Forgets what an event changes.
+    pub fn committed(&self, event: &Event) {
+        if event.kind.audience() != Audience::Members {
+            return;
+        }
+        let channel = ChannelId::from(event.stream);
+        let mut pages = self.pages.lock().expect("no panic under this lock");
+        pages.changes += 1;
+        if !pages.rendered.is_empty() {
+            pages.rendered.retain(|key, _| key.channel != channel);
+        }
+        if changes_facts(event) {
+            pages.facts.retain(|(of, _), _| *of != channel);
+        }
+    }
+}
+
+fn changes_facts(event: &Event) -> bool {
+    !event.kind.as_str().starts_with("message.")
+        && !event.kind.as_str().starts_with("reaction.")
+        && !event.kind.as_str().starts_with("pin.")
+        && event.stream != StreamId::WORKSPACE
+}

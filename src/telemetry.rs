@@ -1,0 +1,61 @@
+//! Logs and metrics: what operators see.
+//!
+//! Logs go to standard error, as text on a terminal and as JSON elsewhere. Field names are dotted and the same
+//! everywhere: `user.id`, `channel.id`, `stream.id`, `session.id`, `request.id`. Never tokens, addresses or texts.
+
+use std::io::IsTerminal as _;
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+/// How log lines look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// Starts logging; does nothing if it was started before.
+pub fn start_logging(filter: &str, format: Option<Format>) {
+    let terminal = std::io::stderr().is_terminal();
+    let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    let _ = match format {
+        Format::Text => lines.try_init(),
+        Format::Json => lines.json().flatten_event(true).try_init(),
+    };
+}
+
+static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Seconds from 50 µs to 10 s: latencies of commits and deliveries.
+const SECONDS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.007_5, 0.01, 0.015, 0.02, 0.025, 0.035, 0.05,
+    0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0];
+
+/// Starts counting; does nothing if it was started before.
+pub fn start_metrics() {
+    if METRICS.get().is_some() {
+        return;
+    }
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+        .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_writes".to_owned()), SIZES));
+    if let Ok(handle) = builder.and_then(PrometheusBuilder::install_recorder) {
+        let _ = METRICS.set(handle);
+    }
+}
+
+/// Returns the metrics in Prometheus' text format; nothing if they were not started.
+pub fn render_metrics() -> Option<String> {
+    METRICS.get().map(|handle| {
+        handle.run_upkeep();
+        handle.render()
+    })
+}
