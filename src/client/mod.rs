@@ -21,6 +21,7 @@
 //! There is no TLS here: it ends at the reverse proxy. An `https` or `wss` address is refused with a sentence.
 
 mod address;
+mod connection;
 mod cursor;
 mod gateway;
 mod rest;
@@ -92,6 +93,11 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// The connection is over without a close frame.
+fn cut(reason: &str) -> Error {
+    Error::Closed { code: 1006, reason: reason.to_owned() }
 }
 
 /// Wraps what another layer reports about the connection.

@@ -42,6 +42,31 @@ pub(super) struct Progress {
     pub(super) arrived: AtomicU64,
 }
 
+/// A reading of [`Progress`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Counts {
+    pub(super) delivered: u64,
+    pub(super) acked: u64,
+    pub(super) refused: u64,
+}
+
+impl Progress {
+    pub(super) fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts { delivered: read(&self.delivered), acked: read(&self.acked), refused: read(&self.refused) }
+    }
+}
+
+impl Counts {
+    pub(super) fn since(self, earlier: Counts) -> Counts {
+        Counts {
+            delivered: self.delivered - earlier.delivered,
+            acked: self.acked - earlier.acked,
+            refused: self.refused - earlier.refused,
+        }
+    }
+}
+
 /// A connection as its thread and its sender share it.
 pub(super) struct Conn {
     person: usize,
@@ -297,7 +322,7 @@ impl Receiver {
     /// Counts the frames at the front of the buffer and puts what is left of it into `carry`.
     fn take(&mut self, conn: &Conn, len: usize, carry: &mut Vec<u8>) -> bool {
         let now = self.ticks.now();
-        let mut counts = Counts { s: conn.s.load(Ordering::Relaxed), seq: conn.seq.load(Ordering::Relaxed), new: 0 };
+        let mut counts = Numbers { s: conn.s.load(Ordering::Relaxed), seq: conn.seq.load(Ordering::Relaxed), new: 0 };
         let before = counts.seq;
         let mut open = true;
         let mut walk = Walk::new(&self.buffer[..len]);
@@ -340,14 +365,14 @@ impl Receiver {
 }
 
 /// A connection's numbers while its frames are counted.
-struct Counts {
+struct Numbers {
     s: i64,
     seq: i64,
     /// Events that were the next one.
     new: u64,
 }
 
-fn count(said: Said, bytes: usize, now: u64, counts: &mut Counts, tally: &mut Tally, progress: &Progress) {
+fn count(said: Said, bytes: usize, now: u64, counts: &mut Numbers, tally: &mut Tally, progress: &Progress) {
     match said {
         Said::Event { s, seq, intended } => {
             counts.s = s;

@@ -16,9 +16,9 @@ h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.05rem; margin: 2.5rem 0 .7
 p { color: var(--soft); margin: .25rem 0 }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: 13px; white-space: nowrap }
-th { color: var(--soft); font-weight: 500 } th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line) }
+th { color: var(--soft); font-weight: 500 } th, td { padding: .35rem .45rem; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left } tr:last-child td { border-bottom: 0 }
-.bad { color: var(--bad); font-weight: 600 } td.note { text-align: left; white-space: normal; color: var(--soft) }
+.bad { color: var(--bad); font-weight: 600 } ul { margin: 0; padding-left: 1.1rem } li { margin: .2rem 0 } li b { font-weight: 600 }
 svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif } svg text { fill: var(--soft) }
 .grid { stroke: var(--line) } .floor { stroke: var(--ink); stroke-dasharray: 4 3 } .curve { fill: none; stroke-width: 2 }
 .key { display: inline-flex; align-items: center; gap: .4rem; margin: .5rem 1rem 0 0; font-size: 13px } .key i { width: 12px; height: 12px; border-radius: 3px }
@@ -34,6 +34,7 @@ pub(super) fn page(report: &Report) -> String {
         ("Processor time for 1,000 deliveries, in seconds; dashed: plain writes", cost_bars(&report.rows)),
         ("Deliveries a second", bars(&report.rows, |row| row.deliveries_per_s, |_| None)),
         ("All figures", table(&report.rows)),
+        ("Seen besides", notes(&report.rows)),
     ];
     let body: String = sections
         .iter()
@@ -64,11 +65,14 @@ fn colour(n: usize) -> String {
 /// Draws latency over percentile, both so that the tail is seen: 90, 99, 99.9 % at equal steps, milliseconds by powers.
 fn curves(rows: &[Row]) -> String {
     const H: f64 = 360.0;
-    const LEFT: f64 = 60.0;
+    const LEFT: f64 = 72.0;
     const BOTTOM: f64 = 30.0;
-    let drawn: Vec<_> =
-        rows.iter().filter_map(|row| row.main_latency().map(|(name, latency)| (row, name, latency))).collect();
-    let all = || drawn.iter().flat_map(|(_, _, latency)| latency.curve.iter());
+    let drawn: Vec<_> = rows
+        .iter()
+        .enumerate()
+        .filter_map(|(n, row)| row.main_latency().map(|(name, latency)| (n, row, name, latency)))
+        .collect();
+    let all = || drawn.iter().flat_map(|(_, _, _, latency)| latency.curve.iter());
     let (Some(low), Some(high)) =
         (all().map(|point| point.1).min_by(f64::total_cmp), all().map(|point| point.1).max_by(f64::total_cmp))
     else {
@@ -95,15 +99,15 @@ fn curves(rows: &[Row]) -> String {
         }
     }
     let mut keys = String::new();
-    for (n, (row, name, latency)) in drawn.iter().enumerate() {
+    for (n, row, name, latency) in &drawn {
         let points: Vec<String> =
             latency.curve.iter().map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
         put(
             &mut svg,
-            format_args!("<polyline class=\"curve\" style=\"stroke:{}\" points=\"{}\"/>", colour(n), points.join(" ")),
+            format_args!("<polyline class=\"curve\" style=\"stroke:{}\" points=\"{}\"/>", colour(*n), points.join(" ")),
         );
         let title = escape(&format!("{} ({name})", row.title()));
-        put(&mut keys, format_args!("<span class=\"key\"><i style=\"background:{}\"></i>{title}</span>", colour(n)));
+        put(&mut keys, format_args!("<span class=\"key\"><i style=\"background:{}\"></i>{title}</span>", colour(*n)));
     }
     svg + "</svg>" + &keys
 }
@@ -116,16 +120,16 @@ fn cost_bars(rows: &[Row]) -> String {
 fn bars(rows: &[Row], figure: impl Fn(&Row) -> Option<f64>, mark: impl Fn(&Row) -> Option<f64>) -> String {
     const LEFT: f64 = 300.0;
     const STEP: f64 = 32.0;
-    let drawn: Vec<(&Row, f64)> = rows.iter().filter_map(|row| Some((row, figure(row)?))).collect();
-    let most = drawn.iter().flat_map(|(row, value)| [*value, mark(row).unwrap_or(0.0)]).fold(0.0, f64::max);
+    let drawn: Vec<_> = rows.iter().enumerate().filter_map(|(n, row)| Some((n, row, figure(row)?))).collect();
+    let most = drawn.iter().flat_map(|(_, row, value)| [*value, mark(row).unwrap_or(0.0)]).fold(0.0, f64::max);
     if most <= 0.0 {
         return String::new();
     }
     let x = |value: f64| LEFT + value / most * (W - LEFT - 90.0);
     let height = drawn.len() as f64 * STEP;
     let mut svg = format!("<svg viewBox=\"0 0 {W} {height}\" role=\"img\">");
-    for (n, (row, value)) in drawn.iter().enumerate() {
-        let top = n as f64 * STEP;
+    for (place, (n, row, value)) in drawn.iter().enumerate() {
+        let top = place as f64 * STEP;
         label(&mut svg, (LEFT - 10.0, top + 20.0), "end", &escape(&row.title()));
         let width = (x(*value) - LEFT).max(1.0);
         put(
@@ -133,7 +137,7 @@ fn bars(rows: &[Row], figure: impl Fn(&Row) -> Option<f64>, mark: impl Fn(&Row) 
             format_args!(
                 "<rect x=\"{LEFT}\" y=\"{}\" width=\"{width:.1}\" height=\"20\" rx=\"3\" style=\"fill:{}\"/>",
                 top + 6.0,
-                colour(n)
+                colour(*n)
             ),
         );
         if let Some(mark) = mark(row) {
@@ -168,7 +172,7 @@ fn table(rows: &[Row]) -> String {
         "max ms",
         "ack p50",
         "ack p99",
-        "commit to socket p50",
+        "socket p50",
         "p99",
         "p99.9",
         "CPU s/1,000",
@@ -178,7 +182,6 @@ fn table(rows: &[Row]) -> String {
         "lost",
         "twice",
         "disorder",
-        "",
     ];
     let mut out = String::from("<table><thead><tr>");
     head.iter().for_each(|text| put(&mut out, format_args!("<th>{text}</th>")));
@@ -209,9 +212,16 @@ fn table(rows: &[Row]) -> String {
             let class = if count > 0 { " class=\"bad\"" } else { "" };
             put(&mut out, format_args!("<td{class}>{count}</td>"));
         }
-        put(&mut out, format_args!("<td class=\"note\">{}</td></tr>", escape(&row.note)));
+        out += "</tr>";
     }
     out + "</tbody></table>"
+}
+
+fn notes(rows: &[Row]) -> String {
+    let noted = rows.iter().filter(|row| !row.note.is_empty());
+    let items: String =
+        noted.map(|row| format!("<li><b>{}</b>: {}</li>", escape(&row.title()), escape(&row.note))).collect();
+    if items.is_empty() { items } else { format!("<ul>{items}</ul>") }
 }
 
 #[cfg(test)]

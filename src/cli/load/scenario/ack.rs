@@ -23,9 +23,9 @@ pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let dir = dir.unwrap_or_else(std::env::temp_dir);
     let time = Duration::from_secs_f64(bench.args.duration);
 
-    let before = Look::take(bench).await?;
+    let before = Look::before(bench).await?;
     let acks = tokio::task::spawn_blocking(move || send_and_wait(joined, template, ticks, time)).await??;
-    let after = Look::take(bench).await?;
+    let after = Look::after(bench).await?;
     let syncs = tokio::task::spawn_blocking(move || sync(&dir, time.min(Duration::from_secs(3)))).await??;
 
     let latency = Latency::of(&acks);

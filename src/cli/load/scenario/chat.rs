@@ -1,13 +1,13 @@
 //! Rooms full of people, some of whom send: what `fanout` and `rooms` share.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use super::Look;
 use crate::cli::load::bench::Bench;
-use crate::cli::load::fleet::Fleet;
+use crate::cli::load::fleet::{Counts, Fleet};
 use crate::cli::load::floor;
 use crate::cli::load::report::Row;
 use crate::cli::load::sender::{Pace, Pen, Sending};
@@ -61,11 +61,11 @@ impl Hall {
             let windows = if bench.args.window.is_empty() { plan.windows.to_vec() } else { bench.args.window.clone() };
             let most = self.most(bench, &windows).await?;
             let half = Pace::Rate((most.messages_per_s.unwrap_or(0.0) / 2.0).max(1.0));
-            let half = self.phase(bench, half, "half of the most".to_owned()).await?.0;
+            let half = self.phase(bench, half, "half of the most".to_owned()).await?;
             vec![most, half]
         } else {
             let rate = bench.args.rate.unwrap_or(plan.rate);
-            vec![self.phase(bench, Pace::Rate(rate), format!("{rate:.0} msg/s")).await?.0]
+            vec![self.phase(bench, Pace::Rate(rate), format!("{rate:.0} msg/s")).await?]
         };
 
         let bytes = rows.iter().map(|row| row.event_bytes).max().unwrap_or(0);
@@ -85,7 +85,7 @@ impl Hall {
         let mut faults = (0, 0, 0, 0);
         for window in windows {
             let pace = Pace::Window { messages: *window, receivers: self.members };
-            let (row, _) = self.phase(bench, pace, format!("most, {window} in flight")).await?;
+            let row = self.phase(bench, pace, format!("most, {window} in flight")).await?;
             faults =
                 (faults.0 + row.lost, faults.1 + row.duplicates, faults.2 + row.out_of_order, faults.3 + row.lagged);
             if best.as_ref().is_none_or(|best| row.messages_per_s > best.messages_per_s) {
@@ -97,77 +97,79 @@ impl Hall {
         Ok(best)
     }
 
-    async fn phase(&mut self, bench: &Bench, pace: Pace, load: String) -> Result<(Row, Tally)> {
-        let progress = &self.fleet.progress;
-        let counts = || {
-            let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-            (read(&progress.delivered), read(&progress.acked), read(&progress.refused))
-        };
+    /// Puts one load on the hall and measures it, warm-up and what is still on its way at the end aside.
+    async fn phase(&mut self, bench: &Bench, pace: Pace, load: String) -> Result<Row> {
+        let progress = Arc::clone(&self.fleet.progress);
         self.fleet.reset().await?;
-        let origin = counts();
+        let origin = progress.counts();
         let pens = std::mem::take(&mut self.pens);
-        let sending = Sending::start(pens, pace, u64::MAX, std::sync::Arc::clone(progress), bench.ticks)?;
+        let sending = Sending::start(pens, pace, u64::MAX, Arc::clone(&progress), bench.ticks)?;
         tokio::time::sleep(Duration::from_secs_f64(bench.args.warm_up)).await;
         let warm_up = self.fleet.take().await?;
-        let (before, start) = (Look::take(bench).await?, counts());
+        let before = Look::before(bench).await?;
+        let start = progress.counts();
         tokio::time::sleep(Duration::from_secs_f64(bench.args.duration)).await;
-        let (end, after) = (counts(), Look::take(bench).await?);
-        let (pens, sent) = sending.stop()?;
-        self.pens = pens;
-
-        // Whatever is on its way is waited for as long as anything still comes.
-        let (mut last, mut moved) = (counts(), Instant::now());
-        loop {
-            let (delivered, acked, refused) = counts();
-            let expected = (acked - origin.1) * self.members;
-            let answered = acked + refused - origin.1 - origin.2;
-            if (answered >= sent && delivered - origin.0 >= expected) || moved.elapsed() > Duration::from_secs(5) {
-                break;
-            }
-            if (delivered, acked, refused) != last {
-                (last, moved) = ((delivered, acked, refused), Instant::now());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let window = progress.counts().since(start);
+        let after = Look::after(bench).await?;
+        let sent;
+        (self.pens, sent) = sending.stop()?;
+        self.settle(origin, sent).await;
 
         let tally = self.fleet.take().await?;
-        let (delivered, acked, refused) = counts();
-        let (expected, got) = ((acked - origin.1) * self.members, delivered - origin.0);
+        let all = progress.counts().since(origin);
         let seconds = after.seconds_since(&before);
-        let (deliveries, messages) = ((end.0 - start.0) as f64, (end.1 - start.1) as f64);
         let cpu = after.cpu_since(&before);
+        let cpu_for = |count: u64| cpu.filter(|_| count > 0).map(|cpu| cpu / count as f64 * 1_000.0);
         let commit_to_socket = after.commit_to_socket_since(&before);
         let at = |quantile: f64| commit_to_socket.as_ref().and_then(|buckets| buckets.quantile(quantile));
-        let row = Row {
+        Ok(Row {
             scenario: self.name.clone(),
             load,
-            messages_per_s: Some(messages / seconds),
-            deliveries_per_s: Some(deliveries / seconds),
+            messages_per_s: Some(window.acked as f64 / seconds),
+            deliveries_per_s: Some(window.delivered as f64 / seconds),
             receive: Latency::of(&tally.receive),
             ack: Latency::of(&tally.ack),
             commit_to_socket_p50_ms: at(0.5),
             commit_to_socket_p99_ms: at(0.99),
             commit_to_socket_p999_ms: at(0.999),
-            cpu_s_per_1000: cpu.filter(|_| deliveries > 0.0).map(|cpu| cpu / deliveries * 1_000.0),
-            cpu_ms_per_message: cpu.filter(|_| messages > 0.0).map(|cpu| cpu / messages * 1_000.0),
+            cpu_s_per_1000: cpu_for(window.delivered),
+            cpu_ms_per_message: cpu_for(window.acked),
             event_bytes: tally.event_bytes(),
-            lost: expected.saturating_sub(got),
+            lost: (all.acked * self.members).saturating_sub(all.delivered),
             duplicates: tally.duplicates + warm_up.duplicates,
             out_of_order: tally.jumps + warm_up.jumps,
             lagged: tally.lagged + warm_up.lagged,
-            note: note(&tally, sent, refused - origin.2, acked - origin.1, cpu.map(|cpu| cpu / seconds)),
+            note: note(&tally, sent, all, [cpu, after.own_cpu_since(&before)], seconds),
             ..Row::default()
-        };
-        Ok((row, tally))
+        })
+    }
+
+    /// Waits for whatever is on its way, for as long as anything still comes.
+    async fn settle(&self, origin: Counts, sent: u64) {
+        let (mut last, mut moved) = (origin, Instant::now());
+        while moved.elapsed() < Duration::from_secs(5) {
+            let now = self.fleet.progress.counts();
+            let all = now.since(origin);
+            if all.acked + all.refused >= sent && all.delivered >= all.acked * self.members {
+                return;
+            }
+            if now != last {
+                (last, moved) = (now, Instant::now());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
-fn note(tally: &Tally, sent: u64, refused: u64, acked: u64, cores: Option<f64>) -> String {
+/// Says what else was seen; `cpu` is the server's and the generator's, over so many `seconds`.
+fn note(tally: &Tally, sent: u64, all: Counts, cpu: [Option<f64>; 2], seconds: f64) -> String {
     let mut parts = vec![format!("{:.1} events a read", tally.events as f64 / tally.reads.max(1) as f64)];
-    parts.extend(cores.map(|cores| format!("server at {:.0} % of a core", cores * 100.0)));
+    for (cpu, who) in cpu.into_iter().zip(["server", "generator"]) {
+        parts.extend(cpu.map(|cpu| format!("{who} at {:.0} % of a core", cpu / seconds * 100.0)));
+    }
     for (count, what) in [
-        (refused, "refused"),
-        (sent.saturating_sub(refused + acked), "never answered"),
+        (all.refused, "refused"),
+        (sent.saturating_sub(all.refused + all.acked), "never answered"),
         (tally.closed, "connections closed"),
         (tally.lagged, "lags"),
     ] {

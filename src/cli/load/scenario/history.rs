@@ -33,10 +33,10 @@ pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     ));
     let warm_up = Duration::from_secs_f64(bench.args.warm_up);
     read_all(hub, &request, bench.args.readers, warm_up).await?;
-    let before = Look::take(bench).await?;
+    let before = Look::before(bench).await?;
     let time = Duration::from_secs_f64(bench.args.duration);
     let (latencies, bytes) = read_all(hub, &request, bench.args.readers, time).await?;
-    let after = Look::take(bench).await?;
+    let after = Look::after(bench).await?;
 
     let requests = latencies.len() as f64;
     let per_second = requests / after.seconds_since(&before);

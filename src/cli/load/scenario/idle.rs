@@ -33,14 +33,14 @@ pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     tokio::time::sleep(Duration::from_millis(500)).await;
 
     let memory_before = bench.server.watched.rss_kib()?;
-    let (before, started) = (Look::take(bench).await?, Instant::now());
+    let (before, started) = (Look::before(bench).await?, Instant::now());
     let dials = (0..count).map(|person| bench.dial(person, rooms[person / ROOM])).collect();
     fleet.add(bench.connect(dials).await?, |_| false).await?;
     let connecting = started.elapsed().as_secs_f64();
     tokio::time::sleep(Duration::from_secs_f64(bench.args.warm_up)).await;
-    let opened = Look::take(bench).await?;
+    let opened = Look::after(bench).await?;
     tokio::time::sleep(Duration::from_secs_f64(bench.args.duration)).await;
-    let rested = Look::take(bench).await?;
+    let rested = Look::after(bench).await?;
     let memory_after = bench.server.watched.rss_kib()?;
     let tally = fleet.take().await?;
 

@@ -14,6 +14,7 @@ use anyhow::Result;
 
 use super::args::Scenario;
 use super::bench::Bench;
+use super::procfs::Watched;
 use super::prometheus::Buckets;
 use super::report::Row;
 
@@ -33,15 +34,28 @@ pub(super) async fn run(bench: &mut Bench, scenario: Scenario) -> Result<Vec<Row
 struct Look {
     at: Instant,
     cpu: Option<f64>,
+    /// The generator's own.
+    own_cpu: Option<f64>,
     commit_to_socket: Option<Buckets>,
 }
 
 impl Look {
-    async fn take(bench: &Bench) -> Result<Look> {
-        // A server need not show its metrics to this administrator.
-        let page = bench.server.admin()?.text("/metrics").await.ok();
-        let commit_to_socket = page.map(|page| Buckets::parse(&page, "colink_commit_to_socket_seconds"));
-        Ok(Look { at: Instant::now(), cpu: bench.server.watched.cpu_seconds()?, commit_to_socket })
+    /// Looks at the start of a window: the page of metrics first, so that reading it is not charged to the window.
+    async fn before(bench: &Bench) -> Result<Look> {
+        let commit_to_socket = metrics(bench).await?;
+        Ok(Look { commit_to_socket, ..Look::now(bench)? })
+    }
+
+    /// Looks at the end of a window: the page of metrics last.
+    async fn after(bench: &Bench) -> Result<Look> {
+        let now = Look::now(bench)?;
+        Ok(Look { commit_to_socket: metrics(bench).await?, ..now })
+    }
+
+    fn now(bench: &Bench) -> Result<Look> {
+        let own = Watched { pid: Some(std::process::id()), postgres: false };
+        let (cpu, own_cpu) = (bench.server.watched.cpu_seconds()?, own.cpu_seconds()?);
+        Ok(Look { at: Instant::now(), cpu, own_cpu, commit_to_socket: None })
     }
 
     fn seconds_since(&self, earlier: &Look) -> f64 {
@@ -52,7 +66,17 @@ impl Look {
         Some(self.cpu? - earlier.cpu?)
     }
 
+    fn own_cpu_since(&self, earlier: &Look) -> Option<f64> {
+        Some(self.own_cpu? - earlier.own_cpu?)
+    }
+
     fn commit_to_socket_since(&self, earlier: &Look) -> Option<Buckets> {
         Some(self.commit_to_socket.as_ref()?.since(earlier.commit_to_socket.as_ref()?))
     }
+}
+
+async fn metrics(bench: &Bench) -> Result<Option<Buckets>> {
+    // A server need not show its metrics to this administrator.
+    let page = bench.server.admin()?.text("/metrics").await.ok();
+    Ok(page.map(|page| Buckets::parse(&page, "colink_commit_to_socket_seconds")))
 }

@@ -42,7 +42,7 @@ pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     // One room, and nothing happens in it but these messages.
     let from = places.iter().map(|(_, place)| place.seq).max().context("nobody was connected")?;
 
-    let before = Look::take(bench).await?;
+    let before = Look::before(bench).await?;
     let since = bench.ticks.now();
     fleet.set_goal(Goal { seq: from + i64::try_from(missed)?, since }).await?;
     let dials = places.into_iter().map(|(person, place)| Dial { from: Some(place), ..bench.dial(person, room) });
@@ -64,7 +64,7 @@ pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     while fleet.progress.arrived.load(Ordering::Relaxed) < back && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let after = Look::take(bench).await?;
+    let after = Look::after(bench).await?;
 
     let tally = fleet.take().await?;
     let delivered = fleet.progress.delivered.load(Ordering::Relaxed);
