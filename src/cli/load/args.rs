@@ -23,16 +23,21 @@ pub enum Scenario {
 
 const EXAMPLES: &str = "\
 Examples:
-  colink load                                     every scenario at a modest rate, on a server of its own
-  colink load fanout --members 1000 --saturate    find the most that one room of 1,000 can do, then run at half of it
-  colink load rooms --rooms 100 --room-members 20 --rate 800 --duration 30
-  colink load idle --connections 10000
-  colink load --database postgres://colink@127.0.0.1/colink --html report.html --json -
-  colink load fanout --url http://127.0.0.1:8080 --admin-token TOKEN --server-pid 4242
+  Everything, at a modest rate, on a server of its own:
+    colink load
+  The most that one room of 1,000 can do, then half of it:
+    colink load fanout --members 1000 --saturate
+  A hundred rooms at 800 messages a second, with a page to show:
+    colink load rooms --rooms 100 --room-members 20 --rate 800 --html report.html
+  On Postgres, and the figures for a program:
+    colink load --database postgres://colink@127.0.0.1/colink --json -
+  A server that runs already:
+    colink load fanout --url http://127.0.0.1:8080 --admin-token TOKEN --server-pid 4242
 
-A latency counts from the time at which a message was meant to be sent, so a stall is charged to every message that
-came meanwhile. Processor time is the server's own and its children's, and Postgres's if --database names one on this
-machine. The exit code is not zero if a message was lost, came twice, or came out of order.";
+A latency counts from the time at which a message was meant to be sent, so a stall is
+charged to every message that came meanwhile. Processor time is the server's and its
+children's, and Postgres's if --database names one on this machine. The exit code is
+not zero if a message was lost, came twice, or came out of order.";
 
 /// Measures a server: throughput, latency, processor time, memory, and that nothing is lost.
 #[derive(Clone, Debug, Args)]

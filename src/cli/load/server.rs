@@ -21,9 +21,6 @@ const LIMITS: [&str; 5] = [
     "auth.logins_per_minute",
 ];
 
-/// Who prepares users and rooms.
-const ADMIN: &str = "load-admin";
-
 /// A server that can be measured.
 pub(super) struct Server {
     pub(super) url: String,
@@ -58,7 +55,7 @@ impl Server {
         let mut own = Own::prepare(args)?;
         let admin_token = own.make_admin()?;
         let pid = own.start()?;
-        let server = Server {
+        let mut server = Server {
             url: format!("http://{}", own.address),
             address: own.address,
             admin_token,
@@ -96,19 +93,18 @@ impl Server {
         }
     }
 
-    async fn wait_until_ready(&self) -> Result<()> {
+    async fn wait_until_ready(&mut self) -> Result<()> {
         let client = self.admin()?.with_timeout(Duration::from_secs(2));
         let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            match client.me().await {
-                Ok(_) => return Ok(()),
-                Err(error) if Instant::now() > deadline => {
-                    let log = self.own.as_ref().map(Own::log_tail).unwrap_or_default();
-                    bail!("the server does not answer at {}: {error}\n{log}", self.url);
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
+        while let Err(error) = client.me().await {
+            let ended = self.own.as_mut().is_some_and(Own::has_ended);
+            if ended || Instant::now() > deadline {
+                let log = self.own.as_ref().map(Own::log_tail).unwrap_or_default();
+                bail!("the server does not answer at {}: {error}\n{log}", self.url);
             }
+            tokio::time::sleep(Duration::from_millis(25)).await;
         }
+        Ok(())
     }
 }
 
@@ -128,9 +124,8 @@ impl Own {
         let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
         let dir = parent.join(format!("colink-load-{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let mut settings: Vec<String> = LIMITS.iter().map(|limit| format!("{limit}=0")).collect();
-        settings.extend(args.database.iter().map(|url| format!("database.url={url}")));
-        settings.extend(args.settings.iter().cloned());
+        let database = args.database.iter().map(|url| format!("database.url={url}"));
+        let settings = database.chain(args.settings.iter().cloned()).collect();
         let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         Ok(Own { program, dir, settings, address: address.context("cannot find a free port")?, child: None })
     }
@@ -148,9 +143,11 @@ impl Own {
         Ok(value.to_owned())
     }
 
+    /// Makes the administrator who prepares users and rooms. The name is new: a database may have seen other runs.
     fn make_admin(&self) -> Result<String> {
-        self.ask(&["user", "add", ADMIN, "--admin", "--json"], "id")?;
-        self.ask(&["token", "add", "--user", ADMIN, "--json"], "token")
+        let name = format!("load-admin-{:08x}", getrandom::u32().context("no random numbers")?);
+        self.ask(&["user", "add", &name, "--admin", "--json"], "id")?;
+        self.ask(&["token", "add", "--user", &name, "--json"], "token")
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -168,6 +165,7 @@ impl Own {
         let listen = self.address.to_string();
         let child = self
             .command(&["serve", "--listen", &listen])
+            .args(LIMITS.iter().flat_map(|limit| ["--set".to_owned(), format!("{limit}=0")]))
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
@@ -184,6 +182,10 @@ impl Own {
             drop(child.kill());
             drop(child.wait());
         }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
     fn log(&self) -> PathBuf {
@@ -208,6 +210,28 @@ impl Drop for Own {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        load: LoadArgs,
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_start_is_reported_with_its_log() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("colink");
+        let script = "#!/bin/sh\ncase $1 in serve) echo \"cannot listen: $*\"; exit 1;; *) echo '{\"id\":\"1\",\"token\":\"t\"}';; esac\n";
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let (program, data) = (program.display().to_string(), dir.path().display().to_string());
+        let args: Cli = clap::Parser::parse_from(["load", "--server-bin", &program, "--dir", &data]);
+        let error = Server::open(&args.load).await.err().unwrap().to_string();
+        assert!(error.contains("cannot listen: serve --listen 127.0.0.1:"), "{error}");
+        assert!(error.contains("--set gateway.commands_per_minute=0"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "its folder is removed");
+    }
 
     #[test]
     fn only_a_postgres_on_this_machine_is_counted() {
