@@ -21,10 +21,11 @@ pub mod router;
 pub mod session;
 pub mod supervisor;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -56,6 +57,8 @@ pub struct Hub {
     pub cache: Cache,
     /// Which actors live here.
     pub directory: Directory,
+    /// The SHA-256 of the operator's secret of this run.
+    pub operator: [u8; 32],
     /// How many requests each user may still make over REST.
     pub requests: Buckets<UserId>,
     /// How often each address and name may still try to sign in.
@@ -63,6 +66,8 @@ pub struct Hub {
     /// Cancelled when the node drains.
     pub draining: CancellationToken,
     actors: OnceLock<Actors>,
+    writing: CancellationToken,
+    writer_task: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Actors {
@@ -73,8 +78,15 @@ struct Actors {
 
 impl Hub {
     /// Starts the writer and the actors on an open store.
-    pub async fn start(config: Config, node: String, clock: Clock, store: Store) -> anyhow::Result<Arc<Hub>> {
-        let draining = CancellationToken::new();
+    pub async fn start(
+        config: Config,
+        node: String,
+        clock: Clock,
+        store: Store,
+        operator: [u8; 32],
+    ) -> anyhow::Result<Arc<Hub>> {
+        let (draining, writing) = (CancellationToken::new(), CancellationToken::new());
+        let mut writer_task = None;
         let limits = writer::Limits { queue: config.database.queue, batch: config.database.batch };
         let hub = Arc::new_cyclic(|weak: &std::sync::Weak<Hub>| {
             let weak = weak.clone();
@@ -83,7 +95,8 @@ impl Hub {
                     hub.committed(committed);
                 }
             });
-            let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, draining.clone());
+            let (writer, task) = Writer::start(store.clone(), clock.clone(), limits, sink, writing.clone());
+            writer_task = Some(task);
             let cache = Cache::new(Duration::from_secs(config.auth.cache_s));
             Hub {
                 config,
@@ -93,12 +106,16 @@ impl Hub {
                 writer,
                 cache,
                 directory: Directory::default(),
+                operator,
                 requests: Buckets::default(),
                 sign_ins: Buckets::default(),
                 draining,
                 actors: OnceLock::new(),
+                writing,
+                writer_task: Mutex::default(),
             }
         });
+        *hub.writer_task.lock().expect("no panic under this lock") = writer_task;
         let (root, _) = Actor::spawn(None, Root, hub.clone()).await?;
         let (channels, _) = Actor::spawn_linked(None, channel::Channels, hub.clone(), root.get_cell()).await?;
         let (sessions, _) = Actor::spawn_linked(None, session::Sessions, hub.clone(), root.get_cell()).await?;
@@ -163,8 +180,13 @@ impl Hub {
         self.draining.cancel();
     }
 
-    /// Stops the actors.
+    /// Writes what waits, then stops the actors.
     pub async fn stop(&self) {
+        self.writing.cancel();
+        let task = self.writer_task.lock().expect("no panic under this lock").take();
+        if let Some(task) = task {
+            let _ = tokio::time::timeout(Duration::from_secs(10), task).await;
+        }
         let root = &self.actors().root;
         root.stop(None);
         let _ = tokio::time::timeout(Duration::from_secs(5), root.wait(None)).await;

@@ -203,8 +203,7 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
 /// Reads the body within its bound: a JSON object, or nothing at all.
 async fn body_fields(hub: &Hub, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Refusal> {
     let most = hub.config.server.max_body_bytes;
-    let json =
-        headers.get(header::CONTENT_TYPE).is_none_or(|t| t.as_bytes().starts_with(b"application/json"));
+    let json = headers.get(header::CONTENT_TYPE).is_none_or(|t| t.as_bytes().starts_with(b"application/json"));
     let body = axum::body::to_bytes(body, most)
         .await
         .map_err(|_| Refusal::new(Code::TooLarge, format!("the body is larger than {most} bytes or was cut off")))?;

@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod error;
 pub mod fallback;
 pub mod openapi;
+pub mod operator;
 pub mod serve;
 pub mod users;
 pub mod ws;
@@ -22,7 +23,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use endpoint::{Endpoint, action, command, json_response, open, query};
 use error::Refused;
 use serde_json::json;
@@ -280,6 +281,7 @@ pub fn router(hub: Arc<Hub>) -> Router {
         .route("/v1/events/stream", get(fallback::stream))
         .route("/v1/openapi.json", get(openapi::document))
         .route("/v1/docs", get(openapi::page))
+        .route("/operator", post(operator::run))
         .route("/c/{channel_id}/{seq}", get(permalink))
         .route("/health", get(health))
         .route("/ready", get(ready))

@@ -1,5 +1,7 @@
 //! Account work that is no command: signing up, signing in and out, what the administration's command line does.
 
+use serde::{Deserialize, Serialize};
+
 use super::apply::{Scope, make_user};
 use super::tokens::{self, Token};
 use super::{StoreError, events, users};
@@ -15,7 +17,7 @@ pub const SYSTEM: Principal =
     Principal { user_id: UserId(uuid::Uuid::nil()), role: Role::Admin, token_id: TokenId(uuid::Uuid::nil()) };
 
 /// One piece of account work.
-#[derive(Clone, Debug)]
+#[derive(Clone, Serialize, Deserialize)]
 pub enum Account {
     /// Makes an account with an invitation.
     SignUp {

@@ -72,6 +72,17 @@ pub async fn share_a_channel(db: &mut Db, one: UserId, other: UserId) -> Result<
     Ok(found > 0)
 }
 
+/// Returns the active administrator who was made first.
+pub async fn first_admin(db: &mut Db) -> Result<Option<User>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM users WHERE role = 'admin' AND deactivated_at IS NULL \
+        ORDER BY created_at, id LIMIT 1"
+    );
+    Ok(on!(db, c => sqlx::query_as(sql).fetch_optional(c).await?))
+}
+
 /// Returns how many accounts there are.
 pub async fn count(db: &mut Db) -> Result<i64, StoreError> {
     Ok(on!(db, c => sqlx::query_scalar("SELECT COUNT(*) FROM users").fetch_one(c).await?))

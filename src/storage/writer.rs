@@ -42,7 +42,7 @@ impl Reply {
 }
 
 /// What is to be written.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Work {
     /// A command of a user's.
     Command(Command),

@@ -1,0 +1,172 @@
+//! The composition root: from a configuration to a running node, and back down in order.
+//!
+//! Up: store, schema, writer and actors, listener. Down: sessions are asked to reconnect, requests finish, what waits is
+//! written, the store closes.
+
+use std::fs::{File, TryLockError};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::actors::Hub;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::http;
+use crate::storage::tokens::Secret;
+use crate::storage::{Options, Store};
+use crate::telemetry;
+
+/// A running node.
+pub struct App {
+    /// What its parts share.
+    pub hub: Arc<Hub>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+    data: PathBuf,
+    _lock: File,
+}
+
+/// What a running server leaves in its data directory for the command line, readable by its owner alone.
+#[derive(Serialize, Deserialize)]
+pub struct Running {
+    /// Where the server is reached from this machine.
+    pub url: String,
+    /// The operator's secret of this run.
+    pub operator_token: String,
+    /// The server's process.
+    pub pid: u32,
+}
+
+const RUNNING: &str = "running.json";
+
+impl Running {
+    /// Returns what the server that runs on a data directory left there.
+    pub fn read(data: &Path) -> Option<Running> {
+        serde_json::from_slice(&std::fs::read(data.join(RUNNING)).ok()?).ok()
+    }
+
+    fn write(&self, data: &Path) -> Result<()> {
+        let path = data.join(RUNNING);
+        let _ = std::fs::remove_file(&path);
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        Ok(())
+    }
+}
+
+/// Returns the address of the store: what the configuration says, or the file in the data directory.
+#[must_use]
+pub fn store_options(config: &Config) -> Options {
+    let url = config.database.url.expose();
+    let url = if url.is_empty() {
+        format!("sqlite://{}", config.server.data.join("colink.db").display())
+    } else {
+        url.to_owned()
+    };
+    let timeout = Duration::from_millis(config.database.timeout_ms.max(1));
+    Options { url, connections: config.database.connections, timeout }
+}
+
+/// Makes the data directory, readable by its owner alone.
+pub fn make_data_dir(data: &Path) -> Result<()> {
+    if data.is_dir() {
+        return Ok(());
+    }
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(data).with_context(|| format!("cannot make the data directory {}", data.display()))
+}
+
+/// Takes the data directory for this process; nothing if a server has it.
+pub fn lock_data_dir(data: &Path) -> Result<Option<File>> {
+    make_data_dir(data)?;
+    let path = data.join("colink.lock");
+    let file = File::options().create(true).write(true).truncate(false).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Opens the store and brings its schema up to date.
+pub async fn open_store(config: &Config) -> Result<Store> {
+    make_data_dir(&config.server.data)?;
+    let store = Store::open(&store_options(config)).await?;
+    store.migrate().await?;
+    Ok(store)
+}
+
+/// Chooses the cryptography of TLS connections; to be called first thing in every process.
+pub fn choose_crypto() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+impl App {
+    /// Starts a node.
+    pub async fn start(config: Config) -> Result<App> {
+        App::start_at(config, Clock::default()).await
+    }
+
+    /// Starts a node that tells the time by `clock`.
+    pub async fn start_at(mut config: Config, clock: Clock) -> Result<App> {
+        choose_crypto();
+        telemetry::start_metrics();
+        let data = config.server.data.clone();
+        let Some(lock) = lock_data_dir(&data)? else {
+            bail!(
+                "another server runs on the data directory {}: stop it, or give this one another --data",
+                data.display()
+            );
+        };
+        let store = open_store(&config).await?;
+        let listen = config.server.listen;
+        let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+        let address = listener.local_addr()?;
+        config.server.listen = address;
+        let operator = Secret::generate("clo_");
+        let node = format!("hub-{}", address.port());
+        let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0)).await?;
+        Running { url: local_url(address), operator_token: operator.0, pid: std::process::id() }.write(&data)?;
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(http::serve::serve(hub.clone(), listener, stop.clone()));
+        Ok(App { hub, address, stop, serving, data, _lock: lock })
+    }
+
+    /// Stops the node in order: nothing that was accepted is lost.
+    pub async fn stop(self) {
+        let _ = std::fs::remove_file(self.data.join(RUNNING));
+        self.hub.drain();
+        self.stop.cancel();
+        let _ = self.serving.await;
+        self.hub.stop().await;
+        self.hub.store.close().await;
+    }
+}
+
+/// Returns how this machine reaches a server that listens on `address`.
+fn local_url(address: SocketAddr) -> String {
+    let host = match address {
+        SocketAddr::V4(at) if at.ip().is_unspecified() => SocketAddr::from(([127, 0, 0, 1], at.port())),
+        SocketAddr::V6(at) if at.ip().is_unspecified() => SocketAddr::from(([127, 0, 0, 1], at.port())),
+        at => at,
+    };
+    format!("http://{host}")
+}

@@ -1,0 +1,117 @@
+//! How the command line reaches the data: through the server that runs on it, or directly if none does.
+//!
+//! A running server must hear of every change, or its readers would not; so it is asked to make it. The lock on the data
+//! directory tells which it is.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{self, Running};
+use crate::client::Client;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::domain::command::{Command, Principal, Spec};
+use crate::domain::id::TokenId;
+use crate::domain::user::User;
+use crate::http::operator::Order;
+use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::writer::{Limits, Work, Writer};
+use crate::storage::{Store, users};
+
+/// The way to the data.
+pub(super) struct Door {
+    /// For reads; both ways read the store.
+    pub(super) store: Store,
+    /// The configuration.
+    pub(super) config: Config,
+    way: Way,
+}
+
+enum Way {
+    Running(Client),
+    Stopped { writer: Writer, _lock: File },
+}
+
+impl Door {
+    /// Opens the way to the data that `config` names.
+    pub(super) async fn open(config: Config) -> Result<Door> {
+        let data = config.server.data.clone();
+        let lock = app::lock_data_dir(&data)?;
+        let store = app::open_store(&config).await?;
+        let way = match lock {
+            Some(lock) => {
+                let limits = Limits { queue: config.database.queue, batch: config.database.batch };
+                let nobody_listens = Arc::new(|_| ());
+                let (writer, _) =
+                    Writer::start(store.clone(), Clock::default(), limits, nobody_listens, CancellationToken::new());
+                Way::Stopped { writer, _lock: lock }
+            }
+            None => Way::Running(running(&data)?),
+        };
+        Ok(Door { store, config, way })
+    }
+
+    /// Has account work done.
+    pub(super) async fn account<T: DeserializeOwned>(&self, account: Account) -> Result<T> {
+        let json = match &self.way {
+            Way::Stopped { writer, .. } => writer.write(SYSTEM, Work::Account(account), None).await?.json,
+            Way::Running(client) => order(client, &Order::Account(account)).await?,
+        };
+        serde_json::from_str(&json).context("the answer is not understood")
+    }
+
+    /// Has a command carried out in a user's name.
+    pub(super) async fn command<C: Spec, T: DeserializeOwned>(
+        &self,
+        user: &User,
+        command: C,
+        key: Option<String>,
+    ) -> Result<T> {
+        let command: Command = command.into();
+        command.validate()?;
+        let json = match &self.way {
+            Way::Stopped { writer, .. } => {
+                let caller = Principal { user_id: user.id, role: user.role, token_id: TokenId(uuid::Uuid::nil()) };
+                writer.write(caller, Work::Command(command), key).await?.json
+            }
+            Way::Running(client) => {
+                let d = serde_json::value::RawValue::from_string(command.body())?;
+                let order_of = Order::Command { user: user.id, name: command.name().to_owned(), d, key };
+                order(client, &order_of).await?
+            }
+        };
+        serde_json::from_str(&json).context("the answer is not understood")
+    }
+
+    /// Returns the user with a name.
+    pub(super) async fn user(&self, name: &str) -> Result<User> {
+        let mut db = self.store.read().await?;
+        let found = users::by_name(&mut db, &name.to_lowercase()).await?;
+        found.with_context(|| format!("there is no user `{name}`: `colink user list` shows who there is"))
+    }
+
+    /// Returns an active administrator, the first one made.
+    pub(super) async fn an_admin(&self) -> Result<User> {
+        let mut db = self.store.read().await?;
+        match users::first_admin(&mut db).await? {
+            Some(user) => Ok(user),
+            None => bail!("there is no administrator yet: make one with `colink user add NAME --admin`"),
+        }
+    }
+}
+
+fn running(data: &std::path::Path) -> Result<Client> {
+    let Some(running) = Running::read(data) else {
+        bail!("a server is starting or stopping on {}: try again in a moment", data.display());
+    };
+    Ok(Client::new(&running.url)?.with_token(&running.operator_token))
+}
+
+async fn order(client: &Client, order: &Order) -> Result<String> {
+    let answer: serde_json::Value = client.post("/operator", order).await?;
+    Ok(answer.to_string())
+}

@@ -1,0 +1,226 @@
+//! What runs under a [`super::Gateway`]: the opening of a session, then the task that owns its connection.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use fastwebsockets::OpCode;
+use serde_json::json;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::cursor::Cursors;
+use super::gateway::{Options, Position, Start};
+use super::socket::{Incoming, Reading, Socket, Writing, receive, write};
+use super::wire::{Event, Frame, Ready, Reply};
+use super::{Address, Error, Result, cut, timed_out};
+use crate::domain::id::SessionId;
+
+/// Where a reply goes.
+pub(super) type Answer = oneshot::Sender<Result<Box<RawValue>>>;
+
+/// What a session's owner wants of the task.
+pub(super) enum Ask {
+    /// Send a command, and its reply here.
+    Call { kind: &'static str, body: Box<RawValue>, reply: Option<Answer> },
+    /// Say how far events were taken.
+    Heartbeat,
+}
+
+/// From the first byte to the first state.
+pub(super) struct Opening {
+    pub(super) socket: Socket,
+    pub(super) interval: Duration,
+    pub(super) cursors: Cursors,
+    pub(super) start: Start,
+    pub(super) ready: Option<Ready>,
+    pub(super) session_id: SessionId,
+    pub(super) s: i64,
+    /// Events that came before the session was said to be open.
+    pub(super) early: Vec<Event>,
+}
+
+impl Opening {
+    pub(super) async fn connect(
+        address: Address,
+        options: &Options,
+        token: &str,
+        from: Option<Position>,
+    ) -> Result<Opening> {
+        let mut socket = Socket::connect(&address).await?;
+        let Frame::Hello { heartbeat_interval_ms } = socket.next().await? else {
+            return Err(Error::Protocol("the server did not say hello".to_owned()));
+        };
+        let identify = json!({ "id": 1, "type": "identify", "d": {
+            "token": token,
+            "client": { "name": options.name, "version": env!("CARGO_PKG_VERSION") },
+            "intents": options.intents,
+        }});
+        let (mut cursors, mut session_id, mut s) = (Cursors::default(), None, 0);
+        let mut start = Start::Fresh;
+        match from {
+            None => socket.say(&identify).await?,
+            Some(from) => {
+                let cursors_now = from.cursors.as_map();
+                let resume = json!({ "id": 1, "type": "resume", "d": {
+                    "token": token, "session_id": from.session_id, "s": from.s, "cursors": cursors_now,
+                }});
+                socket.say(&resume).await?;
+                (cursors, session_id, s) = (from.cursors, Some(from.session_id), from.s);
+            }
+        }
+
+        let (mut early, mut ready) = (Vec::new(), None);
+        loop {
+            match socket.next().await? {
+                Frame::Events(events) => early.extend(events),
+                Frame::Resumed { replayed } => {
+                    start = Start::Resumed(replayed);
+                    break;
+                }
+                Frame::InvalidSession(gone) => {
+                    start = Start::Anew;
+                    gone.sync_from.into_iter().for_each(|(channel, seq)| cursors.start(channel, seq));
+                    socket.say(&identify).await?;
+                }
+                Frame::Ready { s: first, ready: state } => {
+                    for head in &state.channels {
+                        if matches!(start, Start::Anew) {
+                            early.push(Event::of_channel("lagged", head.id, head.last_seq));
+                        } else {
+                            cursors.start(head.id, head.last_seq);
+                        }
+                    }
+                    (session_id, s, ready) = (Some(state.session_id), first, Some(*state));
+                    break;
+                }
+                Frame::Reply(Reply { result: Err(refusal), .. }) => return Err(refusal),
+                Frame::Reply(_) | Frame::Hello { .. } | Frame::HeartbeatAck => {}
+            }
+        }
+        let session_id = session_id.ok_or_else(|| Error::Protocol("resumed without a session".to_owned()))?;
+        let interval = Duration::from_millis(heartbeat_interval_ms.max(100));
+        Ok(Opening { socket, interval, cursors, start, ready, session_id, s, early })
+    }
+}
+
+/// The task that owns an open connection.
+pub(super) struct Connection {
+    pub(super) write: Writing,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) in_flight: HashMap<u64, Answer>,
+    pub(super) next_id: u64,
+    /// Heartbeats sent since the last one that was answered.
+    pub(super) unanswered: u32,
+    /// The last event that the program took, by its number in the session.
+    pub(super) taken: Arc<AtomicI64>,
+}
+
+impl Connection {
+    /// Runs until the connection or its [`Gateway`] ends, and returns why.
+    pub(super) async fn run(mut self, mut read: Reading, mut asked: mpsc::Receiver<Ask>, interval: Duration) -> Error {
+        let (sender, mut incoming) = mpsc::channel(64);
+        // Dropped with this task, which stops the reader.
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
+            loop {
+                let frame = receive(&mut read).await;
+                let last = frame.is_err();
+                if sender.send(frame).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+
+        // The first beat comes at a random point of the interval, so that a restarted hub is not beaten in step.
+        let first = interval.mul_f64(random_fraction());
+        let mut beat = interval_at(Instant::now() + first, interval);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let done = tokio::select! {
+                frame = incoming.recv() => match frame {
+                    Some(Ok(frame)) => self.take(frame).await,
+                    Some(Err(error)) => Err(error),
+                    None => Err(cut("the reader ended")),
+                },
+                ask = asked.recv() => match ask {
+                    Some(ask) => self.put(ask).await,
+                    None => Err(self.close(1000, "done").await),
+                },
+                _ = beat.tick() => self.beat().await,
+            };
+            if let Err(error) = done {
+                return error;
+            }
+        }
+    }
+
+    async fn take(&mut self, frame: Incoming) -> Result<()> {
+        let text = match frame {
+            Incoming::Text(text) => text,
+            Incoming::Ping(data) => return write(&mut self.write, OpCode::Pong, data).await,
+        };
+        match Frame::decode(&text)? {
+            Frame::Events(events) => {
+                for event in events {
+                    if self.events.try_send(event).is_err() {
+                        return Err(self.close(4010, "events were left unread").await);
+                    }
+                }
+            }
+            Frame::Reply(Reply { to, result }) => {
+                if let Some(reply) = self.in_flight.remove(&to) {
+                    // The caller may have stopped waiting.
+                    drop(reply.send(result));
+                }
+            }
+            Frame::HeartbeatAck => self.unanswered = 0,
+            Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed { .. } | Frame::InvalidSession(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn put(&mut self, ask: Ask) -> Result<()> {
+        let text = match ask {
+            Ask::Heartbeat => self.heartbeat(),
+            Ask::Call { kind, body, reply } => {
+                let id = self.next_id;
+                self.next_id += 1;
+                if let Some(reply) = reply {
+                    self.in_flight.insert(id, reply);
+                }
+                format!(r#"{{"id":{id},"type":"{kind}","d":{body}}}"#)
+            }
+        };
+        write(&mut self.write, OpCode::Text, text.into_bytes()).await
+    }
+
+    async fn beat(&mut self) -> Result<()> {
+        if self.unanswered >= 2 {
+            return Err(timed_out("the answer to two heartbeats"));
+        }
+        self.unanswered += 1;
+        let frame = self.heartbeat();
+        write(&mut self.write, OpCode::Text, frame.into_bytes()).await
+    }
+
+    /// Says how far events were taken, so that the server may forget them.
+    fn heartbeat(&self) -> String {
+        format!(r#"{{"type":"heartbeat","s":{}}}"#, self.taken.load(Ordering::Acquire))
+    }
+
+    async fn close(&mut self, code: u16, reason: &str) -> Error {
+        let payload = [&code.to_be_bytes()[..], reason.as_bytes()].concat();
+        // It ends either way.
+        drop(write(&mut self.write, OpCode::Close, payload).await);
+        Error::Closed { code, reason: reason.to_owned() }
+    }
+}
+
+/// Returns a number from 0 to 1, to keep many clients out of step.
+pub(super) fn random_fraction() -> f64 {
+    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
+}

@@ -1,0 +1,78 @@
+//! The door for the operator's command line on the machine where the server runs.
+//!
+//! Its secret is made anew at every start and stands in the data directory, readable by the server's owner alone: who can
+//! read it can read the database too. It is no part of the public API.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use subtle::ConstantTimeEq as _;
+
+use super::endpoint::json_response;
+use super::error::Refused;
+use crate::actors::Hub;
+use crate::domain::command::{Command, Principal, unknown_type};
+use crate::domain::error::{Code, Refusal, invalid, not_found};
+use crate::domain::id::{TokenId, UserId};
+use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::tokens::Secret;
+use crate::storage::users;
+use crate::storage::writer::Work;
+
+/// What the operator wants done.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Account work.
+    Account(Account),
+    /// A command in a user's name.
+    Command {
+        /// The user.
+        user: UserId,
+        /// The command's type.
+        name: String,
+        /// Its fields.
+        d: Box<RawValue>,
+        /// An idempotency key.
+        key: Option<String>,
+    },
+}
+
+/// `POST /operator`
+pub async fn run(State(hub): State<Arc<Hub>>, request: Request) -> Result<Response, Refused> {
+    let (parts, body) = request.into_parts();
+    let shown = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+    let right = Secret::hash(shown.unwrap_or("")).ct_eq(&hub.operator);
+    if !bool::from(right) {
+        return Err(Refusal::new(Code::Unauthenticated, "this is not the operator").into());
+    }
+    let body = axum::body::to_bytes(body, hub.config.server.max_body_bytes).await;
+    let body = body.map_err(|_| Refusal::new(Code::TooLarge, "the order is too large"))?;
+    let order: Order = serde_json::from_slice(&body).map_err(|e| invalid(e.to_string()))?;
+    let reply = match order {
+        Order::Account(account) => {
+            let revoked = match &account {
+                Account::SetPassword { user, sign_out: true, .. } => Some(*user),
+                _ => None,
+            };
+            let reply = hub.writer.write(SYSTEM, Work::Account(account), None).await?;
+            if let Some(user) = revoked {
+                hub.revoke(user, None);
+            }
+            reply
+        }
+        Order::Command { user, name, d, key } => {
+            let mut db = hub.store.read().await?;
+            let found = users::by_id(&mut db, user).await?.ok_or_else(|| not_found("user"))?;
+            drop(db);
+            let caller = Principal { user_id: user, role: found.role, token_id: TokenId(uuid::Uuid::nil()) };
+            let command = Command::decode(&name, d.get()).ok_or_else(|| unknown_type(&name))??;
+            hub.run(caller, command, key).await?
+        }
+    };
+    Ok(json_response(StatusCode::OK, reply.json.into()))
+}
