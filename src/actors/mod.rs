@@ -21,11 +21,10 @@ pub mod router;
 pub mod session;
 pub mod supervisor;
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -67,7 +66,7 @@ pub struct Hub {
     pub draining: CancellationToken,
     actors: OnceLock<Actors>,
     writing: CancellationToken,
-    writer_task: Mutex<Option<JoinHandle<()>>>,
+    written: CancellationToken,
 }
 
 struct Actors {
@@ -85,37 +84,36 @@ impl Hub {
         store: Store,
         operator: [u8; 32],
     ) -> anyhow::Result<Arc<Hub>> {
-        let (draining, writing) = (CancellationToken::new(), CancellationToken::new());
-        let mut writer_task = None;
+        let writing = CancellationToken::new();
         let limits = writer::Limits { queue: config.database.queue, batch: config.database.batch };
-        let hub = Arc::new_cyclic(|weak: &std::sync::Weak<Hub>| {
-            let weak = weak.clone();
-            let sink: writer::Sink = Arc::new(move |committed| {
-                if let Some(hub) = weak.upgrade() {
+        let listener: Arc<OnceLock<Weak<Hub>>> = Arc::default();
+        let sink: writer::Sink = {
+            let listener = listener.clone();
+            Arc::new(move |committed| {
+                if let Some(hub) = listener.get().and_then(Weak::upgrade) {
                     hub.committed(committed);
                 }
-            });
-            let (writer, task) = Writer::start(store.clone(), clock.clone(), limits, sink, writing.clone());
-            writer_task = Some(task);
-            let cache = Cache::new(Duration::from_secs(config.auth.cache_s));
-            Hub {
-                config,
-                node,
-                clock,
-                store,
-                writer,
-                cache,
-                directory: Directory::default(),
-                operator,
-                requests: Buckets::default(),
-                sign_ins: Buckets::default(),
-                draining,
-                actors: OnceLock::new(),
-                writing,
-                writer_task: Mutex::default(),
-            }
+            })
+        };
+        let (writer, written) = Writer::start(store.clone(), clock.clone(), limits, sink, writing.clone())?;
+        let cache = Cache::new(Duration::from_secs(config.auth.cache_s));
+        let hub = Arc::new(Hub {
+            config,
+            node,
+            clock,
+            store,
+            writer,
+            cache,
+            directory: Directory::default(),
+            operator,
+            requests: Buckets::default(),
+            sign_ins: Buckets::default(),
+            draining: CancellationToken::new(),
+            actors: OnceLock::new(),
+            writing,
+            written,
         });
-        *hub.writer_task.lock().expect("no panic under this lock") = writer_task;
+        let _ = listener.set(Arc::downgrade(&hub));
         let (root, _) = Actor::spawn(None, Root, hub.clone()).await?;
         let (channels, _) = Actor::spawn_linked(None, channel::Channels, hub.clone(), root.get_cell()).await?;
         let (sessions, _) = Actor::spawn_linked(None, session::Sessions, hub.clone(), root.get_cell()).await?;
@@ -183,10 +181,7 @@ impl Hub {
     /// Writes what waits, then stops the actors.
     pub async fn stop(&self) {
         self.writing.cancel();
-        let task = self.writer_task.lock().expect("no panic under this lock").take();
-        if let Some(task) = task {
-            let _ = tokio::time::timeout(Duration::from_secs(10), task).await;
-        }
+        let _ = tokio::time::timeout(Duration::from_secs(10), self.written.cancelled()).await;
         let root = &self.actors().root;
         root.stop(None);
         let _ = tokio::time::timeout(Duration::from_secs(5), root.wait(None)).await;

@@ -47,7 +47,7 @@ impl Door {
                 let limits = Limits { queue: config.database.queue, batch: config.database.batch };
                 let nobody_listens = Arc::new(|_| ());
                 let (writer, _) =
-                    Writer::start(store.clone(), Clock::default(), limits, nobody_listens, CancellationToken::new());
+                    Writer::start(store.clone(), Clock::default(), limits, nobody_listens, CancellationToken::new())?;
                 Way::Stopped { writer, _lock: lock }
             }
             None => Way::Running(running(&data)?),

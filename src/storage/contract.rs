@@ -56,7 +56,7 @@ impl World {
         };
         let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
         let limits = Limits { queue: 4_096, batch: 256 };
-        let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new());
+        let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new()).unwrap();
         Some(World { store, writer, told, clock, _dir: dir })
     }
 

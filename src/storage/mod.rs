@@ -169,8 +169,10 @@ pub enum OpenError {
 pub enum Store {
     /// A Postgres server.
     Postgres {
-        /// Connections for everything.
-        pool: PgPool,
+        /// Connections that read.
+        readers: PgPool,
+        /// The connection that writes, opened by the writer's own runtime.
+        writer: PgPool,
     },
     /// A SQLite file.
     Sqlite {
@@ -194,24 +196,21 @@ impl Store {
 
     async fn open_postgres(options: &Options) -> Result<Store, OpenError> {
         let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
-        let pool = PgPoolOptions::new()
-            // One more, for the writer.
-            .max_connections(options.connections + 1)
-            .acquire_timeout(options.timeout)
-            .connect_with(connect.application_name("colink"))
-            .await
-            .map_err(OpenError::Connect)?;
+        let connect = connect.application_name("colink");
+        let pool = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout);
+        let readers = pool(options.connections).connect_with(connect.clone()).await.map_err(OpenError::Connect)?;
+        let writer = pool(1).connect_lazy_with(connect);
         for setting in ["synchronous_commit", "fsync"] {
             let value: String = sqlx::query_scalar("SELECT current_setting($1)")
                 .bind(setting)
-                .fetch_one(&pool)
+                .fetch_one(&readers)
                 .await
                 .map_err(OpenError::Connect)?;
             if value == "off" {
                 return Err(OpenError::NotDurable(format!("{setting} = off")));
             }
         }
-        Ok(Store::Postgres { pool })
+        Ok(Store::Postgres { readers, writer })
     }
 
     async fn open_sqlite(path: &Path, options: &Options) -> Result<Store, OpenError> {
@@ -241,7 +240,7 @@ impl Store {
     /// Brings the schema up to date. Safe to run again, and on several nodes at once.
     pub async fn migrate(&self) -> Result<(), OpenError> {
         match self {
-            Store::Postgres { pool } => migrations::migrator(Dialect::Postgres).run(pool).await?,
+            Store::Postgres { readers, .. } => migrations::migrator(Dialect::Postgres).run(readers).await?,
             Store::Sqlite { writer, .. } => migrations::migrator(Dialect::Sqlite).run(writer).await?,
         }
         Ok(())
@@ -250,7 +249,7 @@ impl Store {
     /// Returns a connection for reading. What is written and committed before is seen.
     pub async fn read(&self) -> Result<Db, StoreError> {
         Ok(match self {
-            Store::Postgres { pool } => Db::Postgres(pool.acquire().await?),
+            Store::Postgres { readers, .. } => Db::Postgres(readers.acquire().await?),
             Store::Sqlite { readers, .. } => Db::Sqlite(readers.acquire().await?),
         })
     }
@@ -258,7 +257,7 @@ impl Store {
     /// Returns the connection that writes; on SQLite there is only one.
     pub(crate) async fn write(&self) -> Result<Db, StoreError> {
         Ok(match self {
-            Store::Postgres { pool } => Db::Postgres(pool.acquire().await?),
+            Store::Postgres { writer, .. } => Db::Postgres(writer.acquire().await?),
             Store::Sqlite { writer, .. } => Db::Sqlite(writer.acquire().await?),
         })
     }
@@ -282,7 +281,10 @@ impl Store {
     /// Closes every connection.
     pub async fn close(&self) {
         match self {
-            Store::Postgres { pool } => pool.close().await,
+            Store::Postgres { readers, writer } => {
+                readers.close().await;
+                writer.close().await;
+            }
             Store::Sqlite { readers, writer } => {
                 readers.close().await;
                 writer.close().await;

@@ -108,18 +108,27 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the writer. It stops, all that waits written, when `stop` is cancelled.
-    #[must_use]
+    /// Starts the writer. It stops, all that waits written, when `stop` is cancelled; the second value tells when it has.
+    ///
+    /// The writer has a thread and a runtime of its own: among thousands of connections that want to run, each of its
+    /// round trips to the database would wait for its turn, and every send with it.
     pub fn start(
         store: Store,
         clock: Clock,
         limits: Limits,
         sink: Sink,
         stop: CancellationToken,
-    ) -> (Self, tokio::task::JoinHandle<()>) {
+    ) -> std::io::Result<(Self, CancellationToken)> {
         let (queue, waiting) = mpsc::channel(limits.queue);
         let task = Task { store, clock, sink, db: None, batch: limits.batch };
-        (Writer { queue }, tokio::spawn(task.run(waiting, stop)))
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let done = CancellationToken::new();
+        let told = done.clone().drop_guard();
+        std::thread::Builder::new().name("colink-writer".to_owned()).spawn(move || {
+            runtime.block_on(task.run(waiting, stop));
+            drop(told);
+        })?;
+        Ok((Writer { queue }, done))
     }
 
     /// Puts a write into the queue. A full queue refuses it at once, with a time to come back.
