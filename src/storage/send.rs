@@ -170,8 +170,7 @@ pub(super) async fn send_many(
         events.push(event);
     }
     if !rows.is_empty() {
-        insert(db, now, &rows, &named).await?;
-        keep_keys(db, now, items, &going, &answers).await?;
+        insert(db, now, &rows, &named, &keys(items, &going, &answers)).await?;
     }
 
     for (at, json) in going.into_iter().zip(answers) {
@@ -288,60 +287,57 @@ async fn take_numbers(
     Ok(before.collect())
 }
 
-async fn insert(db: &mut Db, now: Timestamp, rows: &[Row<'_>], named: &[Named]) -> Result<(), StoreError> {
-    let batch = json(&rows);
-    let sql = by_dialect!(db,
-        postgres: "INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
-            created_at) SELECT b.c, b.s, b.i, b.n, b.a, b.k, b.t, b.m, $2 FROM json_to_recordset($1::json) \
-            AS b(c uuid, s bigint, i uuid, n bigint, a uuid, k text, t text, m text)",
-        sqlite: "INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
-            created_at) SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'i', '-'), value ->> 'n', \
-            unhex(value ->> 'a', '-'), value ->> 'k', value ->> 't', value ->> 'm', $2 FROM json_each($1)",
-    );
-    on!(db, c => { sqlx::query(sql).bind(&batch).bind(now).execute(c).await?; });
-    let sql = by_dialect!(db,
-        postgres: "INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
-            SELECT b.c, b.s, b.e, 'message.created', b.a, b.p, $2 FROM json_to_recordset($1::json) \
-            AS b(c uuid, s bigint, e uuid, a uuid, p text)",
-        sqlite: "INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
-            SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'e', '-'), 'message.created', \
-            unhex(value ->> 'a', '-'), value ->> 'p', $2 FROM json_each($1)",
-    );
-    on!(db, c => { sqlx::query(sql).bind(&batch).bind(now).execute(c).await?; });
+/// Inserts all that a batch brings about in one round trip: on SQLite statements in a row that share their parameters,
+/// on Postgres one statement with writing CTEs.
+async fn insert(
+    db: &mut Db,
+    now: Timestamp,
+    rows: &[Row<'_>],
+    named: &[Named],
+    keys: &[Key<'_>],
+) -> Result<(), StoreError> {
     // Whoever writes has read what stands above.
     let mut read: HashMap<(ChannelId, UserId), (i64, i64)> = HashMap::new();
     for row in rows {
         read.insert((row.c, row.a), (row.s, row.n));
     }
-    let read = json(&read.into_iter().map(|((c, u), (s, n))| Named { c, u, s, n }).collect::<Vec<_>>());
+    let read: Vec<Named> = read.into_iter().map(|((c, u), (s, n))| Named { c, u, s, n }).collect();
     let sql = by_dialect!(db,
-        postgres: "UPDATE members SET read_seq = b.s, read_no = b.n FROM json_to_recordset($1::json) \
-            AS b(c uuid, u uuid, s bigint, n bigint) WHERE channel_id = b.c AND user_id = b.u",
-        sqlite: "UPDATE members SET read_seq = b.s, read_no = b.n FROM (SELECT unhex(value ->> 'c', '-') AS c, \
-            unhex(value ->> 'u', '-') AS u, value ->> 's' AS s, value ->> 'n' AS n FROM json_each($1)) b \
-            WHERE channel_id = b.c AND user_id = b.u",
+        postgres: "WITH b AS (SELECT * FROM json_to_recordset($1::json) AS b(c uuid, s bigint, n bigint, i uuid, e uuid, \
+                a uuid, k text, t text, m text, p text)), \
+            message AS (INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
+                created_at) SELECT c, s, i, n, a, k, t, m, $2 FROM b), \
+            event AS (INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
+                SELECT c, s, e, 'message.created', a, p, $2 FROM b), \
+            mark AS (UPDATE members SET read_seq = r.s, read_no = r.n FROM json_to_recordset($3::json) \
+                AS r(c uuid, u uuid, s bigint, n bigint) WHERE channel_id = r.c AND user_id = r.u), \
+            mention AS (INSERT INTO mentions (channel_id, user_id, seq, message_no) SELECT n.c, n.u, n.s, n.n \
+                FROM json_to_recordset($4::json) AS n(c uuid, u uuid, s bigint, n bigint)) \
+            INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
+                SELECT k.u, k.k, decode(k.h, 'hex'), k.r, $2 FROM json_to_recordset($5::json) \
+                AS k(u uuid, k text, h text, r text)",
+        sqlite: "INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
+                created_at) SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'i', '-'), value ->> 'n', \
+                unhex(value ->> 'a', '-'), value ->> 'k', value ->> 't', value ->> 'm', $2 FROM json_each($1); \
+            INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
+                SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'e', '-'), 'message.created', \
+                unhex(value ->> 'a', '-'), value ->> 'p', $2 FROM json_each($1); \
+            UPDATE members SET read_seq = r.s, read_no = r.n FROM (SELECT unhex(value ->> 'c', '-') AS c, \
+                unhex(value ->> 'u', '-') AS u, value ->> 's' AS s, value ->> 'n' AS n FROM json_each($3)) r \
+                WHERE channel_id = r.c AND user_id = r.u; \
+            INSERT INTO mentions (channel_id, user_id, seq, message_no) SELECT unhex(value ->> 'c', '-'), \
+                unhex(value ->> 'u', '-'), value ->> 's', value ->> 'n' FROM json_each($4); \
+            INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
+                SELECT unhex(value ->> 'u', '-'), value ->> 'k', unhex(value ->> 'h'), value ->> 'r', $2 \
+                FROM json_each($5)",
     );
-    on!(db, c => { sqlx::query(sql).bind(read).execute(c).await?; });
-    if named.is_empty() {
-        return Ok(());
-    }
-    let sql = by_dialect!(db,
-        postgres: "INSERT INTO mentions (channel_id, user_id, seq, message_no) SELECT b.c, b.u, b.s, b.n \
-            FROM json_to_recordset($1::json) AS b(c uuid, u uuid, s bigint, n bigint)",
-        sqlite: "INSERT INTO mentions (channel_id, user_id, seq, message_no) SELECT unhex(value ->> 'c', '-'), \
-            unhex(value ->> 'u', '-'), value ->> 's', value ->> 'n' FROM json_each($1)",
-    );
-    on!(db, c => { sqlx::query(sql).bind(json(&named)).execute(c).await?; });
+    let (rows, read, named, keys) = (json(&rows), json(&read), json(&named), json(&keys));
+    on!(db, c => { sqlx::query(sql).bind(rows).bind(now).bind(read).bind(named).bind(keys).execute(c).await?; });
     Ok(())
 }
 
-async fn keep_keys(
-    db: &mut Db,
-    now: Timestamp,
-    items: &[Item<'_>],
-    going: &[usize],
-    answers: &[String],
-) -> Result<(), StoreError> {
+/// Returns the first answers to be kept under their keys.
+fn keys<'a>(items: &[Item<'a>], going: &[usize], answers: &'a [String]) -> Vec<Key<'a>> {
     let mut keys = Vec::new();
     for (at, answer) in going.iter().zip(answers) {
         if let Some((key, hash)) = &items[*at].key {
@@ -349,16 +345,5 @@ async fn keep_keys(
             keys.push(Key { u: items[*at].author, k: key, h, r: answer });
         }
     }
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let sql = by_dialect!(db,
-        postgres: "INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
-            SELECT b.u, b.k, decode(b.h, 'hex'), b.r, $2 FROM json_to_recordset($1::json) \
-            AS b(u uuid, k text, h text, r text)",
-        sqlite: "INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
-            SELECT unhex(value ->> 'u', '-'), value ->> 'k', unhex(value ->> 'h'), value ->> 'r', $2 FROM json_each($1)",
-    );
-    on!(db, c => { sqlx::query(sql).bind(json(&keys)).bind(now).execute(c).await?; });
-    Ok(())
+    keys
 }
