@@ -86,7 +86,7 @@ impl Hub {
             },
             None => message,
         };
-        let _ = self.actors().channels.cast(ChannelsMsg::Tell(stream, message));
+        let _ = self.actors().channels.cast(ChannelsMsg::Tell(stream, Box::new(message)));
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) fn run(args: ServeArgs) -> Result<ExitCode> {
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if config.server.threads > 0 {
-        builder.worker_threads(config.server.threads as usize);
+        builder.worker_threads(config.server.threads);
     }
     let runtime = builder.enable_all().build()?;
     runtime.block_on(serve(config, args.demo))

@@ -29,6 +29,9 @@ use crate::domain::command::{Principal, Spec};
 use crate::domain::error::{Code, Refusal, invalid};
 use crate::domain::id::{ChannelId, InviteId, StreamId, TokenId, UserId};
 
+/// Adds an endpoint to the router.
+type Add = Box<dyn Fn(Router<Arc<Hub>>) -> Router<Arc<Hub>> + Send + Sync>;
+
 type Schemas = fn(&mut SchemaGenerator) -> Schema;
 
 /// One URL.
@@ -51,7 +54,7 @@ pub struct Endpoint {
     pub status: StatusCode,
     /// The command behind it, if it is one.
     pub command: Option<&'static str>,
-    pub(super) add: Box<dyn Fn(Router<Arc<Hub>>) -> Router<Arc<Hub>> + Send + Sync>,
+    pub(super) add: Add,
 }
 
 /// What a read answers with: a value to be rendered, or [`Rendered`] JSON.

@@ -25,7 +25,7 @@ use crate::actors::Hub;
 use crate::actors::session::resume::Resumed;
 use crate::actors::session::{OpenError, SessionHandle};
 use crate::domain::command::Principal;
-use crate::domain::error::{Code, Refusal, invalid};
+use crate::domain::error::{Code, Refusal, invalid, unavailable};
 use crate::protocol::client::{self, Identify, Request as Asked, Resume};
 use crate::protocol::close::CloseCode;
 use crate::protocol::server;
@@ -56,6 +56,9 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
     if !fastwebsockets::upgrade::is_upgrade_request(&request) {
         return Err(invalid("this is a WebSocket: connect with ws:// or wss://, subprotocol colink.v1").into());
     }
+    if hub.draining.is_cancelled() {
+        return Err(unavailable("this node is being drained: connect to another").into());
+    }
     let offered = request.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
     let chosen = match offered.map(|value| value.to_str().unwrap_or("")) {
         None => false,
@@ -78,8 +81,7 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
         // Boxed: the states of the handshake would otherwise weigh on every idle connection.
         let Some((stream, early)) = Box::pin(bare(upgraded)).await else { return };
         drop(request);
-        let connection = Connection::new(hub, stream, place);
-        connection.run(known, early).await;
+        Box::new(Connection::new(hub, stream, place)).run(known, early).await;
     });
     let mut response = response.map(|_| Body::empty());
     if chosen {
@@ -153,8 +155,10 @@ impl Connection {
         }
     }
 
-    async fn run(mut self, known: Option<Principal>, early: Bytes) {
-        let end = match Box::pin(self.greet(known, early)).await {
+    async fn run(mut self: Box<Self>, known: Option<Principal>, early: Bytes) {
+        // Bound to a name, so that the box is gone while the connection lives on.
+        let greeted = Box::pin(self.greet(known, early)).await;
+        let end = match greeted {
             Ok(session) => {
                 let end = self.serve(&session).await;
                 session.detach(self.number);
@@ -334,10 +338,8 @@ impl Connection {
                     if let Err(end) = self.read_requests(session, &mut answers) {
                         return end;
                     }
-                    if !answers.is_empty() {
-                        if let Err(end) = self.flush(&mut answers).await {
-                            return end;
-                        }
+                    if let Err(end) = self.flush(&mut answers).await {
+                        return end;
                     }
                     self.watch_message();
                 }
@@ -476,7 +478,7 @@ impl Connection {
     }
 
     /// Says goodbye, and waits a moment for the client to do the same.
-    async fn finish(mut self, end: End) {
+    async fn finish(mut self: Box<Self>, end: End) {
         let End::Close(code, reason) = end else { return };
         metrics::counter!("colink_connections_closed_total", "code" => code.to_string()).increment(1);
         let mut bytes = Vec::new();

@@ -233,7 +233,7 @@ impl Store {
         let readers = SqlitePoolOptions::new()
             .max_connections(options.connections)
             .acquire_timeout(options.timeout)
-            .connect_lazy_with(connect.pragma("query_only", "on").pragma("cache_size", "-8192"));
+            .connect_lazy_with(connect.pragma("query_only", "on").pragma("cache_size", "-2000"));
         Ok(Store::Sqlite { readers, writer })
     }
 

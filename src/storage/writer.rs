@@ -53,7 +53,9 @@ pub enum Work {
 /// Receives the answer, exactly once, after the commit. It must not block.
 ///
 /// If it is dropped on the way, because an actor that held it died, the caller is told that the outcome is not known.
-pub struct Answer(Option<Box<dyn FnOnce(Result<Reply, Refusal>) + Send + Sync>>);
+pub struct Answer(Option<Receive>);
+
+type Receive = Box<dyn FnOnce(Result<Reply, Refusal>) + Send + Sync>;
 
 impl Answer {
     /// Makes an answer that goes to `receive`.

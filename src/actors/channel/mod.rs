@@ -307,7 +307,7 @@ impl State {
 /// What the supervisor of the channels is told.
 pub enum ChannelsMsg {
     /// Pass this on to a stream's actor, starting it if it does not live.
-    Tell(StreamId, ChannelMsg),
+    Tell(StreamId, Box<ChannelMsg>),
     /// Look which channels can stop.
     Sweep,
 }
@@ -359,7 +359,7 @@ impl Channels {
         } else {
             tracing::error!(stream.id = %stream, %error, "a channel failed repeatedly and is set aside");
             let retry = intensity.quarantine + Duration::from_millis(10);
-            myself.send_after(retry, move || ChannelsMsg::Tell(stream, ChannelMsg::Recover));
+            myself.send_after(retry, move || ChannelsMsg::Tell(stream, Box::new(ChannelMsg::Recover)));
         }
     }
 }
@@ -381,7 +381,7 @@ impl Actor for Channels {
         hub: &mut Arc<Hub>,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ChannelsMsg::Tell(stream, message) => self.tell(&myself, hub, stream, message).await,
+            ChannelsMsg::Tell(stream, message) => self.tell(&myself, hub, stream, *message).await,
             ChannelsMsg::Sweep => {
                 for child in myself.get_children() {
                     let _ = ActorRef::<ChannelMsg>::from(child).cast(ChannelMsg::StopIfIdle);

@@ -119,7 +119,7 @@ impl SessionHandle {
 
     /// Hands a request to the session. The caller took a credit of the queue; it comes back with the answer.
     pub fn request(&self, id: Option<u64>, request: Request) {
-        self.tell(SessionMsg::Request(id, request));
+        self.tell(SessionMsg::Request(id, Box::new(request)));
     }
 
     /// Notes that a connection ended; if it was the session's, the session waits for its client from now on.
@@ -222,7 +222,7 @@ impl Hub {
 
     /// Sessions that nobody is connected to make way for a new one.
     fn make_room_for(&self, user: UserId) -> Result<(), OpenError> {
-        let most = self.config.gateway.sessions_per_user as usize;
+        let most = self.config.gateway.sessions_per_user;
         if most == 0 || self.directory.session_count(user) < most {
             return Ok(());
         }
@@ -257,7 +257,7 @@ impl Hub {
 /// What a session is told.
 pub enum SessionMsg {
     /// A request of its client.
-    Request(Option<u64>, Request),
+    Request(Option<u64>, Box<Request>),
     /// The connection ended.
     Detached,
     /// Is the client still away?
@@ -274,6 +274,7 @@ struct State {
     handle: Arc<SessionHandle>,
     commands: Option<Bucket>,
     told_active: Option<Timestamp>,
+    typed: Option<(ChannelId, Timestamp)>,
 }
 
 impl Actor for Session {
@@ -286,7 +287,7 @@ impl Actor for Session {
         _: ActorRef<SessionMsg>,
         (hub, handle): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, handle, commands: None, told_active: None })
+        Ok(State { hub, handle, commands: None, told_active: None, typed: None })
     }
 
     async fn handle(
@@ -326,12 +327,12 @@ impl State {
         myself.send_after(window, || SessionMsg::Expire);
     }
 
-    async fn request(&mut self, id: Option<u64>, request: Request) {
+    async fn request(&mut self, id: Option<u64>, request: Box<Request>) {
         if let Err(refusal) = self.take_turn() {
             return self.answer(id, Err(refusal));
         }
         self.note_active();
-        match request {
+        match *request {
             Request::Command(command) => {
                 let queue = self.handle.queue.clone();
                 let answer = Answer::new(move |result| queue.push_answer(answer_frame(id, result)));
@@ -371,7 +372,15 @@ impl State {
     }
 
     /// Typing is told by the channel's actor, which alone knows who may hear. Nothing of it is stored.
-    fn typing(&self, channel: ChannelId, thread_seq: Option<i64>) -> Result<&'static str, Refusal> {
+    fn typing(&mut self, channel: ChannelId, thread_seq: Option<i64>) -> Result<&'static str, Refusal> {
+        // A notice lasts `typing_ms`: more than two in that time tell nothing new.
+        let lasts = Duration::from_millis(self.hub.config.presence.typing_ms);
+        let now = self.hub.clock.now();
+        let told = self.typed.is_some_and(|(of, at)| of == channel && now.since(at) < lasts / 2);
+        if lasts.is_zero() || told {
+            return Ok("{}");
+        }
+        self.typed = Some((channel, now));
         let stream = StreamId::from(channel);
         // Only a channel that lives has anybody to tell.
         if let Some(actor) = self.hub.directory.slot(stream).and_then(|slot| slot.actor()) {
@@ -381,8 +390,8 @@ impl State {
     }
 
     async fn watch(&self, users: Vec<UserId>) -> Result<&'static str, Refusal> {
-        let most = self.hub.config.presence.subscriptions as usize;
-        if users.len() > most {
+        let most = self.hub.config.presence.subscriptions;
+        if most > 0 && users.len() > most {
             return Err(invalid(format!("user_ids has more than {most} entries")));
         }
         let users = self.visible(users).await?;

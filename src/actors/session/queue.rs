@@ -67,8 +67,8 @@ struct Inner {
     waiting: VecDeque<Arc<Batch>>,
     waiting_events: usize,
     waiting_bytes: usize,
-    ephemeral: Option<Box<HashMap<Ephemeral, Bytes>>>,
-    lagged: Option<Box<HashMap<StreamId, (i64, i64)>>>,
+    ephemeral: Option<HashMap<Ephemeral, Bytes>>,
+    lagged: Option<HashMap<StreamId, (i64, i64)>>,
     ring: VecDeque<Sent>,
     ring_events: usize,
     /// The place in the ring behind which frames still have to be sent: used after a resume.

@@ -41,15 +41,16 @@ impl Hub {
         resume: &Resume,
         connection: u64,
     ) -> Result<Resumed, OpenError> {
-        if let Some(session) = self.directory.session(resume.session_id) {
-            if session.user_id == principal.user_id && session.token_id == principal.token_id && !session.ended() {
-                if let Some(replayed) = session.queue.resume(connection, resume.s) {
-                    metrics::counter!("colink_resumes_total", "mode" => "buffer").increment(1);
-                    let text = server::resumed(session.id, resume.s, replayed, Mode::Buffer);
-                    return Ok(Resumed::Yes { session, text });
-                }
-                session.end();
+        let known = self.directory.session(resume.session_id);
+        let theirs =
+            |s: &Arc<SessionHandle>| s.user_id == principal.user_id && s.token_id == principal.token_id && !s.ended();
+        if let Some(session) = known.filter(theirs) {
+            if let Some(replayed) = session.queue.resume(connection, resume.s) {
+                metrics::counter!("colink_resumes_total", "mode" => "buffer").increment(1);
+                let text = server::resumed(session.id, resume.s, replayed, Mode::Buffer);
+                return Ok(Resumed::Yes { session, text });
             }
+            session.end();
         }
         self.resume_from_log(principal, resume, connection).await
     }
@@ -135,10 +136,12 @@ impl Hub {
         after: i64,
         count: i64,
     ) -> Result<Option<Vec<Arc<Batch>>>, StoreError> {
-        if stream == StreamId::WORKSPACE || stream == user.into() {
-            // Nothing more to ask: their audience is the user.
-        } else if let Some(facts) = channels::facts(db, user, stream.into()).await? {
-            if facts.who.channel_role.is_none() || permission::allows(facts.who, Action::Read, facts.channel).is_err() {
+        if stream != StreamId::WORKSPACE && stream != user.into() {
+            let facts = channels::facts(db, user, stream.into()).await?;
+            let may_read = facts.is_some_and(|facts| {
+                facts.who.channel_role.is_some() && permission::allows(facts.who, Action::Read, facts.channel).is_ok()
+            });
+            if !may_read {
                 return Ok(Some(Vec::new()));
             }
         }
