@@ -261,6 +261,15 @@ mod tests {
     }
 
     #[test]
+    fn a_replayed_session_tells_its_new_name_and_count() {
+        let text = format!(r#"{{"type":"resumed","d":{{"session_id":"{CHANNEL}","s":1,"replayed":7,"mode":"log"}}}}"#);
+        let Frame::Resumed { session_id: Some(now), s: Some(1), replayed: 7 } = Frame::decode(&text).unwrap() else {
+            panic!("resumed")
+        };
+        assert_eq!(now.to_string(), CHANNEL);
+    }
+
+    #[test]
     fn unknown_types_pass_as_events_and_nonsense_is_refused() {
         assert!(matches!(Frame::decode(r#"{"type":"invented","d":{}}"#), Ok(Frame::Events(_))));
         assert!(matches!(Frame::decode("not json"), Err(Error::Protocol(_))));

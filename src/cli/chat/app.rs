@@ -282,11 +282,11 @@ impl App {
             }
             "user.channel_added" | "user.channel_removed" => return vec![Want::Refresh],
             "user.read" => {
-                if let Ok(OfChannel { channel_id, read_seq, unread_count, mention_count }) = event.data() {
-                    if let Some(room) = self.find(channel_id) {
-                        let m = &mut room.membership;
-                        (m.read_seq, m.unread_count, m.mention_count) = (read_seq, unread_count, mention_count);
-                    }
+                if let Ok(OfChannel { channel_id, read_seq, unread_count, mention_count }) = event.data()
+                    && let Some(room) = self.find(channel_id)
+                {
+                    let m = &mut room.membership;
+                    (m.read_seq, m.unread_count, m.mention_count) = (read_seq, unread_count, mention_count);
                 }
             }
             _ => {}
@@ -307,5 +307,171 @@ impl App {
         names.sort_unstable();
         self.panel.clear();
         self.panel.push(format!("{} in {}: {}", names.len(), title.unwrap_or_default(), names.join(", ")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::chat::world::{World, message};
+
+    #[test]
+    fn channels_come_by_name_and_direct_messages_last() {
+        let world = World::new();
+        let titles: Vec<String> = world.app.rooms.iter().map(|room| world.app.title(room)).collect();
+        assert_eq!(titles, ["#general", "#random", "bob"]);
+    }
+
+    #[test]
+    fn messages_stand_in_order_whatever_comes_first() {
+        let mut world = World::in_general();
+        let general = world.general;
+        let [one, two] = ["one", "two"].map(|text| {
+            let d = message(world.bob, text, world.now);
+            world.event(general, "message.created", world.bob, &d)
+        });
+        for event in [two, one] {
+            world.app.take(News::Event(Box::new(event)), world.now);
+        }
+        assert_eq!(world.texts(general), ["one", "two"]);
+    }
+
+    #[test]
+    fn edits_deletions_and_reactions_change_their_message() {
+        let mut world = World::in_general();
+        let (general, bob) = (world.general, world.bob);
+        let [first, second] = ["tpyo", "secret"].map(|text| world.bob_says(general, text));
+        world.happens(
+            general,
+            "message.updated",
+            &json!({"message_seq": first, "text": "typo", "edited_at": world.now}),
+        );
+        world.happens(general, "message.deleted", &json!({"message_seq": second, "deleted_by": bob}));
+        let react = json!({"message_seq": first, "user_id": bob, "emoji": "tada"});
+        world.happens(general, "reaction.added", &react);
+        world.happens(general, "reaction.added", &react);
+        assert_eq!(world.texts(general), ["typo", ""]);
+        let room = world.room(general);
+        assert_eq!(room.last_message().unwrap().reactions[0].users, [bob]);
+        assert_eq!(room.last_message().unwrap().seq, first, "the deleted one is not answered");
+        world.happens(general, "reaction.removed", &react);
+        assert!(world.room(general).last_message().unwrap().reactions.is_empty());
+    }
+
+    #[test]
+    fn a_reply_counts_once_on_its_parent_and_not_as_unread() {
+        let mut world = World::in_general();
+        let random = world.random;
+        let parent = world.bob_says(random, "question");
+        world.replies(random, parent, "answer");
+        let room = world.room(random);
+        assert_eq!(room.messages().next().unwrap().reply_count, 1);
+        assert_eq!(room.membership.unread_count, 1);
+    }
+
+    #[test]
+    fn what_is_not_open_becomes_unread_until_it_is_shown() {
+        let mut world = World::in_general();
+        let random = world.random;
+        let mut d = message(world.bob, "@ana look", world.now);
+        d["mentions"] = json!({"users": [world.app.me.id]});
+        world.happens(random, "message.created", &d);
+        let seq = world.bob_says(random, "and this");
+        let m = &world.room(random).membership;
+        assert_eq!((m.unread_count, m.mention_count), (2, 1));
+
+        assert_eq!(world.app.open(random), [Want::History { channel: random, before: None }]);
+        assert!(world.app.tick(world.now).is_empty(), "not before it is on the screen");
+        world.loads(random);
+        assert_eq!(world.app.tick(world.now), [Want::Read { channel: random, seq }]);
+        assert_eq!(world.room(random).membership.unread_count, 0);
+    }
+
+    #[test]
+    fn a_channel_is_marked_at_most_once_a_second_and_not_while_scrolled_up() {
+        let mut world = World::in_general();
+        let general = world.general;
+        world.bob_says(general, "one");
+        assert_eq!(world.app.tick(world.now).len(), 1);
+        let seq = world.bob_says(general, "two");
+        assert!(world.app.tick(world.now).is_empty());
+        world.passes(1);
+        world.room(general).scroll = 5;
+        assert!(world.app.tick(world.now).is_empty());
+        world.room(general).scroll = 0;
+        assert_eq!(world.app.tick(world.now), [Want::Read { channel: general, seq }]);
+        world.passes(1);
+        assert!(world.app.tick(world.now).is_empty());
+    }
+
+    #[test]
+    fn what_the_first_state_counted_is_not_counted_again() {
+        let mut world = World::in_general();
+        let random = world.random;
+        let d = message(world.bob, "counted already", world.now);
+        let event = world.event(random, "message.created", world.bob, &d);
+        let mut membership = world.room(random).membership.clone();
+        (membership.channel.last_seq, membership.unread_count) = (1, 1);
+        world.room(random).update(membership);
+        world.app.take(News::Event(Box::new(event)), world.now);
+        assert_eq!(world.room(random).membership.unread_count, 1);
+    }
+
+    #[test]
+    fn switching_goes_around_and_keeps_what_is_written() {
+        let mut world = World::in_general();
+        let (general, random, direct) = (world.general, world.random, world.direct);
+        world.app.write("half a", world.now);
+        world.app.switch(1);
+        assert_eq!(world.app.current, Some(random));
+        assert!(world.app.room().unwrap().input.is_empty());
+        world.app.switch(1);
+        assert_eq!(world.app.current, Some(direct));
+        world.app.switch(1);
+        assert_eq!(world.app.current, Some(general));
+        assert_eq!(world.app.room().unwrap().input.text(), "half a");
+        world.app.switch(-1);
+        assert_eq!(world.app.current, Some(direct));
+    }
+
+    #[test]
+    fn typing_ends_with_the_message_or_after_a_while() {
+        let mut world = World::in_general();
+        let (general, bob) = (world.general, world.bob);
+        let typing = format!(r#"{{"type":"typing","channel_id":"{general}","d":{{"user_id":"{bob}"}}}}"#);
+        let typing: Event = serde_json::from_str(&typing).unwrap();
+        world.app.take(News::Event(Box::new(typing.clone())), world.now);
+        assert_eq!(world.room(general).typing(), [bob]);
+        world.bob_says(general, "there");
+        assert!(world.room(general).typing().is_empty());
+        world.app.take(News::Event(Box::new(typing)), world.now);
+        world.passes(10);
+        world.app.tick(world.now);
+        assert!(world.room(general).typing().is_empty());
+    }
+
+    #[test]
+    fn a_session_that_is_new_reads_what_is_shown_again() {
+        let mut world = World::in_general();
+        let general = world.general;
+        world.bob_says(general, "old");
+        world.app.take(News::Down, world.now);
+        assert!(!world.app.online);
+        let wants = world.app.take(News::Up { anew: true }, world.now);
+        assert_eq!(wants, [Want::History { channel: general, before: None }]);
+        assert!(world.texts(general).is_empty());
+    }
+
+    #[test]
+    fn a_channel_that_is_left_gives_way_to_another() {
+        let mut world = World::in_general();
+        let stays = world.room(world.random).membership.clone();
+        world.app.take(News::State { users: Vec::new(), channels: vec![stays] }, world.now);
+        assert_eq!(world.app.current, Some(world.random));
+        world.app.take(News::State { users: Vec::new(), channels: Vec::new() }, world.now);
+        assert_eq!(world.app.current, None);
+        assert!(world.app.tick(world.now).is_empty());
     }
 }

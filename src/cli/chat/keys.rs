@@ -154,3 +154,84 @@ impl App {
         Some(Want::Post(post))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::chat::talk::News;
+    use crate::cli::chat::world::World;
+
+    fn types(world: &mut World, text: &str) -> Vec<Want> {
+        let keys = text.chars().map(|c| if c == '\n' { KeyCode::Enter } else { KeyCode::Char(c) });
+        keys.flat_map(|code| world.app.press(KeyEvent::new(code, KeyModifiers::NONE), world.now)).collect()
+    }
+
+    #[test]
+    fn enter_sends_and_the_text_waits_below_until_it_is_back() {
+        let mut world = World::in_general();
+        let general = world.general;
+        let wants = types(&mut world, "hi\n");
+        let [Want::Typing(_), Want::Post(post)] = wants.as_slice() else { panic!("{wants:?}") };
+        assert_eq!((post.text.as_str(), post.channel, post.thread), ("hi", general, None));
+        assert_eq!(world.room(general).unsent.len(), 1);
+        let mut d = crate::cli::chat::world::message(world.app.me.id, "hi", world.now);
+        d["client_msg_id"] = post.key.as_str().into();
+        world.happens(general, "message.created", &d);
+        assert!(world.room(general).unsent.is_empty());
+        assert_eq!(world.room(general).membership.unread_count, 0, "one's own message is no news");
+    }
+
+    #[test]
+    fn what_is_refused_comes_back_into_the_line() {
+        let mut world = World::in_general();
+        let general = world.general;
+        let Some(Want::Post(post)) = types(&mut world, "hi\n").pop() else { panic!("no post") };
+        world.app.take(News::Unposted { post, why: "the channel is archived".into() }, world.now);
+        assert_eq!(world.room(general).input.text(), "hi");
+        assert!(world.app.panel[0].contains("archived"));
+    }
+
+    #[test]
+    fn typing_is_told_at_most_every_three_seconds_and_not_of_commands() {
+        let mut world = World::in_general();
+        let told = |wants: Vec<Want>| wants.iter().filter(|want| matches!(want, Want::Typing(_))).count();
+        assert_eq!(told(types(&mut world, "some words")), 1);
+        world.passes(3);
+        assert_eq!(told(types(&mut world, " and more")), 1);
+        types(&mut world, "\n");
+        assert_eq!(told(types(&mut world, "/help")), 0);
+    }
+
+    #[test]
+    fn replies_and_reactions_go_to_the_last_message() {
+        let mut world = World::in_general();
+        let general = world.general;
+        assert!(types(&mut world, "/react tada\n").is_empty());
+        assert!(world.app.panel[0].contains("no message"));
+        let parent = world.bob_says(general, "question");
+        let reply = world.replies(general, parent, "answer");
+        world.room(general).input.take();
+        let react = Want::React { channel: general, seq: reply, emoji: "tada".into() };
+        assert_eq!(types(&mut world, "/react tada\n"), [react]);
+        let wants = types(&mut world, "/reply indeed\n");
+        assert!(matches!(&wants[..], [Want::Post(post)] if post.thread == Some(parent)), "{wants:?}");
+    }
+
+    #[test]
+    fn a_mistake_stays_in_the_line() {
+        let mut world = World::in_general();
+        assert!(types(&mut world, "/dm nobody\n").is_empty());
+        assert_eq!(world.app.room().unwrap().input.text(), "/dm nobody");
+        assert_eq!(world.app.panel, ["there is nobody called `nobody`"]);
+        world.app.press(KeyEvent::new(KeyCode::Char('u'), KeyModifiers::CONTROL), world.now);
+        assert_eq!(types(&mut world, "/dm bob\n"), [Want::Direct(world.bob)]);
+    }
+
+    #[test]
+    fn control_c_and_quit_leave() {
+        let mut world = World::new();
+        let key = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
+        assert_eq!(world.app.press(key, world.now), [Want::Quit]);
+        assert_eq!(types(&mut world, "/quit\n"), [Want::Quit]);
+    }
+}

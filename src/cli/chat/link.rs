@@ -319,3 +319,78 @@ async fn heard(gateway: &mut Option<Box<Gateway>>) -> Result<Event, Error> {
 fn comes_back(error: &Error) -> bool {
     error.may_come_back() || matches!(error, Error::Closed { code: 4003, .. })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::stub::Stub;
+
+    async fn open(stub: &Stub, name: &str) -> Link {
+        Link::open(&stub.url, &Stub::token(name)).await.unwrap()
+    }
+
+    async fn texts(link: &mut Link, count: usize) -> Vec<String> {
+        let mut texts = Vec::new();
+        while texts.len() < count {
+            if let News::Event(event) = link.next().await {
+                texts.extend(event.message().map(|message| message.text));
+            }
+        }
+        texts
+    }
+
+    #[tokio::test]
+    async fn posts_go_out_in_order_and_come_back() {
+        let stub = Stub::start().await;
+        let channel = stub.room(&["ana", "bob"]);
+        let (mut ana, mut bob) = (open(&stub, "ana").await, open(&stub, "bob").await);
+        for text in ["one", "two", "three"] {
+            let post = Post { channel, text: text.into(), thread: None, key: text.into() };
+            ana.carry(Want::Post(post)).await;
+        }
+        assert_eq!(ana.unanswered(), 3);
+        assert_eq!(texts(&mut ana, 3).await, ["one", "two", "three"]);
+        assert_eq!(texts(&mut bob, 3).await, ["one", "two", "three"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_on_the_way_is_filled_in_order_and_once() {
+        let stub = Stub::start().await;
+        let channel = stub.room(&["ana", "bob"]);
+        let mut bob = open(&stub, "bob").await;
+        stub.lose_every(3);
+        let posted: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+        for text in &posted {
+            stub.post(channel, "ana", text);
+        }
+        stub.lose_every(0);
+        stub.post(channel, "ana", "last");
+        let heard = texts(&mut bob, 21).await;
+        assert_eq!((&heard[..20], heard[20].as_str()), (&posted[..], "last"));
+    }
+
+    #[tokio::test]
+    async fn a_cut_connection_comes_back_by_itself() {
+        let stub = Stub::start().await;
+        let channel = stub.room(&["ana", "bob"]);
+        let mut bob = open(&stub, "bob").await;
+        stub.cut_gateway();
+        assert!(matches!(bob.next().await, News::Down));
+        stub.post(channel, "ana", "while away");
+        assert!(matches!(bob.next().await, News::Up { anew: false }));
+        assert_eq!(texts(&mut bob, 1).await, ["while away"]);
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_session_misses_nothing_either() {
+        let stub = Stub::start().await;
+        let channel = stub.room(&["ana", "bob"]);
+        let mut bob = open(&stub, "bob").await;
+        stub.post(channel, "ana", "before");
+        assert_eq!(texts(&mut bob, 1).await, ["before"]);
+        stub.forget_sessions();
+        stub.cut_gateway();
+        stub.post(channel, "ana", "while away");
+        assert_eq!(texts(&mut bob, 1).await, ["while away"]);
+    }
+}

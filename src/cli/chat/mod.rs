@@ -6,7 +6,7 @@
 //! | [`talk`] | what the model asks of the network, and what it is told |
 //! | [`link`], [`ask`] | the network: one gateway session that comes back by itself, and REST for the rest |
 //! | [`app`], [`room`], [`keys`], [`slash`], [`input`] | the model: takes news and keys, returns what it wants; no I/O |
-//! | [`screen`], [`text`] | how the model looks: rows and styles |
+//! | [`screen`], [`rows`], [`text`] | how the model looks |
 //! | [`ui`] | the terminal: keys in, screens out, restored on every way out |
 //! | [`plain`] | line mode |
 //!
@@ -20,12 +20,15 @@ mod keys;
 mod link;
 mod plain;
 mod room;
+mod rows;
 mod screen;
 mod sign_in;
 mod slash;
 mod talk;
 mod text;
 mod ui;
+#[cfg(test)]
+mod world;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;

@@ -139,11 +139,11 @@ impl Room {
             }
         }
         let parent = message.thread_seq.and_then(|seq| self.entries.get_mut(&seq));
-        if let Some(Entry::Message(parent)) = parent {
-            if parent.last_reply_seq.is_none_or(|seq| seq < message.seq) {
-                parent.reply_count += 1;
-                parent.last_reply_seq = Some(message.seq);
-            }
+        if let Some(Entry::Message(parent)) = parent
+            && parent.last_reply_seq.is_none_or(|seq| seq < message.seq)
+        {
+            parent.reply_count += 1;
+            parent.last_reply_seq = Some(message.seq);
         }
         self.entries.insert(message.seq, Entry::Message(Box::new(message)));
     }

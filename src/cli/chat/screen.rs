@@ -7,56 +7,18 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph};
 
 use super::app::App;
-use super::room::{Entry, Loaded, Room};
+use super::room::Loaded;
+use super::rows::{DIM, Look, at, of_entry, unsent};
 use super::text::{clean, cut, one_line, width, wrap};
-use crate::clock::Timestamp;
+use crate::domain::channel::ChannelKind;
 use crate::domain::id::UserId;
-use crate::domain::message::Message;
 use crate::domain::user::Presence;
 
 /// Below this width there is no list of channels.
 const NARROW: u16 = 50;
 const LIST: u16 = 22;
-/// Where the text of messages starts: behind the time.
-const INDENT: usize = 6;
+/// How many rows the line being written takes at most.
 const INPUT_ROWS: usize = 5;
-
-const NAMES: [Color; 6] = [Color::Cyan, Color::Green, Color::Magenta, Color::Blue, Color::LightRed, Color::LightYellow];
-
-/// How to draw: the zone to show times in, and whether in colours.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
-    /// Seconds east of Greenwich.
-    pub(super) zone: i64,
-    /// Whether colours are wanted; without them, emphasis is bold, dim and reversed.
-    pub(super) colours: bool,
-}
-
-impl Look {
-    fn ink(self, colour: Color) -> Style {
-        if self.colours { Style::new().fg(colour) } else { Style::new() }
-    }
-
-    fn loud(self) -> Style {
-        self.ink(Color::Yellow).add_modifier(Modifier::BOLD)
-    }
-
-    fn of(self, user: UserId) -> Style {
-        let sum: usize = user.0.as_bytes()[8..].iter().map(|byte| usize::from(*byte)).sum();
-        self.ink(NAMES[sum % NAMES.len()]).add_modifier(Modifier::BOLD)
-    }
-
-    fn clock(self, at: Timestamp) -> String {
-        let minutes = (at.seconds() + self.zone).div_euclid(60).rem_euclid(24 * 60);
-        format!("{:02}:{:02}", minutes / 60, minutes % 60)
-    }
-
-    fn day(self, at: Timestamp) -> Option<time::Date> {
-        time::OffsetDateTime::from_unix_timestamp(at.seconds() + self.zone).ok().map(|at| at.date())
-    }
-}
-
-const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 
 /// Draws the whole screen. Tells the model how many rows of messages there are, and keeps its scroll within them.
 pub(super) fn draw(frame: &mut Frame<'_>, app: &mut App, look: Look) {
@@ -124,22 +86,25 @@ fn channels(app: &App, look: Look, columns: usize) -> Vec<Line<'static>> {
             (true, [one]) => dot(app, *one),
             _ => "",
         };
-        let count = match (m.mention_count, m.unread_count) {
+        let current = Some(m.channel.id) == app.current;
+        // What is on the screen is as good as read.
+        let seen = current && room.scroll == 0;
+        let (mentions, unread) = if seen { (0, 0) } else { (m.mention_count, m.unread_count) };
+        let count = match (mentions, unread) {
             (0, 0) => String::new(),
             (0, unread) => format!(" {unread}"),
             (mentions, unread) => format!(" @{mentions} {unread}"),
         };
-        let private = if m.channel.kind == crate::domain::channel::ChannelKind::Private { " ⚿" } else { "" };
+        let private = if m.channel.kind == ChannelKind::Private { " ⚿" } else { "" };
         let title = one_line(&app.title(room));
         let name = cut(&format!("{dot}{title}{private}"), columns.saturating_sub(width(&count)));
-        let style = if m.mention_count > 0 {
+        let style = if mentions > 0 {
             look.loud()
-        } else if m.unread_count > 0 && !m.muted {
+        } else if unread > 0 && !m.muted {
             Style::new().add_modifier(Modifier::BOLD)
         } else {
             Style::new()
         };
-        let current = Some(m.channel.id) == app.current;
         let style = if current { style.add_modifier(Modifier::REVERSED) } else { style };
         let gap = " ".repeat(columns.saturating_sub(width(&name) + width(&count)));
         rows.push(Line::styled(format!("{name}{gap}{count}"), style));
@@ -253,78 +218,91 @@ fn messages(app: &mut App, look: Look, body: Rect) -> Vec<Line<'static>> {
     std::iter::repeat_n(Line::default(), above).chain(shown).collect()
 }
 
-fn at(entry: &Entry) -> Timestamp {
-    match entry {
-        Entry::Message(message) => message.created_at,
-        Entry::Note { at, .. } => *at,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use serde_json::json;
 
-fn of_entry(app: &App, look: Look, columns: usize, room: &Room, entry: &Entry) -> Vec<Line<'static>> {
-    match entry {
-        Entry::Message(message) => of_message(app, look, columns, room, message),
-        Entry::Note { by, what, at } => {
-            let text = format!("{} {} {what}", look.clock(*at), app.name(*by));
-            wrap(&one_line(&text), columns).into_iter().map(|row| Line::styled(row, DIM)).collect()
+    use super::*;
+    use crate::cli::chat::world::World;
+
+    fn look() -> Look {
+        Look { zone: 3_600, colours: true }
+    }
+
+    fn shows(world: &mut World, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, &mut world.app, look())).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn a_conversation_is_drawn() {
+        let mut world = World::in_general();
+        let (general, random) = (world.general, world.random);
+        let first = world.bob_says(general, "good morning 🎉");
+        world.replies(general, first, "to you too");
+        world.happens(general, "reaction.added", &json!({"message_seq": first, "user_id": world.bob, "emoji": "wave"}));
+        world.bob_says(random, "lunch?");
+        world.app.write("hello", world.now);
+        insta::assert_snapshot!(shows(&mut world, 60, 10), @r##"
+        "@ana                 │#general                              "
+        "#general             │                                      "
+        "#random            1 │                                      "
+        "○ bob                │                                      "
+        "                     │                                      "
+        "                     │13:00 bob: good morning 🎉            " Hidden by multi-width symbols: [(47, " ")]
+        "                     │      :wave: 1  1 reply               "
+        "                     │13:00   ↳ bob to bob: to you too      "
+        "                     │                                      "
+        "                     │> hello                               "
+        "##);
+    }
+
+    #[test]
+    fn any_size_is_drawn() {
+        let mut world = World::in_general();
+        let general = world.general;
+        world.bob_says(general, "日本語 and a_very_long_word_without_an_end\n\n👨‍👩‍👧 \x1b[2J");
+        world.app.panel.push("something to say".into());
+        world.app.write("written 日本\nsecond", world.now);
+        for width in 1..60 {
+            for height in 1..8 {
+                assert!(!shows(&mut world, width, height).contains('\x1b'));
+            }
         }
     }
-}
 
-fn of_message(app: &App, look: Look, columns: usize, room: &Room, message: &Message) -> Vec<Line<'static>> {
-    let to = &message.mentions;
-    let to_me = to.channel || to.here || to.users.contains(&app.me.id);
-    let name = app.name(message.author_id).to_owned();
-    let arrow = message.thread_seq.map(|seq| match room.entries.get(&seq) {
-        Some(Entry::Message(parent)) => format!("  ↳ {} to {}: ", name, app.name(parent.author_id)),
-        _ => format!("  ↳ {name}: "),
-    });
-    let lead = arrow.unwrap_or_else(|| format!("{name}: "));
-    let indent = INDENT + if message.thread_seq.is_some() { 4 } else { 0 };
-    let (text, style) = match (message.deleted_at, to_me) {
-        (Some(_), _) => ("(deleted)".to_owned(), DIM),
-        (None, true) => (clean(&message.text), look.loud()),
-        (None, false) => (clean(&message.text), Style::new()),
-    };
-    let edited = if message.edited_at.is_some() && message.deleted_at.is_none() { " (edited)" } else { "" };
+    #[test]
+    fn scrolling_stops_at_the_top_and_new_messages_do_not_move_the_view() {
+        let mut world = World::in_general();
+        let general = world.general;
+        for n in 0..30 {
+            world.bob_says(general, &format!("line {n}"));
+        }
+        shows(&mut world, 40, 10);
+        assert!(!world.app.at_top);
+        world.room(general).scroll = 10;
+        let before = shows(&mut world, 40, 10);
+        world.bob_says(general, "news");
+        let after = shows(&mut world, 40, 10);
+        assert!(before.contains("line 19") && after.contains("line 19") && !after.contains("news"), "{after}");
+        world.room(general).scroll = 1_000;
+        assert!(shows(&mut world, 40, 10).contains("line 0"));
+        assert!(world.app.at_top);
+        assert_eq!(world.room(general).scroll, 24);
+    }
 
-    let room_for_text = columns.saturating_sub(indent).max(8);
-    let first = columns.saturating_sub(INDENT + width(&lead)).max(8);
-    let mut rows = Vec::new();
-    // The first row is shorter by the name: it is broken alone, and the rest of the text anew.
-    let text = format!("{text}{edited}");
-    let head = wrap(&text, first).into_iter().next().unwrap_or_default();
-    let rest = text.get(head.len()..).unwrap_or_default().trim_start_matches(' ');
-    let rest = rest.strip_prefix('\n').unwrap_or(rest);
-    rows.push(Line::from(vec![
-        Span::styled(format!("{} ", look.clock(message.created_at)), DIM),
-        Span::styled(lead, look.of(message.author_id)),
-        Span::styled(head, style),
-    ]));
-    if !rest.is_empty() {
-        let margin = " ".repeat(indent);
-        rows.extend(wrap(rest, room_for_text).into_iter().map(|row| Line::styled(format!("{margin}{row}"), style)));
+    #[test]
+    fn without_colours_there_are_none() {
+        let mut world = World::in_general();
+        let general = world.general;
+        world.bob_says(general, "@channel hello");
+        world.app.online = false;
+        let mut terminal = Terminal::new(TestBackend::new(60, 10)).unwrap();
+        terminal.draw(|frame| draw(frame, &mut world.app, Look { zone: 0, colours: false })).unwrap();
+        let cells = terminal.backend().buffer().content();
+        assert!(cells.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset));
     }
-    let mut below: Vec<String> =
-        message.reactions.iter().map(|r| format!(":{}: {}", one_line(&r.emoji), r.users.len())).collect();
-    if message.reply_count > 0 {
-        below.push(if message.reply_count == 1 {
-            "1 reply".into()
-        } else {
-            format!("{} replies", message.reply_count)
-        });
-    }
-    if message.pinned {
-        below.push("pinned".to_owned());
-    }
-    if !below.is_empty() {
-        let margin = " ".repeat(indent);
-        let under = wrap(&below.join("  "), room_for_text);
-        rows.extend(under.into_iter().map(|row| Line::styled(format!("{margin}{row}"), DIM)));
-    }
-    rows
-}
-
-fn unsent(room: &Room, columns: usize) -> Vec<Line<'static>> {
-    let rows = room.unsent.iter().flat_map(|post| wrap(&format!("  …   {}", clean(&post.text)), columns));
-    rows.map(|row| Line::styled(row, DIM)).collect()
 }

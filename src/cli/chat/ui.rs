@@ -15,7 +15,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::app::App;
 use super::link::Link;
-use super::screen::{Look, draw};
+use super::rows::Look;
+use super::screen::draw;
 use super::talk::{News, Want};
 use crate::clock::Clock;
 use crate::domain::id::ChannelId;
