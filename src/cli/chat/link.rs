@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -21,6 +22,8 @@ use crate::domain::user::User;
 
 /// How many people are watched: the hub's own limit.
 const WATCHED: usize = 500;
+/// How long saying goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The network.
 pub(super) struct Link {
@@ -67,6 +70,19 @@ impl Link {
             jobs: JoinSet::new(),
             patience: None,
         })
+    }
+
+    /// Says goodbye. If the sign-in was made for this chat alone, it ends too.
+    pub(super) async fn close(mut self, sign_out: bool) {
+        self.jobs.abort_all();
+        if let Some(gateway) = self.gateway.take() {
+            gateway.close().await;
+        }
+        if sign_out {
+            let out = async { self.client.post::<Value>("/v1/auth/logout", &json!({})).await };
+            // A hub that is not there cannot be told; the sign-in ends by itself in time.
+            drop(tokio::time::timeout(GOODBYE, out).await);
+        }
     }
 
     /// Gives up after this long without a connection.

@@ -97,8 +97,14 @@ pub(super) async fn run(args: ChatArgs) -> Result<ExitCode> {
         bail!("line mode sends to one channel: name it with --channel");
     }
     let url = args.url.clone().unwrap_or_else(|| url_of(&args.data));
-    let token = sign_in::token(&url, args.user.clone(), args.sign_up).await?;
-    let mut link = Link::open(&url, &token).await?;
+    let sign_in = sign_in::sign_in(&url, args.user.clone(), args.sign_up).await?;
+    let mut link = Link::open(&url, &sign_in.token).await?;
+    let ended = talk_over(&mut link, place, plain, args.follow).await;
+    link.close(sign_in.made_here).await;
+    ended
+}
+
+async fn talk_over(link: &mut Link, place: Option<Place>, plain: bool, follow: bool) -> Result<ExitCode> {
     let place = match place {
         Some(place) => Some(link.enter(place).await?),
         None => None,
@@ -106,7 +112,7 @@ pub(super) async fn run(args: ChatArgs) -> Result<ExitCode> {
     let (me, users, channels) = link.first_state().await?;
     let app = App::new(me, users, channels);
     match (plain, place) {
-        (true, Some(channel)) => plain::run(link, app, channel, args.follow).await,
+        (true, Some(channel)) => plain::run(link, app, channel, follow).await,
         (_, place) => ui::run(link, app, place, &Clock::default()).await,
     }
 }

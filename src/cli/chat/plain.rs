@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
 use super::app::App;
@@ -38,13 +39,14 @@ struct Plain {
 }
 
 /// Runs until the input has ended and all of it is in the channel; with `follow`, until it is told to stop.
-pub(super) async fn run(mut link: Link, app: App, channel: ChannelId, follow: bool) -> Result<ExitCode> {
+pub(super) async fn run(link: &mut Link, app: App, channel: ChannelId, follow: bool) -> Result<ExitCode> {
     link.set_patience(PATIENCE);
     let clock = Clock::default();
     let mut plain = Plain { app, channel, presence: std::collections::HashMap::new(), shown: 0, answered: 0 };
     link.carry(Want::Members(channel)).await;
     let mut lines: Option<Lines<BufReader<Stdin>>> = Some(BufReader::new(tokio::io::stdin()).lines());
     let mut deadline = None;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     loop {
         let done = lines.is_none() && !follow && link.unanswered() == 0;
         if done && plain.shown >= plain.answered {
@@ -72,6 +74,9 @@ pub(super) async fn run(mut link: Link, app: App, channel: ChannelId, follow: bo
                     link.carry(want).await;
                 }
             }
+            // The end that one with `follow` waits for; anything else was cut short.
+            _ = terminate.recv() => return Ok(if done || follow { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            _ = interrupt.recv() => return Ok(if done || follow { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
             () = sleep_until(late), if deadline.is_some() => return Ok(ExitCode::SUCCESS),
         }
     }

@@ -10,14 +10,23 @@ use crate::client::{Client, Login};
 /// What the hub's list of sign-ins shows of this one.
 const LABEL: &str = "terminal chat";
 
-/// Returns a token for the hub at `url`, asking for what is missing.
-pub(super) async fn token(url: &str, user: Option<String>, sign_up: bool) -> Result<String> {
-    if sign_up {
-        return self::sign_up(url, user).await;
+/// Who one is to the hub.
+pub(super) struct SignIn {
+    pub(super) token: String,
+    /// Whether it was made for this chat, and ends with it.
+    pub(super) made_here: bool,
+}
+
+/// Signs in at the hub at `url`, asking for what is missing.
+pub(super) async fn sign_in(url: &str, user: Option<String>, sign_up: bool) -> Result<SignIn> {
+    if let (Some(token), false) = (variable("COLINK_TOKEN"), sign_up) {
+        return Ok(SignIn { token, made_here: false });
     }
-    if let Some(token) = variable("COLINK_TOKEN") {
-        return Ok(token);
-    }
+    let token = if sign_up { self::sign_up(url, user).await? } else { log_in(url, user).await? };
+    Ok(SignIn { token, made_here: true })
+}
+
+async fn log_in(url: &str, user: Option<String>) -> Result<String> {
     let name = match user {
         Some(name) => name,
         None => ask("Name: ", "--user or COLINK_TOKEN")?,

@@ -41,7 +41,7 @@ impl Drop for Restore {
 }
 
 /// Runs until the user leaves or the hub ends the session for good.
-pub(super) async fn run(mut link: Link, mut app: App, place: Option<ChannelId>, clock: &Clock) -> Result<ExitCode> {
+pub(super) async fn run(link: &mut Link, mut app: App, place: Option<ChannelId>, clock: &Clock) -> Result<ExitCode> {
     let look = Look { zone: zone(), colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
