@@ -4,6 +4,7 @@
 //! Exit codes: 0 done, 1 failed, 2 bad usage, 78 (EX_CONFIG of sysexits.h) a configuration that cannot be used.
 
 mod admin;
+mod chat;
 mod config;
 mod doctor;
 mod door;
@@ -46,6 +47,8 @@ enum Command {
     Migrate(Settings),
     /// Fill the database with a demo team; running it again changes nothing
     Seed(Settings),
+    /// Talk in the terminal
+    Chat(Box<chat::ChatArgs>),
     /// Measure a server under load
     Load(Box<load::LoadArgs>),
     /// Check the configuration
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve::run(args),
+        Command::Chat(args) => block_on(1, chat::run(*args)),
         Command::Load(args) => block_on(2, load::run(*args)),
         Command::Migrate(settings) => block_on(1, admin::migrate(settings)),
         Command::Seed(settings) => block_on(1, seed::run(settings)),

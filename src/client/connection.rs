@@ -77,8 +77,10 @@ impl Opening {
         loop {
             match socket.next().await? {
                 Frame::Events(events) => early.extend(events),
-                Frame::Resumed { replayed } => {
+                Frame::Resumed { session_id: now, s: first, replayed } => {
                     start = Start::Resumed(replayed);
+                    session_id = now.or(session_id);
+                    s = first.unwrap_or(s);
                     break;
                 }
                 Frame::InvalidSession(gone) => {

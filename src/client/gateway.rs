@@ -174,6 +174,15 @@ impl Gateway {
         self.ask("presence.subscribe", encode(&json!({ "user_ids": user_ids })), None).await
     }
 
+    /// Says goodbye, after everything that was asked has gone out. Dropping a session does the same in the background.
+    pub async fn close(self) {
+        drop(self.asks);
+        if let Some(task) = self.task {
+            // Whatever ended it, it is over.
+            drop(timeout(self.options.timeout.min(Duration::from_secs(2)), task).await);
+        }
+    }
+
     async fn ask(&self, kind: &'static str, body: Result<Box<RawValue>>, reply: Option<Answer>) -> Result<()> {
         self.asks.send(Ask::Call { kind, body: body?, reply }).await.map_err(|_| cut("the connection is over"))
     }
@@ -252,6 +261,17 @@ mod tests {
         let error = ana.call(says(room, "let me in")).await.unwrap_err();
         assert_eq!(error.code(), Some("not_found"));
         assert!(ana.call(says(own, "fine")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_goodbye_comes_behind_what_was_asked() {
+        let stub = Stub::start().await;
+        let room = stub.room(&["ana", "bob"]);
+        let mut bob = open(&stub, "bob").await;
+        let ana = open(&stub, "ana").await;
+        ana.send_nowait(says(room, "bye")).await.unwrap();
+        ana.close().await;
+        assert_eq!(bob.next_event().await.unwrap().message().unwrap().text, "bye");
     }
 
     #[tokio::test]

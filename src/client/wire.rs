@@ -124,9 +124,19 @@ pub(super) struct Reply {
 /// Anything that the server sends.
 #[derive(Debug)]
 pub(super) enum Frame {
-    Hello { heartbeat_interval_ms: u64 },
-    Ready { s: i64, ready: Box<Ready> },
-    Resumed { replayed: u64 },
+    Hello {
+        heartbeat_interval_ms: u64,
+    },
+    Ready {
+        s: i64,
+        ready: Box<Ready>,
+    },
+    /// The session goes on; one that was replayed from the log has a new identifier and counts `s` anew.
+    Resumed {
+        session_id: Option<SessionId>,
+        s: Option<i64>,
+        replayed: u64,
+    },
     InvalidSession(InvalidSession),
     HeartbeatAck,
     Reply(Reply),
@@ -154,6 +164,10 @@ struct Hello {
 
 #[derive(Deserialize)]
 struct Resumed {
+    #[serde(default)]
+    session_id: Option<SessionId>,
+    #[serde(default)]
+    s: Option<i64>,
     #[serde(default)]
     replayed: u64,
 }
@@ -186,7 +200,10 @@ impl Frame {
         Ok(match event.kind.as_str() {
             "hello" => Frame::Hello { heartbeat_interval_ms: event.data::<Hello>()?.heartbeat_interval_ms },
             "ready" => Frame::Ready { s: event.s.unwrap_or(0), ready: Box::new(event.data()?) },
-            "resumed" => Frame::Resumed { replayed: event.data::<Resumed>()?.replayed },
+            "resumed" => {
+                let Resumed { session_id, s, replayed } = event.data()?;
+                Frame::Resumed { session_id, s, replayed }
+            }
             "invalid_session" => Frame::InvalidSession(event.data().unwrap_or_default()),
             "heartbeat_ack" => Frame::HeartbeatAck,
             "lagged" => Frame::Events(lagged(&event)?),
@@ -241,6 +258,15 @@ mod tests {
         let text = format!(r#"{{"type":"lagged","d":{{"channels":{{"{CHANNEL}":{{"from":920,"to":1204}}}}}}}}"#);
         let Frame::Events(events) = Frame::decode(&text).unwrap() else { panic!("events") };
         assert_eq!((events[0].kind.as_str(), events[0].seq), ("lagged", Some(1204)));
+    }
+
+    #[test]
+    fn a_replayed_session_tells_its_new_name_and_count() {
+        let text = format!(r#"{{"type":"resumed","d":{{"session_id":"{CHANNEL}","s":1,"replayed":7,"mode":"log"}}}}"#);
+        let Frame::Resumed { session_id: Some(now), s: Some(1), replayed: 7 } = Frame::decode(&text).unwrap() else {
+            panic!("resumed")
+        };
+        assert_eq!(now.to_string(), CHANNEL);
     }
 
     #[test]
