@@ -77,10 +77,10 @@ impl Opening {
         loop {
             match socket.next().await? {
                 Frame::Events(events) => early.extend(events),
-                Frame::Resumed { session_id: now, s: first, replayed } => {
-                    start = Start::Resumed(replayed);
-                    session_id = now.or(session_id);
-                    s = first.unwrap_or(s);
+                Frame::Resumed(resumed) => {
+                    start = Start::Resumed(resumed.replayed);
+                    session_id = resumed.session_id.or(session_id);
+                    s = resumed.s.unwrap_or(s);
                     break;
                 }
                 Frame::InvalidSession(gone) => {
@@ -180,7 +180,7 @@ impl Connection {
                 }
             }
             Frame::HeartbeatAck => self.unanswered = 0,
-            Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed { .. } | Frame::InvalidSession(_) => {}
+            Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed(_) | Frame::InvalidSession(_) => {}
         }
         Ok(())
     }

@@ -107,6 +107,17 @@ pub struct Ready {
     pub channels: Vec<ChannelHead>,
 }
 
+/// The answer to a resume that was kept: by the same session, or by a new one that replays the log.
+#[derive(Debug, Deserialize)]
+pub(super) struct Resumed {
+    #[serde(default)]
+    pub(super) session_id: Option<SessionId>,
+    #[serde(default)]
+    pub(super) s: Option<i64>,
+    #[serde(default)]
+    pub(super) replayed: u64,
+}
+
 /// The answer to a resume that could not be kept.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct InvalidSession {
@@ -124,19 +135,9 @@ pub(super) struct Reply {
 /// Anything that the server sends.
 #[derive(Debug)]
 pub(super) enum Frame {
-    Hello {
-        heartbeat_interval_ms: u64,
-    },
-    Ready {
-        s: i64,
-        ready: Box<Ready>,
-    },
-    /// The session goes on; one that was replayed from the log has a new identifier and counts `s` anew.
-    Resumed {
-        session_id: Option<SessionId>,
-        s: Option<i64>,
-        replayed: u64,
-    },
+    Hello { heartbeat_interval_ms: u64 },
+    Ready { s: i64, ready: Box<Ready> },
+    Resumed(Resumed),
     InvalidSession(InvalidSession),
     HeartbeatAck,
     Reply(Reply),
@@ -160,16 +161,6 @@ struct ReplyFrame {
 #[derive(Deserialize)]
 struct Hello {
     heartbeat_interval_ms: u64,
-}
-
-#[derive(Deserialize)]
-struct Resumed {
-    #[serde(default)]
-    session_id: Option<SessionId>,
-    #[serde(default)]
-    s: Option<i64>,
-    #[serde(default)]
-    replayed: u64,
 }
 
 #[derive(Deserialize)]
@@ -200,10 +191,7 @@ impl Frame {
         Ok(match event.kind.as_str() {
             "hello" => Frame::Hello { heartbeat_interval_ms: event.data::<Hello>()?.heartbeat_interval_ms },
             "ready" => Frame::Ready { s: event.s.unwrap_or(0), ready: Box::new(event.data()?) },
-            "resumed" => {
-                let Resumed { session_id, s, replayed } = event.data()?;
-                Frame::Resumed { session_id, s, replayed }
-            }
+            "resumed" => Frame::Resumed(event.data()?),
             "invalid_session" => Frame::InvalidSession(event.data().unwrap_or_default()),
             "heartbeat_ack" => Frame::HeartbeatAck,
             "lagged" => Frame::Events(lagged(&event)?),
@@ -263,7 +251,7 @@ mod tests {
     #[test]
     fn a_replayed_session_tells_its_new_name_and_count() {
         let text = format!(r#"{{"type":"resumed","d":{{"session_id":"{CHANNEL}","s":1,"replayed":7,"mode":"log"}}}}"#);
-        let Frame::Resumed { session_id: Some(now), s: Some(1), replayed: 7 } = Frame::decode(&text).unwrap() else {
+        let Frame::Resumed(Resumed { session_id: Some(now), s: Some(1), replayed: 7 }) = Frame::decode(&text).unwrap() else {
             panic!("resumed")
         };
         assert_eq!(now.to_string(), CHANNEL);

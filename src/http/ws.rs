@@ -404,9 +404,12 @@ impl Connection {
         while sent < self.unsent.len() {
             if stall.is_zero() {
                 self.stream.writable().await?;
+            } else if let Ok(writable) = tokio::time::timeout(stall, self.stream.writable()).await {
+                writable?;
             } else {
-                let writable = tokio::time::timeout(stall, self.stream.writable()).await;
-                writable.map_err(|_| End::from(CloseCode::SlowConsumer))??;
+                // The goodbye has to follow a whole frame: what is left of this one goes first.
+                self.unsent.drain(..sent);
+                return Err(CloseCode::SlowConsumer.into());
             }
             sent += write_some(&self.stream, &self.unsent[sent..])?;
         }
@@ -481,14 +484,8 @@ impl Connection {
     async fn finish(mut self: Box<Self>, end: End) {
         let End::Close(code, reason) = end else { return };
         metrics::counter!("colink_connections_closed_total", "code" => code.to_string()).increment(1);
-        let mut bytes = Vec::new();
-        wire::write_close(code, reason, &mut bytes);
+        wire::write_close(code, reason, &mut self.unsent);
         let patience = Duration::from_secs(2);
-        if !self.unsent.is_empty() {
-            // A half-written frame cannot be followed by another; the socket just closes.
-            return;
-        }
-        self.unsent = bytes;
         if tokio::time::timeout(patience, self.write_unsent(patience)).await.is_err() {
             return;
         }

@@ -4,17 +4,22 @@ use sha2::{Digest, Sha256};
 
 use super::{Db, StoreError, on};
 use crate::clock::Timestamp;
-use crate::domain::command::Command;
+use crate::domain::command::{Command, SendMessage};
 use crate::domain::error::{Code, Refusal};
 use crate::domain::id::UserId;
 
-/// Returns what a key is bound to: the command's type and fields.
+/// Returns what a key is bound to: the command's type and fields, without the key itself. So a message that the gateway
+/// took with a `client_msg_id` is known again when REST repeats it with an `Idempotency-Key`.
 #[must_use]
 pub fn body_hash(command: &Command) -> [u8; 32] {
+    let body = match command {
+        Command::SendMessage(send) => Command::from(SendMessage { client_msg_id: None, ..send.clone() }).body(),
+        command => command.body(),
+    };
     let mut hash = Sha256::new();
     hash.update(command.name());
     hash.update(b"\n");
-    hash.update(command.body());
+    hash.update(body);
     hash.finalize().into()
 }
 

@@ -260,8 +260,8 @@ pub enum SessionMsg {
     Request(Option<u64>, Box<Request>),
     /// The connection ended.
     Detached,
-    /// Is the client still away?
-    Expire,
+    /// Is the client still away, since the disconnect of this number?
+    Expire(u64),
     /// End now.
     End,
 }
@@ -275,6 +275,7 @@ struct State {
     commands: Option<Bucket>,
     told_active: Option<Timestamp>,
     typed: Option<(ChannelId, Timestamp)>,
+    disconnects: u64,
 }
 
 impl Actor for Session {
@@ -287,7 +288,7 @@ impl Actor for Session {
         _: ActorRef<SessionMsg>,
         (hub, handle): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, handle, commands: None, told_active: None, typed: None })
+        Ok(State { hub, handle, commands: None, told_active: None, typed: None, disconnects: 0 })
     }
 
     async fn handle(
@@ -299,8 +300,10 @@ impl Actor for Session {
         match message {
             SessionMsg::Request(id, request) => Box::pin(state.request(id, request)).await,
             SessionMsg::Detached => state.wait_for_client(&myself),
-            SessionMsg::Expire if !state.handle.queue.attached() => myself.stop(None),
-            SessionMsg::Expire => {}
+            SessionMsg::Expire(since) if since == state.disconnects && !state.handle.queue.attached() => {
+                myself.stop(None)
+            }
+            SessionMsg::Expire(_) => {}
             SessionMsg::End => myself.stop(None),
         }
         Ok(())
@@ -322,9 +325,12 @@ impl Hub {
 }
 
 impl State {
-    fn wait_for_client(&self, myself: &ActorRef<SessionMsg>) {
+    fn wait_for_client(&mut self, myself: &ActorRef<SessionMsg>) {
         let window = Duration::from_secs(self.hub.config.gateway.resume_window_s);
-        myself.send_after(window, || SessionMsg::Expire);
+        // Each disconnect has the whole window: the timer of an earlier one does not count.
+        self.disconnects += 1;
+        let this = self.disconnects;
+        myself.send_after(window, move || SessionMsg::Expire(this));
     }
 
     async fn request(&mut self, id: Option<u64>, request: Box<Request>) {

@@ -10,6 +10,7 @@ use crate::actors::Hub;
 use crate::domain::command::Principal;
 use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::permission::{self, Action};
+use crate::domain::user::Role;
 use crate::protocol::client::Resume;
 use crate::protocol::push::{self, Batch};
 use crate::protocol::server::{self, Mode};
@@ -62,7 +63,7 @@ impl Hub {
         connection: u64,
     ) -> Result<Resumed, OpenError> {
         let session = self.new_session(principal, resume.intents.as_deref(), connection).await?;
-        let missed = match self.missed(principal.user_id, &resume.cursors).await {
+        let missed = match self.missed(principal, &resume.cursors).await {
             Ok(missed) => missed,
             Err(error) => {
                 session.end();
@@ -91,23 +92,25 @@ impl Hub {
 
     /// Reads what was missed behind the cursors. Streams that the user may no longer read are left out: the client
     /// learns from its own stream that it is no longer in them.
-    async fn missed(&self, user: UserId, cursors: &HashMap<StreamId, i64>) -> Result<Missed, StoreError> {
+    async fn missed(&self, who: Principal, cursors: &HashMap<StreamId, i64>) -> Result<Missed, StoreError> {
+        let user = who.user_id;
         let mut db = self.store.read().await?;
         let streams: Vec<StreamId> = cursors.keys().copied().collect();
         let heads: HashMap<StreamId, i64> = events::heads(&mut db, &streams).await?.into_iter().collect();
         let mine: std::collections::HashSet<ChannelId> =
             channels::ids_of_user(&mut db, user).await?.into_iter().collect();
-        let may_read =
-            |stream: StreamId| stream == user.into() || stream == StreamId::WORKSPACE || mine.contains(&stream.into());
+        let may_read = |stream: StreamId| match stream {
+            StreamId::WORKSPACE => who.role > Role::Guest,
+            stream => stream == user.into() || mine.contains(&stream.into()),
+        };
         let readable: HashMap<StreamId, i64> =
             heads.iter().filter(|(stream, _)| may_read(**stream)).map(|(s, head)| (*s, *head)).collect();
         let mut total = 0;
         for (stream, head) in &readable {
-            let gap = head - cursors[stream];
-            if gap < 0 || cursors[stream] < 0 {
+            if !(0..=*head).contains(&cursors[stream]) {
                 return Ok(Missed::Never);
             }
-            total += gap;
+            total += head - cursors[stream];
         }
         let most = self.config.gateway.replay_events as i64;
         if most > 0 && total > most {

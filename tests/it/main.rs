@@ -1,0 +1,19 @@
+//! The black-box tests: a whole node in this process, and clients that know nothing but its wire.
+//!
+//! [`world`] starts a node and makes its people, [`http`] is REST and [`socket`] the gateway, both as plain as bytes.
+//! Each other file is one promise of the product. Every wait has a limit ([`world::within`]).
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod http;
+mod socket;
+mod world;
+
+mod accounts;
+mod canary;
+mod cli;
+mod fallback;
+mod permissions;
+mod protocol;
+mod rest;
+mod resume;
+mod slow;

@@ -1,0 +1,495 @@
+//! The wire: every frame that the server sends, as it is, and every code that it closes with.
+//!
+//! The frames stand in `snapshots/`; identifiers are numbered by first appearance, times and addresses are left out.
+
+use std::collections::HashMap;
+
+use colink::domain::channel::ChannelRole;
+use colink::domain::command as c;
+use colink::domain::event::EventKind;
+use colink::domain::id::StreamId;
+use colink::domain::user::Role;
+use serde_json::{Map, Value, json};
+
+use crate::socket::{BINARY, CLOSE, CONTINUATION, Incoming, PING, Socket, TEXT, frame};
+use crate::world::{Person, World, eventually, message, nobody, time_passes, within};
+
+/// Renders frames for a snapshot, one a line.
+#[derive(Default)]
+pub(crate) struct Shown {
+    ids: HashMap<String, usize>,
+    lines: Vec<String>,
+}
+
+impl Shown {
+    pub(crate) fn add(&mut self, frame: &Value) {
+        let frame = self.redacted("", frame);
+        self.lines.push(frame.to_string());
+    }
+
+    pub(crate) fn text(self) -> String {
+        self.lines.join("\n")
+    }
+
+    fn redacted(&mut self, key: &str, value: &Value) -> Value {
+        match value {
+            _ if ["ts", "node", "resume_url", "server_version", "retry_after", "after_ms", "s"].contains(&key) => {
+                format!("[{key}]").into()
+            }
+            Value::String(text) if uuid::Uuid::parse_str(text).is_ok() => self.number(text).into(),
+            Value::String(text) if text.len() > 18 && text.ends_with('Z') && text.contains("T") => "[time]".into(),
+            Value::Array(items) => items.iter().map(|item| self.redacted("", item)).collect(),
+            Value::Object(fields) => {
+                let mut shown = Map::new();
+                for (key, value) in fields {
+                    let name = if uuid::Uuid::parse_str(key).is_ok() { self.number(key) } else { key.clone() };
+                    shown.insert(name, self.redacted(key, value));
+                }
+                shown.into()
+            }
+            other => other.clone(),
+        }
+    }
+
+    fn number(&mut self, id: &str) -> String {
+        if id == StreamId::WORKSPACE.to_string() {
+            return "[workspace]".to_owned();
+        }
+        let next = self.ids.len() + 1;
+        format!("[id {}]", self.ids.entry(id.to_owned()).or_insert(next))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_begins_with_hello_and_ready_and_every_request_is_answered() {
+    let world = World::with(|config| {
+        config.limits.messages_per_minute = 1;
+        config.limits.messages_burst = 2;
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let mut shown = Shown::default();
+    let mut socket = Socket::open(&world.url, &[]).await;
+    shown.add(&socket.next().await);
+    socket.send(&json!({"type": "heartbeat"})).await;
+    shown.add(&socket.next().await);
+    shown.add(&socket.identifies(&ana.token).await);
+    socket.send(&json!({"type": "heartbeat", "s": 1})).await;
+    shown.add(&socket.next().await);
+    let send = |text: &str| json!({"channel_id": general, "text": text, "client_msg_id": text});
+    shown.add(&socket.call("message.send", send("hi")).await);
+    shown.add(&socket.call("message.send", send("hi")).await);
+    shown.add(&socket.call("message.send", send("too-soon")).await);
+    shown.add(&socket.call("channel.mark_read", json!({"channel_id": general, "seq": 1})).await);
+    shown.add(&socket.call("channel.archive", json!({"channel_id": nobody()})).await);
+    shown.add(&socket.call("pin.add", json!({"channel_id": general})).await);
+    shown.add(&socket.call("time.travel", json!({})).await);
+    shown.add(&socket.call("identify", json!({"token": ana.token})).await);
+    socket.send(&json!({"type": "time.travel"})).await;
+    shown.add(&socket.until_refusal().await);
+    insta::assert_snapshot!(shown.text());
+}
+
+impl Socket {
+    /// Returns the next refusal of a request without a number.
+    async fn until_refusal(&mut self) -> Value {
+        loop {
+            let frame = self.next().await;
+            if frame.get("reply_to").is_some_and(Value::is_null) {
+                return frame;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_event_is_told() {
+    let world = World::start().await;
+    let ana = world.person("ana", Role::Admin).await;
+    let bob = world.user("bob").await;
+    let mut socket = ana.connects().await;
+    everything_happens(&ana, &bob).await;
+
+    let mut found: HashMap<String, Value> = HashMap::new();
+    while let Some(missing) = EventKind::ALL.iter().find(|kind| !found.contains_key(kind.as_str())) {
+        let frame = within(missing.as_str(), socket.next()).await;
+        let kind = EventKind::parse(frame["type"].as_str().unwrap()).unwrap_or_else(|| panic!("unknown: {frame}"));
+        for field in frame["d"].as_object().unwrap().keys() {
+            assert!(kind.fields().contains(&field.as_str()), "{} has {field}", kind.as_str());
+        }
+        found.entry(kind.as_str().to_owned()).or_insert(frame);
+    }
+    let mut shown = Shown::default();
+    EventKind::ALL.iter().for_each(|kind| shown.add(&found[kind.as_str()]));
+    insta::assert_snapshot!(shown.text());
+}
+
+/// Does, as an administrator, whatever there is an event for.
+async fn everything_happens(ana: &Person, bob: &Person) {
+    let cleo = c::CreateUser { name: "cleo".into(), display_name: None, role: Role::Member, bot: true };
+    let cleo: Value = ana.does(cleo).await;
+    let cleo = serde_json::from_value(cleo["id"].clone()).unwrap();
+    let status = c::SetStatus { emoji: "palm_tree".into(), text: "away".into(), until: None };
+    let _: Value = ana.does(status).await;
+
+    let create = c::CreateChannel {
+        name: "general".into(),
+        private: false,
+        topic: "all of it".into(),
+        purpose: String::new(),
+        members: vec![bob.id(), cleo],
+    };
+    let made: Value = ana.does(create).await;
+    let id = serde_json::from_value(made["id"].clone()).unwrap();
+    let first = c::SendMessage { client_msg_id: Some("key-1".into()), ..message(id, "hello @bob and @channel") };
+    let first: Value = ana.does(first).await;
+    let seq = first["seq"].as_i64().unwrap();
+    let reply = bob.replies(id, seq, "in the thread").await;
+    let edit = c::EditMessage { channel_id: id, seq, text: "hello @bob".into() };
+    let steps: Vec<c::Command> = vec![
+        edit.into(),
+        c::AddReaction { channel_id: id, seq, emoji: "+1".into() }.into(),
+        c::RemoveReaction { channel_id: id, seq, emoji: "+1".into() }.into(),
+        c::AddPin { channel_id: id, seq }.into(),
+        c::RemovePin { channel_id: id, seq }.into(),
+        c::AddSaved { channel_id: id, seq }.into(),
+        c::SetDraft { channel_id: id, thread_seq: None, text: "half a thou".into() }.into(),
+        c::MarkThreadRead { channel_id: id, thread_seq: seq, seq: reply }.into(),
+        c::UnfollowThread { channel_id: id, thread_seq: seq }.into(),
+        c::MarkUnread { channel_id: id, seq }.into(),
+        c::SetChannelPreferences { channel_id: id, muted: Some(true), notify: None }.into(),
+        c::UpdateChannel { channel_id: id, name: None, topic: Some("news".into()), purpose: None, posting: None }
+            .into(),
+        c::SetChannelRole { channel_id: id, user_id: bob.id(), role: ChannelRole::Owner }.into(),
+        c::RemoveMember { channel_id: id, user_id: cleo }.into(),
+        c::InviteMember { channel_id: id, user_id: cleo }.into(),
+        c::DeleteMessage { channel_id: id, seq }.into(),
+        c::ArchiveChannel { channel_id: id }.into(),
+        c::UnarchiveChannel { channel_id: id }.into(),
+        c::LeaveChannel { channel_id: id }.into(),
+    ];
+    for step in steps {
+        let _: Value = ana.does(step).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn typing_and_presence_are_told_to_those_who_may_know() {
+    let world = World::start().await;
+    let (ana, bob, eve) = (world.user("ana").await, world.user("bob").await, world.user("eve").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    ana.says(general, "hi").await;
+    let (mut screen, mut stranger) = (bob.connects().await, eve.connects().await);
+    let mut shown = Shown::default();
+    shown.add(&screen.call("presence.subscribe", json!({"user_ids": [ana.id()]})).await);
+    shown.add(&screen.until("presence").await);
+    let mut typist = ana.connects().await;
+    shown.add(&screen.until("presence").await);
+    shown.add(&typist.call("typing.start", json!({"channel_id": general})).await);
+    shown.add(&screen.until("typing").await);
+    typist.call("typing.start", json!({"channel_id": general, "thread_seq": 2})).await;
+    shown.add(&screen.until("typing").await);
+    stranger.call("typing.start", json!({"channel_id": general})).await;
+    ana.says(general, "the last word").await;
+    let rest = [screen.until("message.created").await];
+    assert!(rest.iter().chain(&screen.everything().await).all(|frame| frame["type"] != "typing"));
+    assert!(stranger.everything().await.is_empty(), "who is not in it hears nothing");
+    insta::assert_snapshot!(shown.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asked_for_less_is_told_less() {
+    let world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut screen = bob.opens().await;
+    screen.send(&json!({"type": "identify", "d": {"token": bob.token, "intents": ["typing"]}})).await;
+    screen.until("ready").await;
+    let mut typist = ana.connects().await;
+    ana.says(general, "hi").await;
+    typist.call("typing.start", json!({"channel_id": general})).await;
+    let told = screen.next().await;
+    assert_eq!(told["type"], "typing", "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_says_how_it_went() {
+    let mut world = World::with(|config| config.gateway.replay_events = 3).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let session = bob.connects().await.session;
+    ana.says(general, "missed").await;
+    let mut shown = Shown::default();
+    let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": 1})).await;
+    shown.add(&resumed);
+    shown.add(&screen.until("message.created").await);
+    drop(screen);
+    world.restart().await;
+    let (mut screen, resumed) =
+        bob.resumes(json!({"session_id": session, "s": 2, "cursors": {general.to_string(): 1}})).await;
+    shown.add(&resumed);
+    shown.add(&screen.until("message.created").await);
+    drop(screen);
+    for n in 0..4 {
+        ana.says(general, &format!("missed {n}")).await;
+    }
+    world.restart().await;
+    let (_, invalid) = bob.resumes(json!({"session_id": session, "s": 2, "cursors": {general.to_string(): 1}})).await;
+    shown.add(&invalid);
+    insta::assert_snapshot!(shown.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_asks_its_clients_to_move_and_says_restart() {
+    let mut world = World::start().await;
+    let mut screen = world.user("ana").await.connects().await;
+    world.stop().await;
+    let reconnect = screen.until("reconnect").await;
+    assert!((0..3_000).contains(&reconnect["d"]["after_ms"].as_i64().unwrap()));
+    let mut shown = Shown::default();
+    shown.add(&reconnect);
+    insta::assert_snapshot!(shown.text(), @r#"{"d":{"after_ms":"[after_ms]","resume_url":"[resume_url]"},"type":"reconnect"}"#);
+    assert_eq!(screen.closes_with_reason().await, (1012, "restart".to_owned()));
+}
+
+// ---- close codes ---------------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_message_is_4002_before_and_after_identify() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    for text in ["", "nonsense", "[]", "null", r#"{"id":1}"#, r#"{"type":7}"#, r#"{"id":-1,"type":"heartbeat"}"#] {
+        let (mut fresh, mut open) = (ana.opens().await, ana.connects().await);
+        for socket in [&mut fresh, &mut open] {
+            socket.send_frame(true, TEXT, text.as_bytes()).await;
+            assert_eq!(socket.closes().await, 4002, "{text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_before_identify_and_no_identify_in_time_are_4003() {
+    let world = World::with(|config| config.gateway.identify_timeout_ms = 200).await;
+    let ana = world.user("ana").await;
+    let mut silent = ana.opens().await;
+    let mut chatty = ana.opens().await;
+    chatty.send(&json!({"type": "heartbeat"})).await;
+    let mut hasty = ana.opens().await;
+    hasty.asks("channel.create", json!({"name": "mine"})).await;
+    let mut nameless = ana.opens().await;
+    nameless.asks("identify", json!({})).await;
+    for socket in [&mut silent, &mut chatty, &mut hasty, &mut nameless] {
+        assert_eq!(socket.closes().await, 4003);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_token_is_4004() {
+    let world = World::start().await;
+    for token in ["", "clk_0", &"x".repeat(5_000)] {
+        for (kind, d) in
+            [("identify", json!({"token": token})), ("resume", json!({"token": token, "session_id": nobody(), "s": 1}))]
+        {
+            let mut socket = Socket::open(&world.url, &[]).await;
+            socket.asks(kind, d).await;
+            assert_eq!(socket.closes().await, 4004);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_nobody_gave_are_4007() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let mut socket = ana.connects().await;
+    socket.send(&json!({"type": "heartbeat", "s": 1_000})).await;
+    assert_eq!(socket.closes().await, 4007);
+    for seq in [-1, 2, i64::MAX, i64::MIN] {
+        let mut socket = ana.opens().await;
+        let cursors = json!({general.to_string(): seq});
+        socket.asks("resume", json!({"token": ana.token, "session_id": nobody(), "s": 1, "cursors": cursors})).await;
+        assert_eq!(socket.closes().await, 4007, "{seq}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_a_heartbeat_is_4009() {
+    let world = World::with(|config| config.gateway.heartbeat_interval_ms = 1_000).await;
+    let ana = world.user("ana").await;
+    let (mut quiet, mut lively) = (ana.connects().await, ana.connects().await);
+    let closed = async { quiet.closes().await };
+    tokio::pin!(closed);
+    // Pings show that a client lives, too.
+    let code = within("the quiet one to be closed", async {
+        loop {
+            tokio::select! {
+                code = &mut closed => break code,
+                () = time_passes(200) => lively.send_frame(true, PING, b"").await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(code, 4009);
+    assert_eq!(lively.call("user.set_status", json!({})).await["ok"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_session_too_many_is_4013_unless_an_idle_one_makes_way() {
+    let world = World::with(|config| config.gateway.sessions_per_user = 2).await;
+    let ana = world.user("ana").await;
+    let (first, _second) = (ana.connects().await, ana.connects().await);
+    let mut third = ana.opens().await;
+    third.asks("identify", json!({"token": ana.token})).await;
+    assert_eq!(third.closes().await, 4013);
+    drop(first);
+    eventually("the idle session to make way", || async {
+        let mut fourth = ana.opens().await;
+        fourth.send(&json!({"type": "identify", "d": {"token": ana.token}})).await;
+        matches!(fourth.read().await, Incoming::Text(text) if text.contains("ready"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_websocket_frame_is_1002() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let mut reserved = frame(true, TEXT, b"{}");
+    reserved[0] |= 0x40;
+    let mut unmasked = vec![0x81, 2];
+    unmasked.extend(b"{}");
+    let interleaved = [frame(false, TEXT, b"{"), frame(true, TEXT, b"{}")].concat();
+    for (what, bytes) in [
+        ("reserved bits", reserved),
+        ("no mask", unmasked),
+        ("a reserved opcode", frame(true, 3, b"")),
+        ("a long ping", frame(true, PING, &[0; 126])),
+        ("a fragmented ping", frame(false, PING, b"")),
+        ("nothing to continue", frame(true, CONTINUATION, b"")),
+        ("a message within a message", interleaved),
+        ("a close frame of one byte", frame(true, CLOSE, &[3])),
+        ("a close code that may not be sent", frame(true, CLOSE, &1_006u16.to_be_bytes())),
+        ("a length that is too long", vec![0x81, 0xfe, 0, 2, 0, 0, 0, 0, b'{', b'}']),
+        ("HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+    ] {
+        let mut socket = ana.connects().await;
+        socket.send_bytes(&bytes).await;
+        assert_eq!(socket.closes().await, 1002, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn binary_is_1003_broken_utf8_is_1007_and_a_goodbye_is_answered() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    for (fin, opcode, payload, code) in [
+        (true, BINARY, &b"{}"[..], 1003),
+        (true, TEXT, &[b'"', 0xff, b'"'][..], 1007),
+        (true, TEXT, &[0xed, 0xa0, 0x80][..], 1007),
+        (true, CLOSE, &[3, 232, 0xff][..], 1007),
+        (true, CLOSE, &[3, 232][..], 1000),
+        (true, CLOSE, &[][..], 1000),
+    ] {
+        let (mut fresh, mut open) = (ana.opens().await, ana.connects().await);
+        for socket in [&mut fresh, &mut open] {
+            socket.send_frame(fin, opcode, payload).await;
+            assert_eq!(socket.closes().await, code, "{opcode} {payload:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_big_is_1009_however_it_is_cut() {
+    let world = World::with(|config| {
+        config.gateway.max_message_bytes = 4_096;
+        config.gateway.max_fragments = 8;
+        config.gateway.message_timeout_ms = 200;
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let whole = frame(true, TEXT, &[b' '; 5_000]);
+    // Only the header of a huge frame: nothing may be reserved for it.
+    let header = vec![0x81, 0xff, 0, 0, 0, 255, 255, 255, 255, 255, 1, 2, 3, 4];
+    let mut parts = frame(false, TEXT, &[b' '; 1_024]);
+    (0..4).for_each(|_| parts.extend(frame(false, CONTINUATION, &[b' '; 1_024])));
+    let mut crumbs = frame(false, TEXT, b"{");
+    (0..8).for_each(|_| crumbs.extend(frame(false, CONTINUATION, b"")));
+    for (what, bytes) in [("whole", whole), ("a header", header), ("parts", parts), ("crumbs", crumbs)] {
+        let mut socket = ana.connects().await;
+        socket.send_bytes(&bytes).await;
+        assert_eq!(socket.closes().await, 1009, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_never_ends_is_1009_even_with_pings_in_between() {
+    let world = World::with(|config| {
+        config.gateway.max_fragments = 0;
+        config.gateway.message_timeout_ms = 300;
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let (mut crumbs, mut half) = (ana.connects().await, ana.connects().await);
+    half.send_bytes(&[0x81]).await;
+    crumbs.send_frame(false, TEXT, b"{").await;
+    let flood = async {
+        loop {
+            tokio::select! {
+                end = crumbs.read() => match end {
+                    Incoming::Pong(_) => {}
+                    end => return end,
+                },
+                () = time_passes(20) => {}
+            }
+            crumbs.send_bytes(&[frame(false, CONTINUATION, b""), frame(true, PING, b"")].concat()).await;
+        }
+    };
+    let (flood, half) = within("both to be closed", async { tokio::join!(flood, half.closes()) }).await;
+    assert!(matches!(flood, Incoming::Closed(1009, _)), "{flood:?}");
+    assert_eq!(half, 1009, "half a header is a message too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fragments_and_pings_between_them_are_understood() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let mut socket = ana.opens().await;
+    let identify = json!({"id": 1, "type": "identify", "d": {"token": ana.token, "unknown": {"a": []}}}).to_string();
+    let (head, tail) = identify.as_bytes().split_at(20);
+    socket.send_frame(false, TEXT, head).await;
+    socket.send_frame(true, PING, b"are you there").await;
+    assert!(matches!(socket.read().await, Incoming::Pong(payload) if payload == b"are you there"));
+    for byte in frame(true, CONTINUATION, tail) {
+        socket.send_bytes(&[byte]).await;
+    }
+    assert_eq!(socket.next().await["type"], "ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_needs_the_protocol_and_a_good_token() {
+    let world = World::with(|config| config.server.allowed_origins = vec!["https://chat.example.com".into()]).await;
+    let ana = world.user("ana").await;
+    let cookie = format!("colink_session={}", ana.token);
+    let bearer = format!("Bearer {}", ana.token);
+    for (status, headers) in [
+        ("400", vec![("sec-websocket-protocol", "colink.v9")]),
+        ("401", vec![("authorization", "Bearer clk_0")]),
+        ("403", vec![("cookie", cookie.as_str()), ("origin", "https://evil.example")]),
+        ("101", vec![("cookie", cookie.as_str()), ("origin", "https://chat.example.com")]),
+        ("101", vec![("cookie", cookie.as_str()), ("origin", world.url.as_str())]),
+        ("101", vec![("authorization", bearer.as_str()), ("origin", "https://evil.example")]),
+        ("101", vec![("sec-websocket-protocol", "chat, colink.v1")]),
+    ] {
+        let opened = Socket::try_open(&world.url, &headers).await;
+        let got = opened.as_ref().map_or_else(|answer| answer[9..12].to_owned(), |_| "101".to_owned());
+        assert_eq!(got, status, "{headers:?}");
+        if let (Ok(mut socket), true) = (opened, headers[0].0 != "sec-websocket-protocol") {
+            socket.next().await;
+            socket.send(&json!({"type": "identify", "d": {}})).await;
+            assert_eq!(socket.next().await["type"], "ready", "the handshake brought the token");
+        }
+    }
+    assert_eq!(ana.http.get("/v1/ws").await.code(), "invalid_request");
+}

@@ -1,0 +1,302 @@
+//! Coming back: from memory by `s`, from the log by cursors, or honestly anew. Never a gap, never twice.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use colink::client::{Gateway, Options, Start, Step};
+use colink::domain::command as c;
+use colink::domain::id::{ChannelId, SessionId, StreamId};
+use colink::domain::user::Role;
+use serde_json::{Value, json};
+
+use crate::world::{LIMIT, Person, World, eventually, message, nobody, on_both, time_passes, within};
+
+/// Returns the numbers and texts of messages, in order.
+fn texts(frames: &[Value]) -> Vec<String> {
+    frames.iter().filter_map(|frame| Some(frame["d"]["text"].as_str()?.to_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_replays_exactly_what_comes_behind_s() {
+    let world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut screen = bob.connects().await;
+    for n in 1..=5 {
+        ana.says(general, &n.to_string()).await;
+    }
+    let mut seen = Vec::new();
+    for _ in 1..=5 {
+        seen.push(screen.until("message.created").await);
+    }
+    let session = screen.session.clone();
+    drop(screen);
+    for n in 6..=8 {
+        ana.says(general, &n.to_string()).await;
+    }
+    let at = |n: usize| seen[n]["s"].as_i64().unwrap();
+    for (from, expected) in [(at(4), 3), (at(2), 5), (1, 8)] {
+        let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": from})).await;
+        assert_eq!(resumed["d"]["mode"], "buffer", "{resumed}");
+        assert_eq!(resumed["d"]["replayed"], expected);
+        for n in 0..expected {
+            let frame = screen.next().await;
+            assert_eq!(frame["s"], from + 1 + n, "dense");
+            assert_eq!(frame["d"]["text"], (8 - expected + n + 1).to_string());
+            if let Some(before) = seen.iter().find(|before| before["s"] == frame["s"]) {
+                assert_eq!(*before, frame, "the same number is the same event");
+            }
+        }
+        assert!(screen.everything().await.is_empty());
+    }
+    // What was acknowledged is gone from memory, and the log has it.
+    let (mut screen, _) = bob.resumes(json!({"session_id": session, "s": 9})).await;
+    screen.send(&json!({"type": "heartbeat", "s": 9})).await;
+    screen.until("heartbeat_ack").await;
+    drop(screen);
+    let from = json!({"session_id": session, "s": 2, "cursors": {general.to_string(): 2}});
+    let (mut screen, resumed) = bob.resumes(from).await;
+    assert_eq!((&resumed["d"]["mode"], &resumed["d"]["replayed"]), (&json!("log"), &json!(7)));
+    assert_eq!(texts(&screen.everything().await), ["2", "3", "4", "5", "6", "7", "8"]);
+}
+
+on_both! {
+    a_restarted_node_replays_from_the_log(database) {
+        let mut world = World::on(database, |_| ()).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let general = world.channel("general", &[&ana, &bob]).await;
+        let random = world.channel("random", &[&ana, &bob]).await;
+        let mut screen = bob.connects().await;
+        let seq = ana.says(general, "seen").await;
+        screen.until("message.created").await;
+        ana.says(general, "missed").await;
+        ana.says(random, "missed too").await;
+        let session = screen.session.clone();
+        world.restart().await;
+        ana.says(general, "missed later").await;
+        let cursors = json!({general.to_string(): seq, random.to_string(): 1, bob.id().to_string(): 2});
+        let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": 2, "cursors": cursors})).await;
+        assert_eq!((&resumed["type"], &resumed["d"]["mode"]), (&json!("resumed"), &json!("log")));
+        assert_ne!(resumed["d"]["session_id"], session, "a new session, to resume by the next time");
+        assert_eq!(resumed["d"]["replayed"], 3);
+        let mut told: HashMap<String, Vec<String>> = HashMap::new();
+        ana.says(general, "live").await;
+        while told.values().map(Vec::len).sum::<usize>() < 4 {
+            let frame = screen.until("message.created").await;
+            let text = frame["d"]["text"].as_str().unwrap().to_owned();
+            told.entry(frame["channel_id"].as_str().unwrap().to_owned()).or_default().push(text);
+        }
+        assert_eq!(told[&general.to_string()], ["missed", "missed later", "live"]);
+        assert_eq!(told[&random.to_string()], ["missed too"]);
+        // And the new session resumes from memory.
+        let (session, s) = (resumed["d"]["session_id"].clone(), screen.s);
+        drop(screen);
+        let (_, resumed) = bob.resumes(json!({"session_id": session, "s": s})).await;
+        assert_eq!(resumed["d"]["mode"], "buffer");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_time_is_over_goes_on_from_the_log() {
+    let world = World::with(|config| config.gateway.resume_window_s = 0).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let session = bob.connects().await.session;
+    ana.says(general, "missed").await;
+    let from = json!({"session_id": session, "s": 1, "cursors": {general.to_string(): 1}});
+    eventually("the session to end with its connection", || async {
+        let (mut screen, resumed) = bob.resumes(from.clone()).await;
+        assert_eq!(screen.until("message.created").await["d"]["text"], "missed", "either way nothing is lost");
+        resumed["d"]["mode"] == "log"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_disconnect_gets_the_whole_window() {
+    let world = World::with(|config| config.gateway.resume_window_s = 2).await;
+    let bob = world.user("bob").await;
+    let session = bob.connects().await.session;
+    time_passes(1_200).await;
+    let (screen, resumed) = bob.resumes(json!({"session_id": session, "s": 1})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer");
+    drop(screen);
+    // The first disconnect is more than two seconds ago now, the second is not.
+    time_passes(1_200).await;
+    let (_, resumed) = bob.resumes(json!({"session_id": session, "s": 1})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer", "the timer of an earlier disconnect does not count");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_to_replay_is_said_and_identify_works_on_the_same_socket() {
+    let mut world = World::with(|config| config.gateway.replay_events = 10).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    for n in 0..11 {
+        ana.says(general, &n.to_string()).await;
+    }
+    world.restart().await;
+    let (mut screen, invalid) =
+        bob.resumes(json!({"session_id": nobody(), "s": 1, "cursors": {general.to_string(): 1}})).await;
+    assert_eq!(
+        invalid,
+        json!({"type": "invalid_session", "d": {"resumable": false, "sync_from": {general.to_string(): 12}}})
+    );
+    let ready = screen.identifies(&bob.token).await;
+    assert_eq!(ready["d"]["channels"][0]["last_seq"], 12);
+    ana.says(general, "on it goes").await;
+    assert_eq!(screen.until("message.created").await["seq"], 13);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_elses_session_gives_nothing_away() {
+    let world = World::start().await;
+    let (ana, bob, eve) = (world.user("ana").await, world.user("bob").await, world.user("eve").await);
+    let secret = world.private("secret", &[&ana, &bob]).await;
+    let screen = bob.connects().await;
+    ana.says(secret, "not for eve").await;
+    let cursors = json!({secret.to_string(): 0, bob.id().to_string(): 0});
+    let (mut hers, answer) = eve.resumes(json!({"session_id": screen.session, "s": 1, "cursors": cursors})).await;
+    assert_eq!((&answer["d"]["mode"], &answer["d"]["replayed"]), (&json!("log"), &json!(0)), "{answer}");
+    assert_ne!(answer["d"]["session_id"], screen.session);
+    ana.says(secret, "nor this").await;
+    assert!(hers.everything().await.is_empty());
+    let mut screen = screen;
+    assert_eq!(screen.until("message.created").await["d"]["text"], "not for eve", "his goes on undisturbed");
+    // Nor does another sign-in of the same user take a session over.
+    let other = bob.with_token(&world.token(bob.id()).await);
+    let (_, answer) = other.resumes(json!({"session_id": screen.session, "s": 1})).await;
+    assert_eq!(answer["d"]["mode"], "log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_connection_takes_over_and_the_old_one_is_closed() {
+    let world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut old = bob.connects().await;
+    let (mut new, resumed) = bob.resumes(json!({"session_id": old.session, "s": 1})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer");
+    assert_eq!(old.closes().await, 4009);
+    ana.says(general, "hi").await;
+    assert_eq!(new.until("message.created").await["d"]["text"], "hi");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_replays_nothing_of_the_workspace() {
+    let world = World::start().await;
+    let guest = world.person("gus", Role::Guest).await;
+    world.user("hidden").await;
+    let cursors = json!({StreamId::WORKSPACE.to_string(): 0});
+    let (mut screen, resumed) = guest.resumes(json!({"session_id": nobody(), "s": 1, "cursors": cursors})).await;
+    let told = screen.everything().await;
+    assert!(!format!("{resumed}{told:?}").contains("hidden"), "a guest does not learn who else is there: {told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_goes_on_after_a_resume_from_the_log() {
+    let mut world = World::with(|config| config.gateway.heartbeat_interval_ms = 1_000).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut gateway = bob.gateway().await;
+    for n in 0..5 {
+        ana.says(general, &n.to_string()).await;
+        let event = within("an event", gateway.next_event()).await.unwrap();
+        assert_eq!(gateway.cursors.offer(&event), Step::Apply);
+    }
+    let before = gateway.position().session_id;
+    world.restart().await;
+    within("the resume", gateway.resume()).await.unwrap();
+    assert!(matches!(gateway.start, Start::Resumed(0)), "{:?}", gateway.start);
+    assert_ne!(gateway.position().session_id, before, "the session that it goes on with");
+    // Its heartbeats, at least one in this time, tell numbers of the new session.
+    let quiet = tokio::time::timeout(std::time::Duration::from_millis(1_500), gateway.next_event()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    ana.says(general, "on it goes").await;
+    let event = within("an event", gateway.next_event()).await.unwrap();
+    assert_eq!(gateway.cursors.offer(&event), Step::Apply);
+}
+
+const SENDERS: usize = 20;
+const EACH: usize = 25;
+
+on_both! {
+    nothing_is_missed_or_applied_twice_while_the_reader_comes_and_goes(database) {
+        let world = World::on(database, |_| ()).await;
+        let ana = world.user("ana").await;
+        let mut senders = Vec::new();
+        for n in 0..SENDERS {
+            senders.push(world.user(&format!("sender{n}")).await);
+        }
+        let reader = world.user("reader").await;
+        let people: Vec<&Person> = [&ana, &reader].into_iter().chain(&senders).collect();
+        let general = world.channel("general", &people).await;
+        let mut gateway = reader.gateway().await;
+        let sent = Arc::new(AtomicUsize::new(0));
+        let tasks: Vec<_> = senders.into_iter().map(|person| tokio::spawn(post(person, general, sent.clone()))).collect();
+
+        let total = (SENDERS * EACH) as i64;
+        let (mut applied, mut reconnects) = (Vec::new(), 0);
+        let reading = async {
+            while applied.len() < SENDERS * EACH {
+                let event = match gateway.next_event().await {
+                    Ok(event) => event,
+                    Err(error) => panic!("{error}"),
+                };
+                match gateway.cursors.offer(&event) {
+                    Step::Apply => applied.extend(event.message().map(|m| (m.seq, m.text))),
+                    Step::Drop => {}
+                    Step::Gap { channel_id, after } => panic!("a gap behind {after} of {channel_id}"),
+                }
+                if applied.len() / 31 > reconnects {
+                    reconnects += 1;
+                    gateway = come_back(&reader, &world, gateway, reconnects).await;
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT * 3, reading).await.expect("all of it arrives");
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(sent.load(Ordering::Relaxed), SENDERS * EACH);
+        assert_eq!(applied.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), (2..=total + 1).collect::<Vec<_>>());
+        let mut texts: Vec<&String> = applied.iter().map(|(_, text)| text).collect();
+        texts.sort();
+        texts.dedup();
+        assert_eq!(texts.len(), SENDERS * EACH, "each message once");
+        assert!(reconnects >= 10);
+    }
+}
+
+async fn post(person: Person, channel: ChannelId, sent: Arc<AtomicUsize>) {
+    let gateway = person.gateway().await;
+    for n in 0..EACH {
+        let text = format!("{} {n}", person.user.name);
+        gateway.call(c::SendMessage { ..message(channel, &text) }).await.unwrap();
+        sent.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Reconnects: over the living connection, after cutting it, or as if the session were gone.
+async fn come_back(reader: &Person, world: &World, mut gateway: Gateway, turn: usize) -> Gateway {
+    match turn % 3 {
+        0 => {
+            gateway.resume().await.unwrap();
+            gateway
+        }
+        1 => {
+            let position = gateway.position();
+            drop(gateway);
+            Gateway::resume_from(&world.url, &reader.token, Options::default(), position).await.unwrap()
+        }
+        _ => {
+            let mut position = gateway.position();
+            position.session_id = SessionId(nobody().0);
+            drop(gateway);
+            let gateway = Gateway::resume_from(&world.url, &reader.token, Options::default(), position).await.unwrap();
+            assert!(matches!(gateway.start, Start::Resumed(_)));
+            gateway
+        }
+    }
+}
