@@ -33,7 +33,6 @@ use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{StreamId, UserId};
 use crate::domain::rate::Buckets;
 use crate::domain::user::User;
-use crate::protocol::close::CloseCode;
 use crate::storage::Store;
 use crate::storage::cache::Cache;
 use crate::storage::writer::{self, Committed, Writer};
@@ -153,7 +152,7 @@ impl Hub {
         self.directory.tell_presence(PresenceMsg::Profile { user: user.id, mode: user.presence_mode });
         for session in self.directory.sessions_of(user.id) {
             if user.deactivated_at.is_some() {
-                session.queue.close(CloseCode::Revoked);
+                session.revoke();
             } else {
                 session.set_role(user.role);
             }
@@ -165,7 +164,7 @@ impl Hub {
         self.cache.forget_user(user);
         for session in self.directory.sessions_of(user) {
             if token.is_none_or(|token| session.token_id == token) {
-                session.queue.close(CloseCode::Revoked);
+                session.revoke();
             }
         }
     }

@@ -12,9 +12,11 @@ use super::Hub;
 use super::channel::{ChannelMsg, ChannelsMsg};
 use super::directory::Credit;
 use crate::domain::command::{Command, Principal, key_fits};
-use crate::domain::error::{Code, Refusal, unavailable};
+use crate::domain::error::{Code, Refusal, not_found, unavailable};
 use crate::domain::event::Event;
-use crate::domain::id::StreamId;
+use crate::domain::id::{ChannelId, StreamId, UserId};
+use crate::storage::StoreError;
+use crate::storage::channels::{self, Facts};
 use crate::storage::writer::{Answer, Reply, Work, Write};
 
 /// How long REST waits for an answer beyond what the database is given.
@@ -61,6 +63,18 @@ impl Hub {
             Ok(Ok(result)) => result,
             _ => Err(Refusal::new(Code::Timeout, "no answer in time: repeat the request with the same key")),
         }
+    }
+
+    /// Returns what decides about a user and a channel. Remembered until the channel changes.
+    pub async fn facts(&self, user: UserId, channel: ChannelId) -> Result<Facts, StoreError> {
+        if let Some(facts) = self.cache.facts(channel, user) {
+            return Ok(facts);
+        }
+        let mark = self.cache.mark();
+        let mut db = self.store.read().await?;
+        let facts = channels::facts(&mut db, user, channel).await?.ok_or_else(|| not_found("channel"))?;
+        self.cache.keep_facts(mark, channel, user, facts);
+        Ok(facts)
     }
 
     /// Hands committed events to their stream's actor, if anybody could be waiting for them.

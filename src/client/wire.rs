@@ -251,7 +251,8 @@ mod tests {
     #[test]
     fn a_replayed_session_tells_its_new_name_and_count() {
         let text = format!(r#"{{"type":"resumed","d":{{"session_id":"{CHANNEL}","s":1,"replayed":7,"mode":"log"}}}}"#);
-        let Frame::Resumed(Resumed { session_id: Some(now), s: Some(1), replayed: 7 }) = Frame::decode(&text).unwrap() else {
+        let Frame::Resumed(Resumed { session_id: Some(now), s: Some(1), replayed: 7 }) = Frame::decode(&text).unwrap()
+        else {
             panic!("resumed")
         };
         assert_eq!(now.to_string(), CHANNEL);

@@ -76,19 +76,9 @@ pub fn cut<T>(mut items: Vec<T>, limit: i64, cursor: impl Fn(&T) -> String) -> L
     List { items, next_cursor }
 }
 
-/// Returns what decides about a caller and a channel that the caller may read. Remembered until the channel changes.
+/// Returns what decides about a caller and a channel that the caller may read.
 async fn readable(hub: &Hub, caller: Principal, channel: ChannelId) -> Result<Facts, Refused> {
-    let facts = match hub.cache.facts(channel, caller.user_id) {
-        Some(facts) => facts,
-        None => {
-            let mark = hub.cache.mark();
-            let mut db = hub.store.read().await?;
-            let found = channels::facts(&mut db, caller.user_id, channel).await?;
-            let facts = found.ok_or_else(|| not_found("channel"))?;
-            hub.cache.keep_facts(mark, channel, caller.user_id, facts);
-            facts
-        }
-    };
+    let facts = hub.facts(caller.user_id, channel).await?;
     permission::allows(facts.who, Action::Read, facts.channel)?;
     Ok(facts)
 }

@@ -161,7 +161,11 @@ impl Connection {
         let end = match greeted {
             Ok(session) => {
                 let end = self.serve(&session).await;
-                session.detach(self.number);
+                // A client that says goodbye, and one whose sign-in ended, does not come back to this session.
+                match end {
+                    End::Close(1000 | 4014, _) => session.end(),
+                    _ => session.detach(self.number),
+                }
                 end
             }
             Err(end) => end,
@@ -459,7 +463,9 @@ impl Connection {
                 // At any rate, but never more of them than one read brings.
                 Some(Incoming::Ping(payload)) => wire::write_pong(&payload, answers),
                 Some(Incoming::Pong(_)) => {}
-                Some(Incoming::Close { .. }) => return Err(CloseCode::Normal.into()),
+                Some(Incoming::Close { code: None | Some(1000), .. }) => return Err(CloseCode::Normal.into()),
+                // The client leaves this connection, not the session: a closed lid, a reloaded page.
+                Some(Incoming::Close { .. }) => return Err(CloseCode::GoingAway.into()),
                 None => return Ok(()),
             }
         }

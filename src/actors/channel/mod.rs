@@ -285,7 +285,11 @@ impl State {
         if let Some(room) = &mut self.room {
             room.forget_ended();
         }
-        let idle = Duration::from_secs(self.hub.config.channels.idle_stop_s);
+        // One that was never loaded had nobody to tell, or stands for a channel that does not exist.
+        let idle = match self.room {
+            Some(_) => Duration::from_secs(self.hub.config.channels.idle_stop_s),
+            None => Duration::from_secs(1),
+        };
         let unheard = self.room.as_ref().is_none_or(|room| room.sessions().is_empty());
         let quiet = self.slot.in_flight.load(Ordering::Acquire) == 0 && self.active.elapsed() >= idle;
         if unheard && quiet && !idle.is_zero() {

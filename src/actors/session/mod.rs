@@ -19,8 +19,9 @@ use super::channel::ChannelMsg;
 use super::presence::PresenceMsg;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
-use crate::domain::error::{Code, Refusal, invalid};
+use crate::domain::error::{Code, Refusal, invalid, unavailable};
 use crate::domain::id::{ChannelId, SessionId, StreamId, TokenId, UserId};
+use crate::domain::permission::{self, Action};
 use crate::domain::rate::Bucket;
 use crate::domain::user::Role;
 use crate::protocol::client::{Intent, Request};
@@ -126,6 +127,14 @@ impl SessionHandle {
     pub fn detach(&self, connection: u64) {
         if self.queue.detach(connection) {
             self.tell(SessionMsg::Detached);
+        }
+    }
+
+    /// Closes the connection for good, or ends the session at once if there is none.
+    pub fn revoke(&self) {
+        self.queue.close(CloseCode::Revoked);
+        if !self.queue.attached() {
+            self.end();
         }
     }
 
@@ -274,7 +283,8 @@ struct State {
     handle: Arc<SessionHandle>,
     commands: Option<Bucket>,
     told_active: Option<Timestamp>,
-    typed: Option<(ChannelId, Timestamp)>,
+    /// Where the last typing notice was told, and when.
+    typed: Option<(ChannelId, Option<i64>, Timestamp)>,
     disconnects: u64,
 }
 
@@ -345,7 +355,7 @@ impl State {
                 self.hub.dispatch(self.handle.principal(), command, None, answer);
             }
             Request::Typing { channel_id, thread_seq } => {
-                let result = self.typing(channel_id, thread_seq);
+                let result = self.typing(channel_id, thread_seq).await;
                 self.answer(id, result);
             }
             Request::SubscribePresence(users) => {
@@ -378,19 +388,21 @@ impl State {
     }
 
     /// Typing is told by the channel's actor, which alone knows who may hear. Nothing of it is stored.
-    fn typing(&mut self, channel: ChannelId, thread_seq: Option<i64>) -> Result<&'static str, Refusal> {
+    async fn typing(&mut self, channel: ChannelId, thread_seq: Option<i64>) -> Result<&'static str, Refusal> {
+        let facts = self.hub.facts(self.handle.user_id, channel).await.map_err(|error| match error {
+            StoreError::Refused(refusal) => refusal,
+            StoreError::Database(_) => unavailable("the database does not answer now"),
+        })?;
+        permission::allows(facts.who, Action::Type, facts.channel)?;
         // A notice lasts `typing_ms`: more than two in that time tell nothing new.
         let lasts = Duration::from_millis(self.hub.config.presence.typing_ms);
         let now = self.hub.clock.now();
-        let told = self.typed.is_some_and(|(of, at)| of == channel && now.since(at) < lasts / 2);
-        if lasts.is_zero() || told {
-            return Ok("{}");
-        }
-        self.typed = Some((channel, now));
-        let stream = StreamId::from(channel);
-        // Only a channel that lives has anybody to tell.
-        if let Some(actor) = self.hub.directory.slot(stream).and_then(|slot| slot.actor()) {
-            let _ = actor.cast(ChannelMsg::Typing { user: self.handle.user_id, thread_seq });
+        let told = self
+            .typed
+            .is_some_and(|(of, thread, at)| of == channel && thread == thread_seq && now.since(at) < lasts / 2);
+        if !lasts.is_zero() && !told {
+            self.typed = Some((channel, thread_seq, now));
+            self.hub.tell(channel.into(), ChannelMsg::Typing { user: self.handle.user_id, thread_seq });
         }
         Ok("{}")
     }
@@ -413,11 +425,11 @@ impl State {
         if self.handle.principal().role > Role::Guest {
             return Ok(users);
         }
-        let unavailable = |_| crate::domain::error::unavailable("the database does not answer now");
-        let mut db = self.hub.store.read().await.map_err(unavailable)?;
+        let no_answer = |_| unavailable("the database does not answer now");
+        let mut db = self.hub.store.read().await.map_err(no_answer)?;
         let mut seen = Vec::new();
         for user in users {
-            if users::share_a_channel(&mut db, self.handle.user_id, user).await.map_err(unavailable)? {
+            if users::share_a_channel(&mut db, self.handle.user_id, user).await.map_err(no_answer)? {
                 seen.push(user);
             }
         }
