@@ -81,6 +81,34 @@ on_both! {
     }
 }
 
+on_both! {
+    what_one_client_asks_is_done_in_its_order(database) {
+        let world = World::on(database, |_| ()).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let general = world.channel("general", &[&ana]).await;
+        let mut noise = ana.connects().await;
+        let mut socket = bob.connects().await;
+        for _ in 0..20 {
+            // Something to commit, while the others gather behind it.
+            noise.asks("message.send", json!({"channel_id": general, "text": "noise"})).await;
+            let mut asked = Vec::new();
+            for (kind, d) in [
+                ("channel.join", json!({"channel_id": general})),
+                ("message.send", json!({"channel_id": general, "text": "I am in"})),
+                ("channel.leave", json!({"channel_id": general})),
+                ("message.send", json!({"channel_id": general, "text": "I am out"})),
+            ] {
+                asked.push(socket.asks(kind, d).await);
+            }
+            let mut outcomes = Vec::new();
+            for id in asked {
+                outcomes.push(socket.reply(id).await["ok"].as_bool().unwrap());
+            }
+            assert_eq!(outcomes, [true, true, true, false], "join, say, leave, and say no more");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invitations_code_is_not_in_the_repeated_answer() {
     let world = World::start().await;
