@@ -128,19 +128,19 @@ async fn a_poll_that_waits_ends_with_the_node_and_with_the_sign_in() {
     let mut world = World::start().await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
     let (hers, his) = (ana.registers().await, bob.registers().await);
-    let waiting = tokio::spawn({
-        let (ana, bob, hers, his) = (ana.clone(), bob.clone(), hers.clone(), his.clone());
-        async move { tokio::join!(ana.polls(&hers, 1, 60), bob.polls(&his, 1, 60)) }
-    });
+    let wait = |person: &Person, queue: &String| {
+        let (person, queue) = (person.clone(), queue.clone());
+        tokio::spawn(async move { person.polls(&queue, 1, 60).await })
+    };
+    let (hers, his) = (wait(&ana, &hers), wait(&bob, &his));
     eventually("both polls to wait", || async {
         let sessions = world.app().hub.directory.all_sessions();
         sessions.len() == 2 && sessions.iter().all(|session| session.queue.attached())
     })
     .await;
     assert_eq!(bob.http.post("/v1/auth/logout", &json!({})).await.status, 200);
+    assert_eq!(within("his poll to end", his).await.unwrap().code(), "queue_gone");
     world.stop().await;
-    let (hers, his) = within("both polls to end", waiting).await.unwrap();
-    assert_eq!(his.code(), "queue_gone");
-    let answer = hers;
+    let answer = within("her poll to end", hers).await.unwrap();
     assert!(answer.status == 200 || answer.code() == "queue_gone", "{}", answer.text());
 }
