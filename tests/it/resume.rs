@@ -300,3 +300,20 @@ async fn come_back(reader: &Person, world: &World, mut gateway: Gateway, turn: u
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_late_is_taken_for_no_other() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let mut gateway = ana.gateway().await;
+    for n in 0..50 {
+        // Asked on the old connection, perhaps answered on the new one.
+        for _ in 0..5 {
+            gateway.send_nowait(message(general, "hi")).await.unwrap();
+        }
+        gateway.resume().await.unwrap();
+        let read = gateway.call(c::MarkRead { channel_id: general, seq: 1 }).await;
+        assert_eq!(read.unwrap_or_else(|error| panic!("{n}: {error}")).channel.id, general);
+    }
+}
