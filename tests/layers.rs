@@ -13,9 +13,8 @@ fn table() -> Table {
     let mut table = Table::new();
     for line in text[begin..end].lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let words = |cell: &str| -> BTreeSet<String> {
-            cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-        };
+        let words =
+            |cell: &str| -> BTreeSet<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
         for module in words(cells[1]) {
             table.insert(module, words(cells[2]));
         }

@@ -130,6 +130,13 @@ impl SessionHandle {
         }
     }
 
+    /// Ends the session because the connection that serves it said goodbye; nothing if another serves it by now.
+    pub fn leave(&self, connection: u64) {
+        if self.queue.detach(connection) {
+            self.end();
+        }
+    }
+
     /// Closes the connection for good, or ends the session at once if there is none.
     pub fn revoke(&self) {
         self.queue.close(CloseCode::Revoked);
