@@ -132,7 +132,7 @@ impl SessionHandle {
 
     /// Ends the session because the connection that serves it said goodbye; nothing if another serves it by now.
     pub fn leave(&self, connection: u64) {
-        if self.queue.detach(connection) {
+        if self.queue.retire(connection) {
             self.end();
         }
     }
@@ -245,7 +245,9 @@ impl Hub {
         let mut idle: Vec<_> = self.directory.sessions_of(user).into_iter().filter(|s| !s.queue.attached()).collect();
         idle.sort_by_key(|session| session.id);
         let Some(oldest) = idle.first() else { return Err(OpenError::TooMany) };
-        oldest.end();
+        if oldest.queue.retire(0) {
+            oldest.end();
+        }
         Ok(())
     }
 
@@ -317,7 +319,7 @@ impl Actor for Session {
         match message {
             SessionMsg::Request(id, request) => Box::pin(state.request(id, request)).await,
             SessionMsg::Detached => state.wait_for_client(&myself),
-            SessionMsg::Expire(since) if since == state.disconnects && !state.handle.queue.attached() => {
+            SessionMsg::Expire(since) if since == state.disconnects && state.handle.queue.retire(0) => {
                 myself.stop(None)
             }
             SessionMsg::Expire(_) => {}

@@ -395,6 +395,18 @@ impl Queue {
         true
     }
 
+    /// Ends the queue for good if `owner` (0: nobody) still has it; returns whether it did. From here on nobody can resume
+    /// it, so that no client takes up a session that is about to go.
+    pub fn retire(&self, owner: u64) -> bool {
+        let mut inner = self.lock();
+        if inner.owner != owner {
+            return false;
+        }
+        inner.owner = 0;
+        inner.close.get_or_insert(CloseCode::SessionExpired);
+        true
+    }
+
     /// Returns whether a connection empties the queue.
     #[must_use]
     pub fn attached(&self) -> bool {
@@ -493,6 +505,16 @@ mod tests {
             queue.push(&batch(1, seq..=seq));
         }
         assert_eq!(queue.resume(1, 1), None);
+    }
+
+    #[test]
+    fn a_retired_queue_is_resumed_by_nobody_and_one_in_use_is_not_retired() {
+        let queue = Queue::new(BOUNDS, 1);
+        assert!(!queue.retire(0), "a connection has it");
+        assert_eq!(queue.resume(2, 1), Some(0));
+        assert!(!queue.retire(1), "another connection has it by now");
+        assert!(queue.retire(2));
+        assert_eq!(queue.resume(3, 1), None);
     }
 
     #[test]
