@@ -348,14 +348,22 @@ pub async fn saved(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) 
     Ok(cut(found, limit, |saved| format!("{}_{}_{}", saved.saved_at.0, saved.message.channel_id, saved.message.seq)))
 }
 
-/// `GET /v1/threads`
+/// How many.
+#[derive(Deserialize, JsonSchema)]
+pub struct Limit {
+    /// How many entries, 1 to 200; 50, if left out.
+    #[serde(default)]
+    limit: Option<i64>,
+}
+
+/// `GET /v1/threads`: those with the newest replies.
 pub async fn threads(
     hub: Arc<Hub>,
     caller: Principal,
     _: Params,
-    paging: Paging,
+    query: Limit,
 ) -> Result<Items<FollowedThread>, Refused> {
-    let limit = page_size(&hub, paging.limit)?;
+    let limit = page_size(&hub, query.limit)?;
     let mut db = hub.store.read().await?;
     Ok(Items { items: personal::followed(&mut db, caller.user_id, limit).await? })
 }

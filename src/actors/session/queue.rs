@@ -356,10 +356,13 @@ impl Queue {
     /// Notes that the client has everything up to `s`; returns whether the server ever sent that.
     pub fn acknowledge(&self, s: i64) -> bool {
         let mut inner = self.lock();
+        if !(0..inner.next_s).contains(&s) {
+            return false;
+        }
         while inner.ring.front().is_some_and(|sent| sent.last_s() <= s) && inner.resend > 0 {
             inner.drop_oldest();
         }
-        (0..inner.next_s).contains(&s)
+        true
     }
 
     /// Takes the session up again behind `s`, for the connection `owner`; returns how many events will be sent again or
