@@ -223,7 +223,7 @@ sections! {
         commands_per_minute: u32 = 120;
         /// Commands of a session that may come at once.
         commands_burst: u32 = 20, [1..=u32::MAX];
-        /// Attempts to identify or resume a minute, by address; 0: no limit.
+        /// Attempts to identify or resume a minute, by token; 0: no limit.
         identifies_per_minute: u32 = 10;
         /// The most sessions of one user; 0: no limit.
         sessions_per_user: usize = 50, 0 or [1..=MANY];

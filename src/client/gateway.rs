@@ -210,7 +210,8 @@ impl Gateway {
             write: socket.write,
             events: event_sender,
             in_flight: HashMap::new(),
-            next_id: 10,
+            // Answers to what was asked on the last connection may still come: no number is used again.
+            next_id: u64::from(getrandom::u32().unwrap_or(0)) << 16 | 10,
             unanswered: 0,
             taken: Arc::clone(&taken),
         };

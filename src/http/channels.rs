@@ -22,7 +22,7 @@ use crate::domain::permission::{self, Action, may_make_channels};
 use crate::protocol::push;
 use crate::storage::cache::PageKey;
 use crate::storage::channels::{self, Facts};
-use crate::storage::messages::{self, Page, Saved};
+use crate::storage::messages::{self, Page, Saved, SavedEnd};
 use crate::storage::personal::{self, Draft, FollowedThread};
 use crate::storage::{Db, StoreError, events};
 
@@ -327,23 +327,43 @@ pub async fn drafts(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> 
     Ok(Items { items: personal::drafts(&mut db, caller.user_id).await? })
 }
 
+struct SavedCursor(SavedEnd);
+
+impl std::str::FromStr for SavedCursor {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.splitn(3, '_');
+        let mut part = || parts.next().ok_or(());
+        let (at, channel, seq) = (part()?.parse(), part()?.parse(), part()?.parse());
+        Ok(SavedCursor((Timestamp(at.map_err(drop)?), channel.map_err(drop)?, seq.map_err(drop)?)))
+    }
+}
+
 /// `GET /v1/saved`
 pub async fn saved(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Saved>, Refused> {
     let limit = page_size(&hub, paging.limit)?;
-    let before = paging.cursor::<i64>()?.map_or(Timestamp(i64::MAX / 2), Timestamp);
+    let end = paging.cursor::<SavedCursor>()?.map(|cursor| cursor.0);
     let mut db = hub.store.read().await?;
-    let found = messages::saved(&mut db, caller.user_id, before, limit + 1).await?;
-    Ok(cut(found, limit, |saved| saved.saved_at.0.to_string()))
+    let found = messages::saved(&mut db, caller.user_id, end, limit + 1).await?;
+    Ok(cut(found, limit, |saved| format!("{}_{}_{}", saved.saved_at.0, saved.message.channel_id, saved.message.seq)))
 }
 
-/// `GET /v1/threads`
+/// How many.
+#[derive(Deserialize, JsonSchema)]
+pub struct Limit {
+    /// How many entries, 1 to 200; 50, if left out.
+    #[serde(default)]
+    limit: Option<i64>,
+}
+
+/// `GET /v1/threads`: those with the newest replies.
 pub async fn threads(
     hub: Arc<Hub>,
     caller: Principal,
     _: Params,
-    paging: Paging,
+    query: Limit,
 ) -> Result<Items<FollowedThread>, Refused> {
-    let limit = page_size(&hub, paging.limit)?;
+    let limit = page_size(&hub, query.limit)?;
     let mut db = hub.store.read().await?;
     Ok(Items { items: personal::followed(&mut db, caller.user_id, limit).await? })
 }

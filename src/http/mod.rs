@@ -30,7 +30,7 @@ use serde_json::json;
 
 use crate::actors::Hub;
 use crate::domain::command as c;
-use crate::domain::error::{Code, Refusal, not_found};
+use crate::domain::error::{Code, Refusal, invalid, not_found};
 use crate::domain::id::EventId;
 use crate::telemetry;
 
@@ -314,7 +314,10 @@ async fn outermost(State(hub): State<Arc<Hub>>, request: Request, next: Next) ->
             .await
             .unwrap_or_else(|_| Refused(Refusal::new(Code::Timeout, late)).into_response())
     };
-    if let Some(Refused(refusal)) = response.extensions_mut().remove::<Refused>() {
+    let refused = response.extensions_mut().remove::<Refused>();
+    // The router refuses some paths by itself, such as one that is not UTF-8.
+    let by_router = || response.status().is_client_error().then(|| Refused(invalid("the URL is malformed")));
+    if let Some(Refused(refusal)) = refused.or_else(by_router) {
         if refusal.code == Code::Internal {
             tracing::error!(request.id = %id, error = %refusal, "a request failed");
         }

@@ -44,9 +44,9 @@ pub fn build(endpoints: &[Endpoint]) -> Value {
         "info": {
             "title": "Colink", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": format!("A self-hosted realtime collaboration hub. Errors are RFC 9457 problem details; `code` is \
-                one of: {}. Lists are paged by `next_cursor`. Every POST, PUT, PATCH and DELETE that changes something \
-                takes an `Idempotency-Key` (1 to 64 printable ASCII characters, kept 24 hours): a repeat gets the first \
-                answer. The realtime protocol is in docs/PROTOCOL.md.", codes.join(", ")),
+                one of: {}. Lists are paged by `next_cursor`. Every command takes an \
+                `Idempotency-Key` (1 to 64 printable ASCII characters, kept 24 hours): a repeat gets the first answer. \
+                Signing in and out and making tokens are no commands: their answers carry secrets, which are not kept. The realtime protocol is in docs/PROTOCOL.md.", codes.join(", ")),
         },
         "security": [{"token": []}],
         "paths": paths,

@@ -163,7 +163,7 @@ impl Connection {
                 let end = self.serve(&session).await;
                 // A client that says goodbye, and one whose sign-in ended, does not come back to this session.
                 match end {
-                    End::Close(1000 | 4014, _) => session.end(),
+                    End::Close(1000 | 4014, _) => session.leave(self.number),
                     _ => session.detach(self.number),
                 }
                 end

@@ -66,7 +66,7 @@ pub async fn history(
         Page::After(seq) => forwards(db, channel, seq, limit).await?,
         Page::Around(seq) => {
             let (mut before, more) = backwards(db, channel, seq, limit / 2).await?;
-            let (after, more_after) = forwards(db, channel, seq - 1, limit - limit / 2).await?;
+            let (after, more_after) = forwards(db, channel, seq.saturating_sub(1), limit - limit / 2).await?;
             before.extend(after);
             (before, more || more_after)
         }
@@ -348,14 +348,19 @@ pub struct Saved {
 
 from_row!(Saved, row => Saved { message: sqlx::FromRow::from_row(row)?, saved_at: row.try_get("saved_at")? });
 
-/// Returns the messages that a user saved and may still read, newest first, those saved before `before`.
-pub async fn saved(db: &mut Db, user: UserId, before: Timestamp, limit: i64) -> Result<Vec<Saved>, StoreError> {
+/// Where a page of saved messages ends: what one commit saved has one time, so it takes the message too.
+pub type SavedEnd = (Timestamp, ChannelId, i64);
+
+/// Returns the messages that a user saved and may still read, newest first, those behind `end`.
+pub async fn saved(db: &mut Db, user: UserId, end: Option<SavedEnd>, limit: i64) -> Result<Vec<Saved>, StoreError> {
     let sql = "SELECT m.id, m.channel_id, m.seq, m.message_no, m.thread_seq, m.reply_no, m.author_id, m.text, m.mentions, \
         m.client_msg_id, m.created_at, m.edited_at, m.deleted_at, m.reply_count, m.last_reply_seq, \
         p.seq IS NOT NULL AS pinned, s.saved_at FROM saved s \
         JOIN messages m ON m.channel_id = s.channel_id AND m.seq = s.seq \
         JOIN members b ON b.channel_id = s.channel_id AND b.user_id = s.user_id \
         LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq \
-        WHERE s.user_id = $1 AND s.saved_at < $2 ORDER BY s.saved_at DESC LIMIT $3";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(before).bind(limit).fetch_all(c).await?))
+        WHERE s.user_id = $1 AND (s.saved_at, s.channel_id, s.seq) < ($2, $3, $4) \
+        ORDER BY s.saved_at DESC, s.channel_id DESC, s.seq DESC LIMIT $5";
+    let (at, channel, seq) = end.unwrap_or((Timestamp(i64::MAX / 2), ChannelId(uuid::Uuid::max()), 0));
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit).fetch_all(c).await?))
 }

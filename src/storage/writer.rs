@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::domain::command::{Command, Principal, SendMessage};
 use crate::domain::error::{Code, Refusal, unavailable};
 use crate::domain::event::Event;
+use crate::domain::id::StreamId;
 
 /// The answer to a committed write.
 #[derive(Clone, PartialEq, Debug)]
@@ -280,8 +281,11 @@ impl Task {
         let mut events = Vec::new();
 
         let (mut sends, mut at) = (Vec::new(), Vec::new());
+        // Sends go first, but never past what decides whether they may, or who hears them.
+        let mut changed: Vec<StreamId> = Vec::new();
         for (index, write) in batch.iter().enumerate() {
-            if let Some(send) = top_level(write) {
+            changed.extend(changed_room(write));
+            if let Some(send) = top_level(write).filter(|send| !changed.contains(&send.channel_id.into())) {
                 let hash = || idempotency::body_hash(&Command::SendMessage(send.clone()));
                 let key = write.key.as_deref().map(|key| (key, hash()));
                 sends.push(send::Item { author: write.caller.user_id, send, key });
@@ -308,6 +312,23 @@ fn top_level(write: &Write) -> Option<&SendMessage> {
         Work::Command(Command::SendMessage(send)) if send.thread_seq.is_none() => Some(send),
         _ => None,
     }
+}
+
+/// Returns the channel whose members or rules a write may change.
+fn changed_room(write: &Write) -> Option<StreamId> {
+    let Work::Command(command) = &write.work else { return None };
+    let changes = matches!(
+        command,
+        Command::JoinChannel(_)
+            | Command::LeaveChannel(_)
+            | Command::InviteMember(_)
+            | Command::RemoveMember(_)
+            | Command::SetChannelRole(_)
+            | Command::UpdateChannel(_)
+            | Command::ArchiveChannel(_)
+            | Command::UnarchiveChannel(_)
+    );
+    changes.then(|| command.stream(write.caller.user_id))
 }
 
 /// Applies one write within a savepoint of its own.

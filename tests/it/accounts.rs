@@ -1,1 +1,211 @@
-//! To come.
+//! Coming in, going out, and being shown the door.
+
+use colink::domain::command as c;
+use colink::domain::user::Role;
+use serde_json::{Value, json};
+
+use crate::socket::Socket;
+use crate::world::{PASSWORD, Person, World, on_both, time_passes};
+
+async fn invites(admin: &Person, role: Role, uses: i64) -> (String, String) {
+    let create = c::CreateInvite { role: Some(role), max_uses: Some(uses), expires_in_s: Some(60) };
+    let invite: Value = admin.does(create).await;
+    (invite["id"].as_str().unwrap().to_owned(), invite["code"].as_str().unwrap().to_owned())
+}
+
+fn sign_up(code: &str, name: &str) -> Value {
+    json!({"code": code, "name": name, "password": PASSWORD})
+}
+
+on_both! {
+    an_invitation_is_used_as_often_as_it_says(database) {
+        let world = World::on(database, |_| ()).await;
+        let admin = world.person("root", Role::Admin).await;
+        let stranger = world.stranger();
+        let (id, code) = invites(&admin, Role::Guest, 2).await;
+        let listed = admin.http.get("/v1/invites").await.items();
+        assert_eq!((&listed[0]["id"], listed[0].get("code")), (&json!(id), None), "the code is shown once");
+        let bad = json!({"code": code, "name": "ana", "password": "short"});
+        assert_eq!(stranger.post("/v1/auth/signup", &bad).await.code(), "invalid_request");
+        assert_eq!(stranger.post("/v1/auth/signup", &sign_up(&code, "root")).await.code(), "conflict");
+        let ana = stranger.post("/v1/auth/signup", &sign_up(&code, "Ana")).await.good();
+        assert_eq!((&ana["user"]["name"], &ana["user"]["role"]), (&json!("ana"), &json!("guest")));
+        // Two want the last place.
+        let (body_b, body_c) = (sign_up(&code, "bob"), sign_up(&code, "cleo"));
+        let both = tokio::join!(stranger.post("/v1/auth/signup", &body_b), stranger.post("/v1/auth/signup", &body_c));
+        let mut codes = [both.0.code(), both.1.code()];
+        codes.sort();
+        assert_eq!(codes, ["forbidden", "ok"]);
+        assert!(admin.http.get("/v1/invites").await.items().is_empty(), "it is used up");
+
+        let (id, code) = invites(&admin, Role::Member, 5).await;
+        assert_eq!(admin.http.send("DELETE", &format!("/v1/invites/{id}"), &[], "".into()).await.status, 200);
+        assert_eq!(stranger.post("/v1/auth/signup", &sign_up(&code, "dan")).await.code(), "forbidden");
+        assert_eq!(stranger.post("/v1/auth/signup", &sign_up("cli_made_up", "dan")).await.code(), "forbidden");
+        assert_eq!(admin.http.get("/v1/users").await.items().len(), 3);
+    }
+
+    a_password_signs_in_and_its_change_ends_every_sign_in(database) {
+        let world = World::on(database, |_| ()).await;
+        let ana = world.user("ana").await;
+        let stranger = world.stranger();
+        let login = |password: &str| json!({"name": "ANA", "password": password, "label": "laptop"});
+        for (body, code) in [
+            (login("wrong password"), "unauthenticated"),
+            (json!({"name": "nobody", "password": PASSWORD}), "unauthenticated"),
+            (json!({"name": "ana"}), "invalid_request"),
+        ] {
+            let answer = stranger.post("/v1/auth/login", &body).await;
+            assert_eq!(answer.code(), code);
+        }
+        let signed_in = stranger.post("/v1/auth/login", &login(PASSWORD)).await.good();
+        let laptop = ana.with_token(signed_in["token"].as_str().unwrap());
+        let labels: Vec<Value> =
+            laptop.http.get("/v1/auth/sessions").await.items().iter().map(|s| s["label"].clone()).collect();
+        assert_eq!(labels, [json!("laptop"), json!("test")]);
+
+        let (mut here, mut there) = (laptop.connects().await, ana.connects().await);
+        let change = |current: &str| json!({"current": current, "new": "another horse"});
+        assert_eq!(laptop.http.ask("PUT", "/v1/auth/password", &change("wrong one")).await.code(), "forbidden");
+        assert_eq!(laptop.http.ask("PUT", "/v1/auth/password", &change(PASSWORD)).await.status, 200);
+        assert_eq!((here.closes().await, there.closes().await), (4014, 4014));
+        for person in [&laptop, &ana] {
+            assert_eq!(person.http.get("/v1/users/me").await.code(), "unauthenticated");
+            let mut socket = Socket::open(&world.url, &[]).await;
+            socket.asks("identify", json!({"token": person.token})).await;
+            assert_eq!(socket.closes().await, 4004);
+        }
+        assert_eq!(stranger.post("/v1/auth/login", &login(PASSWORD)).await.code(), "unauthenticated");
+        assert_eq!(stranger.post("/v1/auth/login", &login("another horse")).await.code(), "ok");
+    }
+
+    a_deactivated_account_is_out_at_once_and_can_come_back(database) {
+        let world = World::on(database, |_| ()).await;
+        let (admin, bob) = (world.person("root", Role::Admin).await, world.user("bob").await);
+        let general = world.channel("general", &[&admin, &bob]).await;
+        let mut screen = bob.connects().await;
+        let _: Value = admin.does(c::DeactivateUser { user_id: bob.id() }).await;
+        assert_eq!(screen.closes().await, 4014);
+        assert_eq!(bob.http.get("/v1/users/me").await.code(), "unauthenticated");
+        let login = json!({"name": "bob", "password": PASSWORD});
+        assert_ne!(world.stranger().post("/v1/auth/login", &login).await.code(), "ok");
+        assert_eq!(admin.tries(c::DeactivateUser { user_id: bob.id() }).await.code(), "ok", "again is the same as once");
+        let _: Value = admin.does(c::ReactivateUser { user_id: bob.id() }).await;
+        assert_eq!(bob.http.get("/v1/users/me").await.code(), "unauthenticated", "old sign-ins stay ended");
+        let token = world.stranger().post("/v1/auth/login", &login).await.good()["token"].as_str().unwrap().to_owned();
+        let bob = bob.with_token(&token);
+        let mut screen = bob.connects().await;
+        admin.says(general, "welcome back").await;
+        assert_eq!(screen.until("message.created").await["d"]["text"], "welcome back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_invitation_and_an_expired_token_are_no_good() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let made = ana.http.post(&format!("/v1/users/{}/tokens", ana.id()), &json!({"expires_in_s": 1})).await.good();
+    let brief = ana.with_token(made["token"].as_str().unwrap());
+    assert_eq!(brief.http.get("/v1/users/me").await.code(), "ok");
+    time_passes(1_100).await;
+    assert_eq!(brief.http.get("/v1/users/me").await.code(), "unauthenticated");
+    let far = json!({"expires_in_s": i64::MAX});
+    let answer = ana.http.post(&format!("/v1/users/{}/tokens", ana.id()), &far).await;
+    assert!(answer.status < 500, "{}", answer.text());
+    let admin = world.person("root", Role::Admin).await;
+    for (lifetime, uses) in [(0, 1), (-1, 1), (i64::MAX, 1), (60, 0), (60, i64::MAX)] {
+        let invite = c::CreateInvite { role: None, max_uses: Some(uses), expires_in_s: Some(lifetime) };
+        assert_eq!(admin.tries(invite).await.code(), "invalid_request");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_ends_by_the_clock() {
+    let data = tempfile::tempdir().unwrap();
+    let clock = colink::clock::Clock::manual(colink::clock::Timestamp(1_790_000_000_000_000));
+    let config = crate::world::config(data.path());
+    let app = Box::pin(colink::app::App::start_at(config, clock.clone())).await.unwrap();
+    let world = World::of(app, data);
+    let admin = world.person("root", Role::Admin).await;
+    let (_, code) = invites(&admin, Role::Member, 1).await;
+    clock.advance(std::time::Duration::from_secs(61));
+    assert_eq!(world.stranger().post("/v1/auth/signup", &sign_up(&code, "late")).await.code(), "forbidden");
+    assert!(admin.http.get("/v1/invites").await.items().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logging_out_ends_the_sockets_of_that_sign_in_alone() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let other = ana.with_token(&world.token(ana.id()).await);
+    let third = ana.with_token(&world.token(ana.id()).await);
+    let (mut here, mut there, mut third_screen) =
+        (ana.connects().await, other.connects().await, third.connects().await);
+    assert_eq!(ana.http.post("/v1/auth/logout", &json!({})).await.status, 200);
+    assert_eq!(here.closes_with_reason().await, (4014, "session revoked".to_owned()));
+    assert_eq!(ana.http.get("/v1/users/me").await.code(), "unauthenticated");
+    assert_eq!(there.call("user.set_status", json!({})).await["ok"], true);
+    // The list of sign-ins ends others from afar, one's own only.
+    let bob = world.user("bob").await;
+    let sessions = other.http.get("/v1/auth/sessions").await.items();
+    let path = format!("/v1/auth/sessions/{}", sessions[0]["id"].as_str().unwrap());
+    assert_eq!(bob.http.send("DELETE", &path, &[], "".into()).await.code(), "not_found");
+    assert_eq!(other.http.send("DELETE", &path, &[], "".into()).await.status, 200);
+    assert_eq!(third_screen.closes().await, 4014);
+    assert_eq!(there.call("user.set_status", json!({})).await["ok"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_sees_only_shared_channels_and_people() {
+    let world = World::start().await;
+    let (ana, bob, gus) = (world.user("ana").await, world.user("bob").await, world.person("gus", Role::Guest).await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let shared = world.channel("shared", &[&ana]).await;
+    ana.invites(shared, &gus).await;
+    let names = |items: Vec<Value>| -> Vec<String> {
+        items.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(gus.http.get("/v1/users").await.items()), ["ana", "gus"]);
+    assert_eq!(names(gus.http.get("/v1/channels").await.items()), ["shared"]);
+    for (path, code) in [
+        (format!("/v1/users/{}", bob.id()), "not_found"),
+        (format!("/v1/users/{}", ana.id()), "ok"),
+        (format!("/v1/channels/{general}"), "not_found"),
+        (format!("/v1/channels/{general}/members"), "not_found"),
+        (format!("/v1/channels/{shared}/members"), "ok"),
+        ("/v1/channels/browse".to_owned(), "forbidden"),
+        ("/v1/streams/00000000-0000-7000-8000-000000000001/events".to_owned(), "forbidden"),
+    ] {
+        assert_eq!(gus.http.get(&path).await.code(), code, "{path}");
+    }
+    let seen = gus.http.get(&format!("/v1/presence?user_ids={},{}", ana.id(), bob.id())).await.items();
+    assert_eq!(seen.len(), 1);
+    let mut screen = gus.connects().await;
+    screen.call("presence.subscribe", json!({"user_ids": [bob.id()]})).await;
+    let _bob = bob.connects().await;
+    let _: Value = bob.does(c::SetStatus { emoji: String::new(), text: "hidden".into(), until: None }).await;
+    ana.says(shared, "the last word").await;
+    let mut told = vec![screen.until("message.created").await];
+    told.extend(screen.everything().await);
+    assert!(!format!("{told:?}").contains(&bob.id().to_string()), "{told:?}");
+    // What a role gives and takes shows at once.
+    let root = world.person("root", Role::Admin).await;
+    let _: Value = root.does(c::SetUserRole { user_id: gus.id(), role: Role::Member }).await;
+    assert_eq!(gus.http.get("/v1/channels/browse").await.code(), "ok");
+    assert_eq!(screen.call("channel.create", json!({"name": "mine"})).await["ok"], true);
+    let _: Value = root.does(c::SetUserRole { user_id: gus.id(), role: Role::Guest }).await;
+    assert_eq!(gus.http.get("/v1/channels/browse").await.code(), "forbidden");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_administrator_stays() {
+    let world = World::start().await;
+    let root = world.person("root", Role::Admin).await;
+    let user_id = root.id();
+    assert_eq!(root.tries(c::DeactivateUser { user_id }).await.code(), "conflict");
+    assert_eq!(root.tries(c::SetUserRole { user_id, role: Role::Member }).await.code(), "conflict");
+    let second = world.person("second", Role::Admin).await;
+    assert_eq!(root.tries(c::SetUserRole { user_id, role: Role::Member }).await.code(), "ok");
+    assert_eq!(root.tries(c::SetUserRole { user_id: second.id(), role: Role::Guest }).await.code(), "forbidden");
+    assert_eq!(second.tries(c::DeactivateUser { user_id: second.id() }).await.code(), "conflict");
+}

@@ -1,1 +1,249 @@
-//! To come.
+//! The binary as an operator has it.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+
+use serde_json::{Value, json};
+
+use crate::http::Http;
+use crate::socket::Socket;
+use crate::world::LIMIT;
+
+/// Runs the binary on a data directory, away from the surroundings of the test.
+fn colink(data: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_colink"));
+    command.args(args).arg("--data").arg(data).current_dir(data).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("COLINK_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(["--set", "auth.argon2_memory_kib=8", "--set", "auth.argon2_iterations=1"]);
+    command
+}
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn said(output: Output) -> Said {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Said { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+}
+
+fn run(data: &Path, args: &[&str]) -> Said {
+    said(colink(data, args).output().unwrap())
+}
+
+fn run_json(data: &Path, args: &[&str]) -> Value {
+    let Said { code, out, err } = run(data, &[args, &["--json"]].concat());
+    assert_eq!((code, err.as_str()), (0, ""), "{args:?} {out}");
+    serde_json::from_str(&out).unwrap()
+}
+
+fn run_with_stdin(data: &Path, args: &[&str], text: &str) -> Said {
+    let mut child =
+        colink(data, args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    said(child.wait_with_output().unwrap())
+}
+
+/// A server of one's own, ended with the test.
+struct Serving {
+    child: Child,
+    url: String,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Serving {
+    fn start(data: &Path, more: &[&str]) -> Serving {
+        let args = [&["serve", "--listen", "127.0.0.1:0", "--set", "server.drain_s=1"][..], more].concat();
+        let mut child = colink(data, &args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let url = loop {
+            let line = lines.recv_timeout(LIMIT).expect("the server says where it listens");
+            if let Some(at) = line.find("http://") {
+                break line[at..].split_whitespace().next().unwrap().trim_end_matches("/v1/docs").to_owned();
+            }
+        };
+        Serving { child, url, lines }
+    }
+
+    /// Sends a signal and returns the exit code.
+    fn stop(mut self, signal: &str) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        // Ends when the server closes its standard output.
+        while self.lines.recv_timeout(LIMIT).is_ok() {}
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Makes an account, a token and a channel, on a server that runs or not.
+async fn administers(data: &Path, prefix: &str, url: Option<&str>) {
+    let admin = format!("{prefix}-admin");
+    let made = run_json(data, &["user", "add", &admin, "--admin"]);
+    assert_eq!(made["name"], admin);
+    let again = run(data, &["user", "add", &admin]);
+    assert_eq!(again.code, 1);
+    assert!(again.err.contains(&format!("`{admin}` is taken")), "{}", again.err);
+    let token = run_json(data, &["token", "add", "--user", &admin])["token"].as_str().unwrap().to_owned();
+    let channel = run_json(data, &["channel", "add", &format!("{prefix}-room"), "--member", &admin]);
+    let unknown = run(data, &["token", "add", "--user", "nobody"]);
+    assert!(unknown.code == 1 && unknown.err.contains("no user `nobody`"), "{}", unknown.err);
+    let with_password = run_with_stdin(
+        data,
+        &["user", "add", &format!("{prefix}-bob"), "--role", "guest", "--password-stdin"],
+        "long enough\n",
+    );
+    assert_eq!(with_password.code, 0, "{}", with_password.err);
+    let listed = run(data, &["user", "list"]).out;
+    assert!(listed.lines().count() >= 2 && listed.contains(&admin), "{listed}");
+    assert!(run(data, &["channel", "list"]).out.contains(&format!("#{prefix}-room")));
+    let invite = run_json(data, &["user", "invite", "--uses", "2"]);
+    assert!(invite["code"].as_str().unwrap().starts_with("cli_"));
+    if let Some(url) = url {
+        let http = Http::new(url, Some(&token));
+        assert_eq!(http.get("/v1/users/me").await.good()["name"], admin);
+        let path = format!("/v1/channels/{}", channel["id"].as_str().unwrap());
+        assert_eq!(http.get(&path).await.good()["role"], "owner");
+        let login = json!({"name": format!("{prefix}-bob"), "password": "long enough"});
+        assert_eq!(Http::new(url, None).post("/v1/auth/login", &login).await.code(), "ok");
+        let mut socket = Socket::open(url, &[]).await;
+        socket.next().await;
+        socket.identifies(&token).await;
+        // What the command line does is told to those who are connected.
+        run_json(data, &["user", "add", &format!("{prefix}-late")]);
+        assert_eq!(socket.until("user.created").await["d"]["name"], format!("{prefix}-late"));
+        assert_eq!(run(data, &["user", "password", &admin]).code, 1, "no terminal to ask at");
+        let changed = run_with_stdin(data, &["user", "password", &admin, "--password-stdin"], "another long one");
+        assert_eq!(changed.code, 0, "{}", changed.err);
+        assert_eq!(socket.closes().await, 4014);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_tokens_and_channels_are_made_on_a_stopped_and_on_a_running_server() {
+    let data = tempfile::tempdir().unwrap();
+    administers(data.path(), "stopped", None).await;
+    let server = Serving::start(data.path(), &[]);
+    administers(data.path(), "running", Some(&server.url)).await;
+    assert_eq!(server.stop("-TERM"), Some(0));
+    administers(data.path(), "stopped-again", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_says_where_it_listens_keeps_others_off_its_data_and_stops_in_order() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Serving::start(data.path(), &["--demo"]);
+    let login = json!({"name": "ana", "password": "colink-demo"});
+    let signed_in = Http::new(&server.url, None).post("/v1/auth/login", &login).await.good();
+    let mut socket = Socket::open(&server.url, &[]).await;
+    socket.next().await;
+    socket.identifies(signed_in["token"].as_str().unwrap()).await;
+    let running = data.path().join("running.json");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&running).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "it holds the operator's secret");
+
+    let second = run(data.path(), &["serve", "--listen", "127.0.0.1:0"]);
+    assert_eq!(second.code, 1);
+    assert!(second.err.contains("another server runs on the data directory"), "{}", second.err);
+    assert!(running.exists(), "the second server leaves the first one's notes alone");
+
+    assert_eq!(server.stop("-TERM"), Some(0));
+    socket.until("reconnect").await;
+    assert_eq!(socket.closes().await, 1012);
+    assert!(!running.exists());
+    let server = Serving::start(data.path(), &[]);
+    assert_eq!(server.stop("-INT"), Some(0));
+}
+
+#[test]
+fn a_configuration_is_checked_whole() {
+    let data = tempfile::tempdir().unwrap();
+    let good = run(data.path(), &["config", "check"]);
+    assert_eq!(good.code, 0, "{}", good.err);
+    let file = data.path().join("mine.toml");
+    std::fs::write(&file, "[gateway]\nqueue_events = 1\nqueu_bytes = 5\n[server]\nlisten = \"nowhere\"\n").unwrap();
+    let bad = run(data.path(), &["config", "check", "--config", file.to_str().unwrap(), "--set", "log.level=a=b=c"]);
+    assert_eq!(bad.code, 78);
+    for part in ["queue_events", "queu_bytes", "listen", "log.level"] {
+        assert!(bad.err.contains(part), "{part} is named: {}", bad.err);
+    }
+    assert_eq!(run(data.path(), &["serve", "--config", file.to_str().unwrap()]).code, 78);
+    assert_eq!(run(data.path(), &["config", "check", "--config", "not-there.toml"]).code, 78);
+    assert_eq!(run(data.path(), &["no-such-command"]).code, 2);
+}
+
+#[test]
+fn planting_the_demo_team_twice_changes_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let count = || {
+        let users = run(data.path(), &["user", "list", "--json"]).out;
+        let channels = run(data.path(), &["channel", "list", "--json"]).out;
+        (users, channels)
+    };
+    let first = run(data.path(), &["seed"]);
+    assert_eq!(first.code, 0, "{}", first.err);
+    let before = count();
+    assert_eq!(before.0.lines().count(), 5);
+    let second = run(data.path(), &["seed"]);
+    assert_eq!((second.code, second.out), (0, first.out));
+    assert_eq!(count(), before, "accounts and channels, and how many messages and events these have");
+}
+
+#[test]
+fn doctor_and_migrate_say_how_it_is() {
+    let data = tempfile::tempdir().unwrap();
+    let free = ["--set", "server.listen=127.0.0.1:0"];
+    let migrated = run(data.path(), &["migrate"]);
+    assert!(migrated.code == 0 && migrated.out.starts_with("the schema is at version "), "{}", migrated.out);
+    assert_eq!(run(data.path(), &["migrate"]).out, migrated.out);
+    let well = run(data.path(), &[&["doctor"][..], &free].concat());
+    assert_eq!(well.code, 0, "{}{}", well.out, well.err);
+    for check in ["configuration", "data directory", "fsync", "open files", "database", "server"] {
+        assert!(well.out.contains(check), "{check}: {}", well.out);
+    }
+    let server = Serving::start(data.path(), &[]);
+    let running = run(data.path(), &["doctor"]).out;
+    assert!(running.contains(&format!("runs at {}", server.url)), "{running}");
+    drop(server);
+    let left = run(data.path(), &["doctor"]).out;
+    assert!(left.contains("does not answer"), "a killed server left its notes: {left}");
+    let nowhere = ["doctor", "--set", "database.url=postgres://nobody@127.0.0.1:1/none"];
+    let ill = run(data.path(), &[&nowhere[..], &free].concat());
+    assert!(ill.code == 1 && ill.out.contains("BAD  database"), "{}{}", ill.out, ill.err);
+}
+
+#[test]
+fn a_server_that_was_killed_starts_again() {
+    let data = tempfile::tempdir().unwrap();
+    let first = Serving::start(data.path(), &[]);
+    assert_eq!(first.stop("-KILL"), None);
+    assert!(data.path().join("running.json").exists());
+    assert_eq!(run(data.path(), &["user", "add", "ana"]).code, 0, "its notes do not count without its lock");
+    assert_eq!(Serving::start(data.path(), &[]).stop("-TERM"), Some(0));
+}
+
+#[test]
+fn the_password_of_a_database_is_never_shown() {
+    let data = tempfile::tempdir().unwrap();
+    for args in [&["config", "check"][..], &["doctor"], &["migrate"]] {
+        let url = "database.url=postgres://hub:hunter2@127.0.0.1:1/none";
+        let Said { out, err, .. } = run(data.path(), &[args, &["--set", url]].concat());
+        assert!(!format!("{out}{err}").contains("hunter2"), "{args:?}: {out}{err}");
+    }
+}

@@ -493,3 +493,14 @@ async fn a_handshake_needs_the_protocol_and_a_good_token() {
     }
     assert_eq!(ana.http.get("/v1/ws").await.code(), "invalid_request");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_follows_more_people_than_allowed_and_zero_allows_any_number() {
+    for (most, error) in [(1, json!("invalid_request")), (0, Value::Null)] {
+        let world = World::with(|config| config.presence.subscriptions = most).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let mut screen = ana.connects().await;
+        let reply = screen.call("presence.subscribe", json!({"user_ids": [ana.id(), bob.id()]})).await;
+        assert_eq!(reply["error"], error, "{most}");
+    }
+}

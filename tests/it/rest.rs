@@ -1,1 +1,562 @@
-//! To come.
+//! REST: repeats, refusals, pages, limits, and the papers that describe it.
+
+use std::collections::HashSet;
+
+use colink::domain::command as c;
+use colink::domain::error::Code;
+use serde_json::{Value, json};
+
+use crate::http::{Answer, Http, escaped};
+use crate::world::{PASSWORD, Person, World, message, nobody, on_both};
+
+// ---- repeats -------------------------------------------------------------------------------------------------------
+
+on_both! {
+    a_repeat_gets_the_first_answer_and_has_no_second_effect(database) {
+        let world = World::on(database, |_| ()).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let general = world.channel("general", &[&ana, &bob]).await;
+        let says = |text: &str| c::Command::from(message(general, text));
+        let first = ana.http.command(&says("hi"), Some("k1")).await;
+        assert_eq!((first.status, first.header("idempotency-replayed")), (201, ""));
+        let again = ana.http.command(&says("hi"), Some("k1")).await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, "true"));
+        let (first, again) = (first.json(), again.json());
+        assert_eq!((&first["seq"], &first["message_id"]), (&again["seq"], &again["message_id"]));
+        assert_eq!((&first["duplicate"], &again["duplicate"]), (&json!(false), &json!(true)));
+
+        let other = ana.http.command(&says("something else"), Some("k1")).await;
+        assert_eq!((other.status, other.code()), (422, "idempotency_key_reused".to_owned()));
+        let other = ana.http.command(&c::ArchiveChannel { channel_id: general }.into(), Some("k1")).await;
+        assert_eq!(other.status, 422, "another command is another body");
+        assert_eq!(bob.http.command(&says("hi"), Some("k1")).await.header("idempotency-replayed"), "", "keys are one's own");
+
+        // Other commands, too, and all at once.
+        let create = c::Command::from(c::CreateChannel {
+            name: "random".into(), private: false, topic: String::new(), purpose: String::new(), members: vec![],
+        });
+        let many = futures_util::future::join_all((0..10).map(|_| ana.http.command(&create, Some("k2")))).await;
+        let ids: HashSet<String> = many.iter().map(|a| a.good()["id"].to_string()).collect();
+        assert_eq!(ids.len(), 1);
+        assert_eq!(many.iter().filter(|a| a.header("idempotency-replayed").is_empty()).count(), 1);
+        let many = futures_util::future::join_all((0..10).map(|n| {
+            let (http, command) = (&ana.http, says("at once"));
+            async move { http.command(&command, Some(&format!("k3-{}", n % 2))).await }
+        }))
+        .await;
+        let seqs: HashSet<String> = many.iter().map(|a| a.good()["seq"].to_string()).collect();
+        assert_eq!(seqs.len(), 2);
+        assert_eq!(ana.http.get(&format!("/v1/channels/{general}/messages")).await.items().len(), 4);
+        // A refusal is no first answer.
+        let secret = c::Command::from(c::JoinChannel { channel_id: general });
+        let reply = c::SendMessage { thread_seq: Some(999), ..message(general, "re") };
+        assert_eq!(ana.http.command(&reply.clone().into(), Some("k4")).await.code(), "not_found");
+        assert_eq!(ana.http.command(&secret, Some("k4")).await.code(), "ok");
+    }
+
+    a_key_is_the_same_on_the_gateway_and_rest(database) {
+        let world = World::on(database, |_| ()).await;
+        let ana = world.user("ana").await;
+        let general = world.channel("general", &[&ana]).await;
+        let mut socket = ana.connects().await;
+        let send = |key: &str, text: &str| json!({"channel_id": general, "text": text, "client_msg_id": key});
+        let first = socket.call("message.send", send("k1", "hi")).await["d"].clone();
+        let by_header = ana.http.command(&message(general, "hi").into(), Some("k1")).await;
+        assert_eq!(by_header.good()["seq"], first["seq"], "REST knows the gateway's key");
+        assert_eq!(by_header.header("idempotency-replayed"), "true");
+        let with_body = c::SendMessage { client_msg_id: Some("k1".into()), ..message(general, "hi") };
+        assert_eq!(ana.http.command(&with_body.into(), None).await.good()["duplicate"], true);
+        assert_eq!(ana.http.command(&message(general, "ho").into(), Some("k1")).await.status, 422);
+
+        let first = ana.http.command(&message(general, "ho").into(), Some("k2")).await.good();
+        let again = socket.call("message.send", send("k2", "ho")).await;
+        assert_eq!((&again["d"]["seq"], &again["d"]["duplicate"]), (&first["seq"], &json!(true)), "{again}");
+        assert_eq!(socket.call("message.send", send("k2", "other")).await["error"], "idempotency_key_reused");
+        // The same for a reply, which takes another way to the store.
+        let reply = c::SendMessage { thread_seq: first["seq"].as_i64(), ..message(general, "re") };
+        let first = ana.http.command(&reply.into(), Some("k3")).await.good();
+        let mut again = send("k3", "re");
+        again["thread_seq"] = json!(3);
+        assert_eq!(socket.call("message.send", again).await["d"]["seq"], first["seq"]);
+    }
+}
+
+on_both! {
+    what_one_client_asks_is_done_in_its_order(database) {
+        let world = World::on(database, |_| ()).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let general = world.channel("general", &[&ana]).await;
+        let mut noise = ana.connects().await;
+        let mut socket = bob.connects().await;
+        for _ in 0..20 {
+            // Something to commit, while the others gather behind it.
+            noise.asks("message.send", json!({"channel_id": general, "text": "noise"})).await;
+            let mut asked = Vec::new();
+            for (kind, d) in [
+                ("channel.join", json!({"channel_id": general})),
+                ("message.send", json!({"channel_id": general, "text": "I am in"})),
+                ("channel.leave", json!({"channel_id": general})),
+                ("message.send", json!({"channel_id": general, "text": "I am out"})),
+            ] {
+                asked.push(socket.asks(kind, d).await);
+            }
+            let mut outcomes = Vec::new();
+            for id in asked {
+                outcomes.push(socket.reply(id).await["ok"].as_bool().unwrap());
+            }
+            assert_eq!(outcomes, [true, true, true, false], "join, say, leave, and say no more");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitations_code_is_not_in_the_repeated_answer() {
+    let world = World::start().await;
+    let root = world.person("root", colink::domain::user::Role::Admin).await;
+    let create = c::Command::from(c::CreateInvite { role: None, max_uses: None, expires_in_s: None });
+    let first = root.http.command(&create, Some("k")).await.good();
+    let again = root.http.command(&create, Some("k")).await.good();
+    assert_eq!((&first["id"], again.get("code")), (&again["id"], None));
+}
+
+// ---- refusals ------------------------------------------------------------------------------------------------------
+
+/// Checks that an answer is a problem of RFC 9457, whole and consistent.
+fn is_problem(what: &str, answer: &Answer, status: u16, code: &str) {
+    assert_eq!(answer.status, status, "{what}: {}", answer.text());
+    assert_eq!(answer.header("content-type"), "application/problem+json", "{what}: {}", answer.text());
+    let problem = answer.json();
+    assert_eq!((&problem["code"], &problem["status"]), (&json!(code), &json!(status)), "{what}: {problem}");
+    assert_eq!(problem["type"], "about:blank");
+    assert_eq!(problem["request_id"], answer.header("x-request-id"), "{what}");
+    assert!(problem["title"].is_string() && problem["temporary"].is_boolean(), "{problem}");
+    assert!(problem["detail"].as_str().is_some_and(|text| !text.is_empty()), "{problem}");
+    assert!(Code::ALL.iter().any(|known| known.as_str() == code && known.status() == status), "{code} is documented");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_is_a_problem_with_a_stable_code() {
+    let world = World::with(|config| config.server.max_body_bytes = 100_000).await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let (http, here) = (&ana.http, format!("/v1/channels/{general}"));
+    let json = ("content-type", "application/json");
+    let deep = format!("{{\"text\":{}{}}}", "[".repeat(5_000), "]".repeat(5_000));
+    let big = json!({"text": "x".repeat(200_000)}).to_string();
+    let messages = format!("{here}/messages");
+    for (what, method, path, headers, body, status, code) in [
+        ("an unknown URL", "GET", "/v1/nothing", vec![], "", 404, "not_found"),
+        ("the root of nothing", "POST", "/v2", vec![], "", 404, "not_found"),
+        ("a wrong method", "DELETE", "/v1/channels", vec![], "", 405, "method_not_allowed"),
+        ("a wrong method without a path", "PUT", "/health", vec![], "", 405, "method_not_allowed"),
+        ("no identifier", "GET", "/v1/channels/general", vec![], "", 400, "invalid_request"),
+        ("no number", "GET", &format!("{messages}/one"), vec![], "", 400, "invalid_request"),
+        ("a huge number", "GET", &format!("{messages}/99999999999999999999"), vec![], "", 400, "invalid_request"),
+        ("a path that is not UTF-8", "GET", "/v1/channels/%ff%fe", vec![], "", 400, "invalid_request"),
+        ("a channel that is not there", "GET", &format!("/v1/channels/{}", nobody()), vec![], "", 404, "not_found"),
+        ("another type", "POST", &messages, vec![("content-type", "text/plain")], "{}", 415, "unsupported_media_type"),
+        (
+            "a form",
+            "POST",
+            &messages,
+            vec![("content-type", "application/x-www-form-urlencoded")],
+            "text=hi",
+            415,
+            "unsupported_media_type",
+        ),
+        ("a body too large", "POST", &messages, vec![json], &big, 413, "too_large"),
+        ("no JSON", "POST", &messages, vec![json], "{", 400, "invalid_request"),
+        ("a list", "POST", &messages, vec![json], "[1]", 400, "invalid_request"),
+        ("deep JSON", "POST", &messages, vec![json], &deep, 400, "invalid_request"),
+        ("a missing field", "POST", &messages, vec![json], "{}", 400, "invalid_request"),
+        ("an empty text", "POST", &messages, vec![json], r#"{"text":""}"#, 400, "invalid_request"),
+        ("a wrong type", "POST", &messages, vec![json], r#"{"text":7}"#, 400, "invalid_request"),
+        ("half a surrogate", "POST", &messages, vec![json], r#"{"text":"\ud800"}"#, 400, "invalid_request"),
+        (
+            "a bad key",
+            "POST",
+            &messages,
+            vec![json, ("idempotency-key", "two words")],
+            r#"{"text":"hi"}"#,
+            400,
+            "invalid_request",
+        ),
+        (
+            "a long key",
+            "POST",
+            &messages,
+            vec![json, ("idempotency-key", &"k".repeat(65))],
+            r#"{"text":"hi"}"#,
+            400,
+            "invalid_request",
+        ),
+        ("an unknown parameter type", "GET", &format!("{messages}?limit=many"), vec![], "", 400, "invalid_request"),
+        ("a query too long", "GET", &format!("{messages}?q={}", "x".repeat(5_000)), vec![], "", 413, "too_large"),
+    ] {
+        let answer = http.send(method, path, &headers, body.to_owned().into()).await;
+        is_problem(what, &answer, status, code);
+    }
+    let broken = http.send("POST", &messages, &[json], b"{\"text\":\"\xff\"}".to_vec().into()).await;
+    is_problem("a body that is not UTF-8", &broken, 400, "invalid_request");
+    let stranger = world.stranger().get("/v1/users/me").await;
+    is_problem("a stranger", &stranger, 401, "unauthenticated");
+    assert_eq!(stranger.header("www-authenticate"), "Bearer");
+    let forged = Http::new(&world.url, Some("clk_forged")).get("/v1/users/me").await;
+    is_problem("a forged token", &forged, 401, "unauthenticated");
+    let outsider = world.user("outsider").await;
+    is_problem("no right", &outsider.tries(c::ArchiveChannel { channel_id: general }).await, 403, "forbidden");
+    let operator = world.stranger().post("/operator", &json!({})).await;
+    is_problem("the operator's door", &operator, 401, "unauthenticated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_is_too_long_is_refused_and_the_server_lives() {
+    let world = World::with(|config| config.server.max_header_bytes = 8_192).await;
+    let request = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(20_000));
+    let answer = world.stranger().raw(request.as_bytes()).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    for nonsense in ["nonsense\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\r\n\r\n"] {
+        let answer = world.stranger().raw(nonsense.as_bytes()).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+    }
+    assert_eq!(world.stranger().get("/health").await.json(), json!({"status": "ok"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_named_by_its_caller_or_by_the_server() {
+    let world = World::start().await;
+    let stranger = world.stranger();
+    let named = |id: &'static str| {
+        let stranger = stranger.clone();
+        async move {
+            stranger.send("GET", "/health", &[("x-request-id", id)], "".into()).await.header("x-request-id").to_owned()
+        }
+    };
+    assert_eq!(named("trace-1.a_B").await, "trace-1.a_B");
+    let (one, two) = (named("").await, named("has spaces").await);
+    assert!(one.len() == 32 && two.len() == 32 && one != two, "{one} {two}");
+    assert_eq!(stranger.get("/health").await.header("x-content-type-options"), "nosniff");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_fields_are_ignored() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let body = json!({"text": "hi", "from_the_future": {"a": [1, null]}, "channel_id": nobody()});
+    let sent = ana.http.post(&format!("/v1/channels/{general}/messages?new=1"), &body).await.good();
+    assert_eq!(sent["channel_id"], json!(general), "what the path says goes");
+}
+
+// ---- pages ---------------------------------------------------------------------------------------------------------
+
+/// Reads a whole list page by page and checks that every page but the last is full.
+async fn pages(http: &Http, path: &str, limit: usize) -> Vec<Value> {
+    let (mut all, mut cursor): (Vec<Value>, Option<String>) = (Vec::new(), None);
+    loop {
+        let cursor_part = cursor.as_deref().map(|c| format!("&cursor={}", escaped(c))).unwrap_or_default();
+        let page = http.get(&format!("{path}?limit={limit}{cursor_part}")).await.good();
+        let items = page["items"].as_array().unwrap();
+        all.extend(items.iter().cloned());
+        match page["next_cursor"].as_str() {
+            Some(next) => {
+                assert_eq!(items.len(), limit, "{path}");
+                cursor = Some(next.to_owned());
+            }
+            None => return all,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_list_is_read_page_by_page() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let mut others = Vec::new();
+    for n in 0..6 {
+        others.push(world.user(&format!("user{n}")).await);
+    }
+    let people: Vec<&Person> = std::iter::once(&ana).chain(&others).collect();
+    let general = world.channel("general", &people).await;
+    for n in 0..6 {
+        world.channel(&format!("room{n}"), &[&ana]).await;
+        let seq = ana.says(general, &n.to_string()).await;
+        let _: Value = ana.does(c::AddSaved { channel_id: general, seq }).await;
+    }
+    let members = format!("/v1/channels/{general}/members");
+    for path in ["/v1/users", "/v1/channels", "/v1/channels/browse", "/v1/saved", &members] {
+        let whole = ana.http.get(&format!("{path}?limit=200")).await.items();
+        assert!((6..=7).contains(&whole.len()), "{path}: {}", whole.len());
+        for limit in [1, 2, 3, 6, 7] {
+            assert_eq!(pages(&ana.http, path, limit).await, whole, "{path} by {limit}");
+        }
+        for limit in ["0", "-1", "201", "9223372036854775807", "x"] {
+            assert_eq!(
+                ana.http.get(&format!("{path}?limit={limit}")).await.code(),
+                "invalid_request",
+                "{path} {limit}"
+            );
+        }
+    }
+    for path in ["/v1/channels", &members, "/v1/saved"] {
+        assert_eq!(ana.http.get(&format!("{path}?cursor=made-up")).await.code(), "invalid_request", "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn saved_messages_of_one_moment_are_all_on_some_page() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let mut seqs = Vec::new();
+    for n in 0..30 {
+        seqs.push(ana.says(general, &n.to_string()).await);
+    }
+    // Sent at once, so that they commit together and have one time.
+    let mut socket = ana.connects().await;
+    let mut asked = Vec::new();
+    for seq in &seqs {
+        asked.push(socket.asks("saved.add", json!({"channel_id": general, "seq": seq})).await);
+    }
+    for id in asked {
+        assert_eq!(socket.reply(id).await["ok"], true);
+    }
+    let listed: HashSet<String> =
+        pages(&ana.http, "/v1/saved", 4).await.iter().map(|s| s["message"]["seq"].to_string()).collect();
+    assert_eq!(listed.len(), 30, "a page that ends within a moment loses nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn history_is_read_before_after_and_around() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    for n in 1..=9 {
+        ana.says(general, &n.to_string()).await;
+    }
+    for reply in ["a", "b", "c"] {
+        ana.replies(general, 2, reply).await;
+    }
+    let read = |query: &'static str| {
+        let http = ana.http.clone();
+        async move {
+            let page = http.get(&format!("/v1/channels/{general}/messages{query}")).await.good();
+            let texts: Vec<String> =
+                page["items"].as_array().unwrap().iter().map(|m| m["text"].as_str().unwrap().to_owned()).collect();
+            (texts.join(""), page["has_more"].as_bool().unwrap())
+        }
+    };
+    // The first message is event 2: event 1 made the channel.
+    for (query, texts, more) in [
+        ("", "123456789", false),
+        ("?limit=3", "789", true),
+        ("?limit=9", "123456789", false),
+        ("?before_seq=5", "123", false),
+        ("?before_seq=8&limit=2", "56", true),
+        ("?before_seq=2", "", false),
+        ("?after_seq=0&limit=2", "12", true),
+        ("?after_seq=8", "89", false),
+        ("?after_seq=10", "", false),
+        ("?after_seq=-5&limit=1", "1", true),
+        ("?around_seq=6&limit=4", "3456", true),
+        ("?around_seq=2&limit=4", "12", true),
+        ("?before_seq=9223372036854775807&limit=1", "9", true),
+        ("?around_seq=-9223372036854775808&limit=2", "1", true),
+    ] {
+        assert_eq!(read(query).await, (texts.to_owned(), more), "{query}");
+    }
+    let two = format!("/v1/channels/{general}/messages?before_seq=1&after_seq=1");
+    assert_eq!(ana.http.get(&two).await.code(), "invalid_request");
+    let replies = format!("/v1/channels/{general}/messages/2/replies");
+    let page = ana.http.get(&format!("{replies}?limit=2")).await.good();
+    assert_eq!((&page["items"][0]["text"], &page["has_more"]), (&json!("a"), &json!(true)));
+    let after = page["items"][1]["seq"].as_i64().unwrap();
+    let page = ana.http.get(&format!("{replies}?after_seq={after}")).await.good();
+    assert_eq!((&page["items"][0]["text"], &page["has_more"]), (&json!("c"), &json!(false)));
+    let events = format!("/v1/channels/{general}/events");
+    assert_eq!(ana.http.get(&format!("{events}?after_seq=10")).await.good()["head"], 13);
+    for query in ["?after_seq=14", "?after_seq=-1", "?limit=0", "?limit=1001"] {
+        assert_eq!(ana.http.get(&format!("{events}{query}")).await.code(), "invalid_request", "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permalink_leads_to_the_message() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let seq = ana.says(general, "here").await;
+    let message = ana.http.get(&format!("/v1/channels/{general}/messages/{seq}")).await.good();
+    let path = message["permalink"].as_str().unwrap().strip_prefix(&world.url).unwrap().to_owned();
+    let answer = ana.http.get(&path).await;
+    assert_eq!(answer.status, 307);
+    let page = ana.http.get(answer.header("location")).await.items();
+    assert!(page.iter().any(|m| m["text"] == "here"));
+}
+
+// ---- limits --------------------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_too_much_is_told_when_to_come_back() {
+    let world = World::with(|config| {
+        (config.limits.requests_per_minute, config.limits.requests_burst) = (60, 3);
+        config.gateway.commands_per_minute = 60;
+        config.gateway.commands_burst = 2;
+    })
+    .await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    for _ in 0..3 {
+        assert_eq!(ana.http.get("/v1/users/me").await.status, 200);
+    }
+    let answer = ana.http.get("/v1/users/me").await;
+    is_problem("too many", &answer, 429, "rate_limited");
+    assert_eq!(answer.header("retry-after"), "1");
+    assert!(answer.json()["retry_after"].as_f64().is_some_and(|s| s > 0.0 && s <= 1.0));
+    assert_eq!(bob.http.get("/v1/users/me").await.status, 200, "others are not slowed");
+    let mut socket = bob.connects().await;
+    for _ in 0..2 {
+        assert_eq!(socket.call("user.set_status", json!({})).await["ok"], true);
+    }
+    let refused = socket.call("user.set_status", json!({})).await;
+    assert_eq!((&refused["error"], &refused["temporary"]), (&json!("rate_limited"), &json!(true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn posting_signing_in_and_identifying_have_limits_of_their_own() {
+    let world = World::with(|config| {
+        (config.limits.messages_per_minute, config.limits.messages_burst) = (60, 2);
+        config.auth.logins_per_minute = 2;
+        config.gateway.identifies_per_minute = 2;
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let (general, random) = (world.channel("general", &[&ana]).await, world.channel("random", &[&ana]).await);
+    for code in ["ok", "ok", "rate_limited"] {
+        assert_eq!(ana.tries(message(general, "hi")).await.code(), code);
+    }
+    assert_eq!(ana.tries(message(random, "hi")).await.code(), "ok", "each channel by itself");
+    let login = json!({"name": "ana", "password": "wrong password"});
+    for code in ["unauthenticated", "unauthenticated", "rate_limited"] {
+        assert_eq!(world.stranger().post("/v1/auth/login", &login).await.code(), code);
+    }
+    let (_one, _two) = (ana.connects().await, ana.connects().await);
+    let mut third = ana.opens().await;
+    third.send(&json!({"id": 1, "type": "identify", "d": {"token": ana.token}})).await;
+    let refused = third.next().await;
+    assert_eq!((&refused["reply_to"], &refused["error"]), (&json!(1), &json!("rate_limited")), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_signs_in_pages_of_this_origin_alone() {
+    let world = World::start().await;
+    world.user("ana").await;
+    let stranger = world.stranger();
+    let login = json!({"name": "ana", "password": PASSWORD, "cookie": true});
+    let answer = stranger.post("/v1/auth/login", &login).await;
+    let cookie = answer.header("set-cookie").to_owned();
+    assert!(cookie.starts_with("colink_session=clk_"), "{cookie}");
+    for part in ["HttpOnly", "SameSite=Lax", "Path=/", "Max-Age="] {
+        assert!(cookie.contains(part), "{cookie}");
+    }
+    let cookie = cookie.split(';').next().unwrap().to_owned();
+    let (own, evil) = (world.url.clone(), "https://evil.example");
+    for (method, path, origin, status) in [
+        ("GET", "/v1/users/me", evil, 200),
+        ("PUT", "/v1/users/me/status", own.as_str(), 200),
+        ("PUT", "/v1/users/me/status", evil, 403),
+        ("PUT", "/v1/users/me/status", "null", 403),
+        ("POST", "/v1/auth/logout", evil, 403),
+        ("POST", "/v1/auth/logout", own.as_str(), 200),
+        ("GET", "/v1/users/me", own.as_str(), 401),
+    ] {
+        let answer = stranger.send(method, path, &[("cookie", &cookie), ("origin", origin)], "".into()).await;
+        assert_eq!(answer.status, status, "{method} {path} from {origin}: {}", answer.text());
+    }
+    let headers = [("origin", evil), ("content-type", "application/json")];
+    let answer = stranger.send("POST", "/v1/auth/login", &headers, login.to_string().into()).await;
+    assert_eq!(answer.code(), "forbidden", "another site's page does not sign anybody in");
+    let token = Http::new(&world.url, None);
+    let answer = token.send("GET", "/v1/users/me?access_token=x", &[], "".into()).await;
+    assert_eq!(answer.status, 401, "a token in the URL is none");
+}
+
+// ---- papers --------------------------------------------------------------------------------------------------------
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_readiness_and_the_gateways_address_need_no_token() {
+    let world = World::start().await;
+    let stranger = world.stranger();
+    assert_eq!(stranger.get("/health").await.json(), json!({"status": "ok"}));
+    let ready = stranger.get("/ready").await;
+    assert_eq!((ready.status, &ready.json()["ready"]), (200, &json!(true)));
+    assert_eq!(ready.json()["checks"]["database"], true);
+    let gateway = stranger.get("/v1/gateway").await.json();
+    assert_eq!(gateway["url"], format!("{}/v1/ws", world.url.replace("http", "ws")));
+    assert!(stranger.get("/metrics").await.text().contains("colink_"));
+    assert_eq!(stranger.get("/").await.status, 307);
+    let quiet = World::with(|config| config.metrics.enabled = false).await;
+    assert_eq!(quiet.stranger().get("/metrics").await.code(), "not_found");
+    quiet.app().hub.drain();
+    assert_eq!(quiet.stranger().get("/ready").await.status, 503);
+    assert_eq!(quiet.stranger().get("/health").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_openapi_document_describes_what_is_there() {
+    let world = World::start().await;
+    let document = world.stranger().get("/v1/openapi.json").await.good();
+    assert_eq!(document["openapi"], "3.1.0");
+    assert!(document["info"]["title"].is_string() && document["info"]["version"].is_string());
+    check_refs(&document, &document);
+    let paths = document["paths"].as_object().unwrap();
+    assert_eq!(
+        paths.values().map(|methods| methods.as_object().unwrap().len()).sum::<usize>(),
+        colink::http::endpoints().len()
+    );
+    for (path, methods) in paths {
+        for (method, operation) in methods.as_object().unwrap() {
+            let what = format!("{method} {path}");
+            assert!(operation["operationId"].is_string() && operation["summary"].is_string(), "{what}");
+            let responses = operation["responses"].as_object().unwrap();
+            assert!(
+                responses.keys().any(|status| status.starts_with('2')) && responses.contains_key("default"),
+                "{what}"
+            );
+            let in_path: HashSet<&str> =
+                path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).collect();
+            let described: HashSet<&str> = operation["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|p| p["in"] == "path")
+                .map(|p| p["name"].as_str().unwrap())
+                .collect();
+            assert_eq!(in_path, described, "{what}");
+            // Whatever the document says needs a token does.
+            let url: String = path
+                .split('/')
+                .map(|part| if part.starts_with('{') { "x" } else { part })
+                .collect::<Vec<_>>()
+                .join("/");
+            let answer = world.stranger().ask(&method.to_uppercase(), &url, &json!({})).await;
+            assert_eq!(answer.status == 401, operation.get("security").is_none(), "{what}: {}", answer.text());
+        }
+    }
+    let page = world.stranger().get("/v1/docs").await;
+    assert!(page.header("content-type").starts_with("text/html") && page.text().contains("openapi.json"));
+    assert!(!page.text().contains("src=\"http"), "the page needs no other server");
+}
+
+fn check_refs(document: &Value, value: &Value) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(Value::String(target)) = fields.get("$ref") {
+                let pointer = target.strip_prefix('#').unwrap_or_else(|| panic!("{target} is elsewhere"));
+                assert!(document.pointer(pointer).is_some(), "{target} is not there");
+            }
+            fields.values().for_each(|value| check_refs(document, value));
+        }
+        Value::Array(items) => items.iter().for_each(|value| check_refs(document, value)),
+        _ => {}
+    }
+}

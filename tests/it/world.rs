@@ -13,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use colink::app::App;
-use colink::client::{Client, Gateway, Options};
+use colink::client::{Gateway, Options};
 use colink::config::Config;
 use colink::domain::channel::Channel;
 use colink::domain::command::{self as c, Command};
@@ -155,6 +155,11 @@ impl World {
         World { url: format!("http://{}", app.address), config, app: Some(app), _data: data }
     }
 
+    /// Takes a node that was started by hand.
+    pub(crate) fn of(app: App, data: tempfile::TempDir) -> World {
+        World { url: format!("http://{}", app.address), config: app.hub.config.clone(), app: Some(app), _data: data }
+    }
+
     /// Returns the node itself.
     pub(crate) fn app(&self) -> &App {
         self.app.as_ref().expect("the node runs")
@@ -232,11 +237,6 @@ impl Person {
     /// Returns the same person with another token.
     pub(crate) fn with_token(&self, token: &str) -> Person {
         Person { http: Http::new(&self.url, Some(token)), token: token.to_owned(), ..self.clone() }
-    }
-
-    /// Returns the typed client of this person.
-    pub(crate) fn client(&self) -> Client {
-        Client::new(&self.url).unwrap().with_token(&self.token)
     }
 
     /// Opens a session of the typed client.

@@ -14,7 +14,7 @@ use super::super::session::SessionHandle;
 /// The most events that go out as one batch.
 const BATCH_MAX: usize = 256;
 /// What one delivery costs, roughly: how long gathering pays grows with the number of receivers.
-const COST_OF_DELIVERY: Duration = Duration::from_micros(8);
+const COST_OF_DELIVERY: Duration = Duration::from_micros(16);
 
 /// What came of an event.
 #[derive(Debug, PartialEq, Eq)]

@@ -130,6 +130,13 @@ impl SessionHandle {
         }
     }
 
+    /// Ends the session because the connection that serves it said goodbye; nothing if another serves it by now.
+    pub fn leave(&self, connection: u64) {
+        if self.queue.retire(connection) {
+            self.end();
+        }
+    }
+
     /// Closes the connection for good, or ends the session at once if there is none.
     pub fn revoke(&self) {
         self.queue.close(CloseCode::Revoked);
@@ -238,7 +245,9 @@ impl Hub {
         let mut idle: Vec<_> = self.directory.sessions_of(user).into_iter().filter(|s| !s.queue.attached()).collect();
         idle.sort_by_key(|session| session.id);
         let Some(oldest) = idle.first() else { return Err(OpenError::TooMany) };
-        oldest.end();
+        if oldest.queue.retire(0) {
+            oldest.end();
+        }
         Ok(())
     }
 
@@ -310,7 +319,7 @@ impl Actor for Session {
         match message {
             SessionMsg::Request(id, request) => Box::pin(state.request(id, request)).await,
             SessionMsg::Detached => state.wait_for_client(&myself),
-            SessionMsg::Expire(since) if since == state.disconnects && !state.handle.queue.attached() => {
+            SessionMsg::Expire(since) if since == state.disconnects && state.handle.queue.retire(0) => {
                 myself.stop(None)
             }
             SessionMsg::Expire(_) => {}

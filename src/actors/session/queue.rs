@@ -356,10 +356,13 @@ impl Queue {
     /// Notes that the client has everything up to `s`; returns whether the server ever sent that.
     pub fn acknowledge(&self, s: i64) -> bool {
         let mut inner = self.lock();
+        if !(0..inner.next_s).contains(&s) {
+            return false;
+        }
         while inner.ring.front().is_some_and(|sent| sent.last_s() <= s) && inner.resend > 0 {
             inner.drop_oldest();
         }
-        (0..inner.next_s).contains(&s)
+        true
     }
 
     /// Takes the session up again behind `s`, for the connection `owner`; returns how many events will be sent again or
@@ -392,6 +395,18 @@ impl Queue {
         inner.in_flight = 0;
         // Whatever was dropped for a slow reader is gone from memory.
         inner.overflowed |= inner.lagged.take().is_some();
+        true
+    }
+
+    /// Ends the queue for good if `owner` (0: nobody) still has it; returns whether it did. From here on nobody can resume
+    /// it, so that no client takes up a session that is about to go.
+    pub fn retire(&self, owner: u64) -> bool {
+        let mut inner = self.lock();
+        if inner.owner != owner {
+            return false;
+        }
+        inner.owner = 0;
+        inner.close.get_or_insert(CloseCode::SessionExpired);
         true
     }
 
@@ -493,6 +508,16 @@ mod tests {
             queue.push(&batch(1, seq..=seq));
         }
         assert_eq!(queue.resume(1, 1), None);
+    }
+
+    #[test]
+    fn a_retired_queue_is_resumed_by_nobody_and_one_in_use_is_not_retired() {
+        let queue = Queue::new(BOUNDS, 1);
+        assert!(!queue.retire(0), "a connection has it");
+        assert_eq!(queue.resume(2, 1), Some(0));
+        assert!(!queue.retire(1), "another connection has it by now");
+        assert!(queue.retire(2));
+        assert_eq!(queue.resume(3, 1), None);
     }
 
     #[test]
