@@ -50,9 +50,10 @@ fn quoted(text: &str) -> BTreeSet<&str> {
 /// Returns the row of a table whose first cell starts with `word`, in backticks or bare.
 fn row(document: &str, word: &str) -> Option<String> {
     let starts = [format!("| {word} |"), format!("| `{word}`")];
-    let rows = document.lines().filter(|line| line.starts_with('|'));
     let listed = |line: &str| line.split('|').nth(1).is_some_and(|cell| quoted(cell).contains(word));
-    rows.into_iter().find(|line| starts.iter().any(|start| line.starts_with(start)) || listed(line)).map(str::to_owned)
+    let told =
+        |line: &&str| line.starts_with('|') && (starts.iter().any(|start| line.starts_with(start)) || listed(line));
+    document.lines().find(told).map(str::to_owned)
 }
 
 #[test]
