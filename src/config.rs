@@ -348,6 +348,12 @@ impl Server {
     pub fn url(&self) -> String {
         if self.public_url.is_empty() { format!("http://{}", self.listen) } else { self.public_url.clone() }
     }
+
+    /// Returns where clients open the gateway's WebSocket.
+    #[must_use]
+    pub fn gateway_url(&self) -> String {
+        format!("{}/v1/ws", self.url().replacen("http", "ws", 1))
+    }
 }
 
 impl Gateway {

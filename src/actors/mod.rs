@@ -1,7 +1,7 @@
 //! The actors, who own all that lives in memory. The store is the truth; everything here can die and come back.
 //!
 //! ```text
-//! Root                     starts the others, and starts them again
+//! Root                     starts the others; starts presence again
 //! ├── Channels             finds, starts and restarts channels; quarantines one that keeps failing
 //! │   └── Channel *        one a stream that is in use: a channel, a user's own stream, the workspace
 //! ├── Sessions             starts and forgets sessions
@@ -172,7 +172,7 @@ impl Hub {
     /// Asks every session to move elsewhere and stops taking new work.
     pub fn drain(&self) {
         for session in self.directory.all_sessions() {
-            session.ask_to_reconnect(&self.config.server.url());
+            session.ask_to_reconnect(&self.config.server.gateway_url());
         }
         self.draining.cancel();
     }

@@ -19,7 +19,7 @@ use crate::storage::StoreError;
 use crate::storage::channels::{self, Facts};
 use crate::storage::writer::{Answer, Reply, Work, Write};
 
-/// How long REST waits for an answer beyond what the database is given.
+/// How long REST waits for an answer.
 const REST_WAIT: Duration = Duration::from_secs(30);
 
 impl Hub {

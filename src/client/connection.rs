@@ -122,7 +122,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Runs until the connection or its [`Gateway`] ends, and returns why.
+    /// Runs until the connection or its gateway ends, and returns why.
     pub(super) async fn run(mut self, mut read: Reading, mut asked: mpsc::Receiver<Ask>, interval: Duration) -> Error {
         let (sender, mut incoming) = mpsc::channel(64);
         // Dropped with this task, which stops the reader.

@@ -56,7 +56,7 @@ macro_rules! kinds {
 kinds! {
     /// A message was posted.
     MessageCreated = "message.created", Members, ["id", "message_no", "thread_seq", "reply_no", "author_id", "text",
-        "mentions", "client_msg_id", "created_at", "reply_count"];
+        "mentions", "client_msg_id", "created_at"];
     /// A message's text changed.
     MessageUpdated = "message.updated", Members, ["message_seq", "editor_id", "text", "mentions", "edited_at"];
     /// A message was deleted.

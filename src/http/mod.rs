@@ -345,8 +345,8 @@ fn request_id(hub: &Hub, request: &Request) -> String {
 
 /// `GET /v1/gateway`: where the WebSocket is.
 async fn gateway(State(hub): State<Arc<Hub>>) -> Response {
-    let base = hub.config.server.url().replacen("http", "ws", 1);
-    let body = json!({"url": format!("{base}/v1/ws"), "resume_url": format!("{base}/v1/ws"), "encodings": ["json"],
+    let url = hub.config.server.gateway_url();
+    let body = json!({"url": url, "resume_url": url, "encodings": ["json"],
         "compress": [], "heartbeat_interval_ms": hub.config.gateway.heartbeat_interval_ms});
     json_response(StatusCode::OK, body.to_string().into())
 }

@@ -9,7 +9,7 @@ use crate::domain::command::{Command, unknown_type};
 use crate::domain::error::{Refusal, invalid};
 use crate::domain::id::{ChannelId, SessionId, StreamId, UserId};
 
-/// The most cursors in one resume, and the deepest nesting of any message (serde_json's own limit is 128).
+/// The most cursors in one resume.
 const CURSORS_MAX: usize = 10_000;
 
 /// Who connects.

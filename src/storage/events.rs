@@ -90,13 +90,3 @@ pub async fn heads(db: &mut Db, streams: &[StreamId]) -> Result<Vec<(StreamId, i
     );
     Ok(on!(db, c => sqlx::query_as(sql).bind(ids).fetch_all(c).await?))
 }
-
-/// Returns the oldest time among the events behind `after_seq`, to tell whether a gap is too old to replay.
-pub async fn next_time(
-    db: &mut Db,
-    stream: StreamId,
-    after_seq: i64,
-) -> Result<Option<crate::clock::Timestamp>, StoreError> {
-    let sql = "SELECT created_at FROM events WHERE stream_id = $1 AND seq > $2 ORDER BY seq LIMIT 1";
-    Ok(on!(db, c => sqlx::query_scalar(sql).bind(stream).bind(after_seq).fetch_optional(c).await?))
-}

@@ -6,7 +6,7 @@
 //! Reads take a connection from the pool.
 //!
 //! To add a table: a numbered file in `migrations/`, its name in [`migrations`], a file here with the SQL and the row
-//! types, and a test in [`contract`], which runs on both databases.
+//! types, and a test in `contract`, which runs on both databases.
 
 pub mod accounts;
 pub mod apply;

@@ -2,7 +2,7 @@
 //!
 //! The actor owns control and state: requests, rate, what it watches, how long it waits for its client. Deliveries do
 //! not pass through its mailbox: channels put them into the [`queue`], which the connection empties. [`SessionHandle`] is
-//! what others hold of a session; [`open`](SessionHandle::open) and [`resume`] are how a connection comes by one.
+//! what others hold of a session; `Hub::open_session` and [`resume`] are how a connection comes by one.
 
 pub mod queue;
 pub mod resume;

@@ -1,6 +1,6 @@
 //! `colink load`: measures a server and fails if it loses, repeats or reorders a message.
 //!
-//! In reading order: [`args`] (what to measure), [`server`] (starts one and reads its cost through [`procfs`]), [`bench`]
+//! In reading order: [`args`] (what to measure), [`server`] (starts one and reads its cost through [`procfs`]), [`mod@bench`]
 //! (users and rooms), [`dial`] (opens connections), [`fleet`] (receives), [`sender`] (sends on a schedule), [`scenario`]
 //! (one file each), [`floor`] (the same bytes by plain writes), [`report`].
 //!
