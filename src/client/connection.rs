@@ -77,8 +77,10 @@ impl Opening {
         loop {
             match socket.next().await? {
                 Frame::Events(events) => early.extend(events),
-                Frame::Resumed { replayed } => {
-                    start = Start::Resumed(replayed);
+                Frame::Resumed(resumed) => {
+                    session_id = resumed.session_id.or(session_id);
+                    s = resumed.s.unwrap_or(s);
+                    start = Start::Resumed(resumed.replayed);
                     break;
                 }
                 Frame::InvalidSession(gone) => {
@@ -178,7 +180,7 @@ impl Connection {
                 }
             }
             Frame::HeartbeatAck => self.unanswered = 0,
-            Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed { .. } | Frame::InvalidSession(_) => {}
+            Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed(_) | Frame::InvalidSession(_) => {}
         }
         Ok(())
     }

@@ -126,7 +126,7 @@ pub(super) struct Reply {
 pub(super) enum Frame {
     Hello { heartbeat_interval_ms: u64 },
     Ready { s: i64, ready: Box<Ready> },
-    Resumed { replayed: u64 },
+    Resumed(Resumed),
     InvalidSession(InvalidSession),
     HeartbeatAck,
     Reply(Reply),
@@ -152,10 +152,13 @@ struct Hello {
     heartbeat_interval_ms: u64,
 }
 
-#[derive(Deserialize)]
-struct Resumed {
-    #[serde(default)]
-    replayed: u64,
+/// The answer to a resume that is kept: by the same session, or by a new one that replays the log.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Resumed {
+    pub(super) session_id: Option<SessionId>,
+    pub(super) s: Option<i64>,
+    pub(super) replayed: u64,
 }
 
 #[derive(Deserialize)]
@@ -186,7 +189,7 @@ impl Frame {
         Ok(match event.kind.as_str() {
             "hello" => Frame::Hello { heartbeat_interval_ms: event.data::<Hello>()?.heartbeat_interval_ms },
             "ready" => Frame::Ready { s: event.s.unwrap_or(0), ready: Box::new(event.data()?) },
-            "resumed" => Frame::Resumed { replayed: event.data::<Resumed>()?.replayed },
+            "resumed" => Frame::Resumed(event.data()?),
             "invalid_session" => Frame::InvalidSession(event.data().unwrap_or_default()),
             "heartbeat_ack" => Frame::HeartbeatAck,
             "lagged" => Frame::Events(lagged(&event)?),
