@@ -129,6 +129,12 @@ impl SessionHandle {
         }
     }
 
+    /// Makes the session's actor panic.
+    #[cfg(test)]
+    pub(super) fn panic(&self) {
+        self.tell(SessionMsg::Panic);
+    }
+
     /// Ends the session.
     pub fn end(&self) {
         self.tell(SessionMsg::End);
@@ -264,6 +270,9 @@ pub enum SessionMsg {
     Expire,
     /// End now.
     End,
+    /// Panic, to show that only this session notices.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The actor.
@@ -301,6 +310,8 @@ impl Actor for Session {
             SessionMsg::Expire if !state.handle.queue.attached() => myself.stop(None),
             SessionMsg::Expire => {}
             SessionMsg::End => myself.stop(None),
+            #[cfg(test)]
+            SessionMsg::Panic => panic!("told to"),
         }
         Ok(())
     }
