@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ractor::{ActorCell, ActorId, ActorRef};
 
 use super::channel::ChannelMsg;
+use super::channel::room::UNKNOWN;
 use super::presence::PresenceMsg;
 use super::session::SessionHandle;
 use super::supervisor::{Failures, Intensity};
@@ -18,14 +19,25 @@ use crate::domain::id::{SessionId, StreamId, UserId};
 use crate::domain::user::Presence;
 
 /// What is known of a stream's actor, living or not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Slot {
-    /// The number of the last event that was fanned out; 0 if unknown. Survives the actor.
+    /// The number of the last event that was fanned out, or [`UNKNOWN`]. Survives the actor.
     pub delivered: AtomicI64,
     /// Commands that the actor took and that are not answered yet.
     pub in_flight: AtomicUsize,
     living: RwLock<Option<ActorRef<ChannelMsg>>>,
     failures: Mutex<Failures>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Slot {
+            delivered: AtomicI64::new(UNKNOWN),
+            in_flight: AtomicUsize::new(0),
+            living: RwLock::default(),
+            failures: Mutex::default(),
+        }
+    }
 }
 
 impl Slot {

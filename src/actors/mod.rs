@@ -20,6 +20,8 @@ pub mod presence;
 pub mod router;
 pub mod session;
 pub mod supervisor;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;

@@ -4,11 +4,13 @@
 //! waits for. Nothing waits in here: an actor that lives is told, one that does not is started by `Channels`, and a
 //! channel without a credit left refuses at once.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::Hub;
+use super::channel::room::UNKNOWN;
 use super::channel::{ChannelMsg, ChannelsMsg};
 use super::directory::Credit;
 use crate::domain::command::{Command, Principal, key_fits};
@@ -84,7 +86,16 @@ impl Hub {
         let own_stream_of_nobody =
             stream != StreamId::WORKSPACE && self.directory.session_count(stream.into()) == 0 && is_users(&events);
         if !living && (own_stream_of_nobody || self.directory.sessions_alive() == 0) {
+            // Heard by all who could: whoever opens a session from now on reads its state later than this.
+            if let (Some(slot), Some(last)) = (slot, events.last()) {
+                slot.delivered.fetch_max(last.seq, Ordering::AcqRel);
+            }
             return;
+        }
+        // Noted before the actor hears of them: should it die on the way, the next one knows where to go on.
+        if let Some(first) = events.first() {
+            let delivered = &self.directory.slot_or_new(stream).delivered;
+            let _ = delivered.compare_exchange(UNKNOWN, first.seq - 1, Ordering::AcqRel, Ordering::Acquire);
         }
         self.tell(stream, ChannelMsg::Committed { events, at });
     }

@@ -286,9 +286,15 @@ mod tests {
         stub.cut_gateway();
         stub.post(room, "ana", "two");
         assert!(bob.next_event().await.unwrap_err().may_come_back());
+        let before = bob.position();
         bob.resume().await.unwrap();
         assert!(matches!(bob.start, Start::Resumed(1)));
+        assert_ne!(bob.position().session_id, before.session_id, "the log is replayed by a new session");
+        assert_eq!(bob.position().s, 1, "which counts by itself");
         assert_eq!(bob.next_event().await.unwrap().message().unwrap().text, "two");
+        stub.cut_gateway();
+        bob.resume().await.unwrap();
+        assert!(matches!(bob.start, Start::Resumed(_)), "and can be resumed too");
     }
 
     #[tokio::test]

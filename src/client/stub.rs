@@ -307,23 +307,29 @@ impl Hub {
         let mut state = self.state();
         let State { rooms, sessions, .. } = &mut *state;
         if let Some(id) = d["session_id"].as_str() {
-            let Some(session) = sessions.get_mut(id) else {
+            let Some(mut session) = sessions.remove(id) else {
                 drop(out.try_send(
                     json!({"type": "invalid_session", "d": {"resumable": false, "sync_from": {}}}).to_string(),
                 ));
                 return;
             };
-            session.out = out.clone();
+            // As a hub that replays the log: the session that goes on is a new one.
+            (session.out, session.s) = (out.clone(), 1);
+            let id = UserId::new(Timestamp(1)).to_string();
             let missed: Vec<&String> = rooms
                 .iter()
                 .filter_map(|(id, room)| Some((d["cursors"][id.to_string()].as_u64()?, room)))
                 .flat_map(|(seen, room)| &room.events[seen as usize..])
                 .collect();
-            drop(out.try_send(json!({"type": "resumed", "d": {"replayed": missed.len(), "mode": "log"}}).to_string()));
+            drop(out.try_send(
+                json!({"type": "resumed", "d": {"session_id": id, "s": 1, "replayed": missed.len(), "mode": "log"}})
+                    .to_string(),
+            ));
             for event in missed {
                 session.s += 1;
                 drop(out.try_send(format!(r#"{{"s":{},{}"#, session.s, &event[1..])));
             }
+            sessions.insert(id, session);
             return;
         }
         let id = UserId::new(Timestamp(1)).to_string();

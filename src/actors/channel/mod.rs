@@ -24,7 +24,7 @@ use crate::domain::rate::Buckets;
 use crate::protocol::push::{self, Ephemeral};
 use crate::storage::writer::{Work, Write};
 use crate::storage::{StoreError, channels, events, users};
-use room::{Heard, Room};
+use room::{Heard, Room, UNKNOWN};
 
 /// Most events read from the log at once.
 const READ_MAX: i64 = 500;
@@ -67,7 +67,7 @@ pub enum ChannelMsg {
 pub struct ChannelStats {
     /// The stream.
     pub stream: StreamId,
-    /// The number of the last event delivered.
+    /// The number of the last event delivered; [`UNKNOWN`] if there was none yet.
     pub delivered: i64,
     /// Users who may hear.
     pub audience: usize,
@@ -136,9 +136,8 @@ impl State {
         self.hub.writer.submit(write);
     }
 
-    /// Returns the room, loading it if this is the first message that needs it. `first` is the number of the event at
-    /// hand: if nobody knows how far the stream was delivered, it was delivered up to there.
-    async fn room(&mut self, first: Option<i64>) -> Result<&mut Room, StoreError> {
+    /// Returns the room, loading it if this is the first message that needs it.
+    async fn room(&mut self) -> Result<&mut Room, StoreError> {
         if self.room.is_none() {
             let mut db = self.hub.store.read().await?;
             let audience = if self.stream == StreamId::WORKSPACE {
@@ -151,16 +150,10 @@ impl State {
                 }
                 members
             };
-            let known = self.slot.delivered.load(Ordering::Acquire);
-            let delivered = match (known, first) {
-                (0, Some(first)) => first - 1,
-                (0, None) => events::head(&mut db, self.stream).await?,
-                (known, _) => known,
-            };
+            let delivered = self.slot.delivered.load(Ordering::Acquire);
             let mut room = Room::new(self.stream, audience, delivered);
             let listening: Vec<_> = room.audience().flat_map(|user| self.hub.directory.sessions_of(user)).collect();
             listening.into_iter().for_each(|session| room.subscribe(session));
-            self.slot.delivered.store(delivered, Ordering::Release);
             self.room = Some(room);
         }
         Ok(self.room.as_mut().expect("it was just loaded"))
@@ -168,8 +161,7 @@ impl State {
 
     async fn committed(&mut self, myself: &ActorRef<ChannelMsg>, events: Vec<Event>, at: Instant) {
         self.active = Instant::now();
-        let first = events.first().map(|event| event.seq);
-        if let Err(error) = self.room(first).await {
+        if let Err(error) = self.room().await {
             tracing::warn!(stream.id = %self.stream, %error, "cannot load a channel: its readers catch up later");
             return self.retry(myself);
         }
@@ -227,7 +219,12 @@ impl State {
     }
 
     async fn recover(&mut self, myself: &ActorRef<ChannelMsg>) {
-        if self.room(None).await.is_err() || !self.fill_gap().await {
+        let delivered = self.room().await.map(|room| room.delivered());
+        // If nothing was ever handed to this stream's actors, nothing is missing.
+        if matches!(delivered, Ok(UNKNOWN)) {
+            return;
+        }
+        if delivered.is_err() || !self.fill_gap().await {
             return self.retry(myself);
         }
         self.flush();
@@ -240,7 +237,7 @@ impl State {
     fn flush_in_time(&mut self, myself: &ActorRef<ChannelMsg>) {
         let Some(room) = &self.room else { return };
         if !room.has_waiting() {
-            self.slot.delivered.store(room.delivered(), Ordering::Release);
+            self.slot.delivered.fetch_max(room.delivered(), Ordering::AcqRel);
             return;
         }
         let most = Duration::from_millis(self.hub.config.gateway.gather_ms);
@@ -258,7 +255,7 @@ impl State {
         self.flush_due = false;
         let Some(room) = &mut self.room else { return };
         let deliveries = room.flush(Instant::now());
-        self.slot.delivered.store(room.delivered(), Ordering::Release);
+        self.slot.delivered.fetch_max(room.delivered(), Ordering::AcqRel);
         metrics::counter!("colink_deliveries_total").increment(deliveries as u64);
     }
 
@@ -271,7 +268,7 @@ impl State {
 
     async fn typing(&mut self, user: UserId, thread_seq: Option<i64>) {
         let channel = self.stream.into();
-        let Ok(room) = self.room(None).await else { return };
+        let Ok(room) = self.room().await else { return };
         if !room.has_member(user) {
             return;
         }
@@ -301,7 +298,7 @@ impl State {
 
     async fn stats(&mut self, reply: RpcReplyPort<ChannelStats>) {
         let stream = self.stream;
-        if let Ok(room) = self.room(None).await {
+        if let Ok(room) = self.room().await {
             let (audience, sessions) = (room.audience().count(), room.sessions().len());
             let _ = reply.send(ChannelStats { stream, delivered: room.delivered(), audience, sessions });
         }
@@ -323,11 +320,13 @@ impl Channels {
     async fn tell(&self, myself: &ActorRef<ChannelsMsg>, hub: &Arc<Hub>, stream: StreamId, message: ChannelMsg) {
         let slot = hub.directory.slot_or_new(stream);
         let message = match slot.actor() {
-            Some(actor) => match actor.cast(message) {
-                Ok(()) => return,
-                Err(ractor::MessagingErr::SendErr(message)) => message,
-                Err(_) => return,
-            },
+            Some(actor) => {
+                if let Err(ractor::MessagingErr::SendErr(message)) = actor.cast(message) {
+                    // It just died, and how is told next: the message waits behind that.
+                    let _ = myself.cast(ChannelsMsg::Tell(stream, Box::new(message)));
+                }
+                return;
+            }
             None => message,
         };
         if slot.quarantine().is_some() {
@@ -403,8 +402,16 @@ impl Actor for Channels {
         event: SupervisionEvent,
         hub: &mut Arc<Hub>,
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(cell, error) = event {
-            self.failed(&myself, hub, cell.get_id(), &error.to_string()).await;
+        match event {
+            SupervisionEvent::ActorFailed(cell, error) => {
+                self.failed(&myself, hub, cell.get_id(), &error.to_string()).await;
+            }
+            SupervisionEvent::ActorTerminated(cell, ..) => {
+                if let Some((_, slot)) = hub.directory.stream_of(cell.get_id()) {
+                    slot.set_actor(None);
+                }
+            }
+            _ => {}
         }
         Ok(())
     }

@@ -16,6 +16,9 @@ const BATCH_MAX: usize = 256;
 /// What one delivery costs, roughly: how long gathering pays grows with the number of receivers.
 const COST_OF_DELIVERY: Duration = Duration::from_micros(8);
 
+/// Stands for the last event delivered of a stream of which this process delivered nothing yet.
+pub const UNKNOWN: i64 = -1;
+
 /// What came of an event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -43,7 +46,8 @@ pub struct Room {
 }
 
 impl Room {
-    /// Makes the room of a stream that was delivered up to `delivered`.
+    /// Makes the room of a stream that was delivered up to `delivered`; if that is [`UNKNOWN`], the first event that it
+    /// hears is next.
     #[must_use]
     pub fn new(stream: StreamId, audience: impl IntoIterator<Item = UserId>, delivered: i64) -> Self {
         Room {
@@ -96,6 +100,9 @@ impl Room {
 
     /// Takes in a committed event.
     pub fn hear(&mut self, event: &Event, at: Option<Instant>) -> Heard {
+        if self.delivered == UNKNOWN {
+            self.delivered = event.seq - 1;
+        }
         if event.seq <= self.delivered {
             return Heard::Before;
         }

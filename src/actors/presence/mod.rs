@@ -65,6 +65,9 @@ pub enum PresenceMsg {
     Tell,
     /// Look for idle users.
     Sweep,
+    /// Panic, to show that presence comes back.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The actor.
@@ -125,6 +128,8 @@ impl Actor for PresenceActor {
             }
             PresenceMsg::Tell => state.tell(),
             PresenceMsg::Sweep => state.sweep(&myself),
+            #[cfg(test)]
+            PresenceMsg::Panic => panic!("told to"),
         }
         Ok(())
     }

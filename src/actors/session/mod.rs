@@ -145,6 +145,12 @@ impl SessionHandle {
         }
     }
 
+    /// Makes the session's actor panic.
+    #[cfg(test)]
+    pub(super) fn panic(&self) {
+        self.tell(SessionMsg::Panic);
+    }
+
     /// Ends the session.
     pub fn end(&self) {
         self.tell(SessionMsg::End);
@@ -282,6 +288,9 @@ pub enum SessionMsg {
     Expire(u64),
     /// End now.
     End,
+    /// Panic, to show that only this session notices.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The actor.
@@ -324,6 +333,8 @@ impl Actor for Session {
             }
             SessionMsg::Expire(_) => {}
             SessionMsg::End => myself.stop(None),
+            #[cfg(test)]
+            SessionMsg::Panic => panic!("told to"),
         }
         Ok(())
     }

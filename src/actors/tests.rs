@@ -1,0 +1,322 @@
+//! Actors that die: what the others notice, and what is still delivered.
+//!
+//! Everything here runs on a real hub over SQLite. An [`Ear`] is a connected session without a socket: it takes from the
+//! session's queue what a connection would write. Nothing waits for a time; everything waits for a condition.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::channel::{ChannelMsg, ChannelStats};
+use super::presence::PresenceMsg;
+use super::session::SessionHandle;
+use super::session::queue::text_of;
+use super::*;
+use crate::domain::channel::Channel;
+use crate::domain::command::{Command, CreateChannel, Principal, SendMessage};
+use crate::domain::error::{Code, Refusal};
+use crate::domain::id::{ChannelId, TokenId};
+use crate::domain::message::Sent;
+use crate::domain::user::{Presence, Role};
+use crate::protocol::close::CloseCode;
+use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::writer::{Reply, Work};
+use crate::storage::{Options, events};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+struct World {
+    hub: Arc<Hub>,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn open(change: impl FnOnce(&mut Config)) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.limits.messages_per_minute = 0;
+        config.gateway.commands_per_minute = 0;
+        change(&mut config);
+        let store = open_store(dir.path()).await;
+        store.migrate().await.unwrap();
+        let hub = Hub::start(config, "test".into(), Clock::default(), store, [0; 32]).await.unwrap();
+        World { hub, dir }
+    }
+
+    async fn user(&self, name: &str) -> Principal {
+        let add = Account::Add {
+            name: name.into(),
+            display_name: None,
+            role: Role::Member,
+            password_hash: None,
+            first: false,
+        };
+        let reply = self.hub.writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
+        let user: User = serde_json::from_str(&reply.json).unwrap();
+        Principal { user_id: user.id, role: user.role, token_id: TokenId::new(self.hub.clock.now()) }
+    }
+
+    async fn channel(&self, owner: Principal, name: &str, members: &[Principal]) -> ChannelId {
+        let create = CreateChannel {
+            name: name.into(),
+            private: false,
+            topic: String::new(),
+            purpose: String::new(),
+            members: members.iter().map(|m| m.user_id).collect(),
+        };
+        let reply = self.hub.run(owner, create.into(), None).await.unwrap();
+        serde_json::from_str::<Channel>(&reply.json).unwrap().id
+    }
+
+    /// Posts as a client does that repeats what was not answered for certain.
+    async fn post(&self, author: Principal, channel: ChannelId, text: &str) -> Sent {
+        until(async || {
+            let reply = self.hub.run(author, says(channel, text).into(), None).await;
+            match reply {
+                Ok(reply) => Some(serde_json::from_str(&reply.json).unwrap()),
+                Err(refusal) if refusal.code.temporary() => None,
+                Err(refusal) => panic!("{refusal}"),
+            }
+        })
+        .await
+    }
+
+    async fn listen(&self, who: Principal, connection: u64) -> Ear {
+        let (session, _) = self.hub.open_session(who, None, connection).await.unwrap();
+        Ear { session, connection, heard: HashMap::new() }
+    }
+
+    fn panic(&self, channel: ChannelId) {
+        self.hub.tell(channel.into(), ChannelMsg::Panic);
+    }
+
+    async fn stats(&self, channel: ChannelId) -> ChannelStats {
+        until(async || {
+            let actor = self.hub.directory.slot(channel.into())?.actor()?;
+            match actor.call(ChannelMsg::Stats, Some(LIMIT)).await {
+                Ok(ractor::rpc::CallResult::Success(stats)) => Some(stats),
+                _ => None,
+            }
+        })
+        .await
+    }
+
+    fn is_set_aside(&self, channel: ChannelId) -> bool {
+        self.hub.directory.slot(channel.into()).is_some_and(|slot| slot.quarantine().is_some())
+    }
+}
+
+async fn open_store(dir: &std::path::Path) -> Store {
+    let url = format!("sqlite://{}", dir.join("test.db").display());
+    Store::open(&Options { url, connections: 4, timeout: Duration::from_secs(5) }).await.unwrap()
+}
+
+/// A message whose text is also its key.
+fn says(channel: ChannelId, text: &str) -> SendMessage {
+    SendMessage {
+        channel_id: channel,
+        client_msg_id: Some(text.to_owned()),
+        text: text.to_owned(),
+        thread_seq: None,
+        also_in_channel: false,
+    }
+}
+
+/// Asks again, letting others run in between, until there is an answer.
+async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "this never came about");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A connected session, and what it was sent.
+struct Ear {
+    session: Arc<SessionHandle>,
+    connection: u64,
+    heard: HashMap<ChannelId, Vec<(i64, String)>>,
+}
+
+impl Ear {
+    fn take(&mut self) {
+        let heard = &mut self.heard;
+        self.session.queue.take(self.connection, usize::MAX, |s, bytes| {
+            let frame: Value = serde_json::from_slice(&text_of(s, bytes)).unwrap();
+            let Some(channel) = frame["channel_id"].as_str() else { return };
+            let of_channel = heard.entry(channel.parse().unwrap()).or_default();
+            let seq = frame["seq"].as_i64().unwrap();
+            // At least once is promised; a client drops what it has.
+            if of_channel.iter().all(|(had, _)| *had != seq) {
+                of_channel.push((seq, frame["d"]["text"].as_str().unwrap_or_default().to_owned()));
+            }
+        });
+    }
+
+    /// Waits until everything from `first` to `last` was heard, in order and without a gap.
+    async fn hears(&mut self, channel: ChannelId, first: i64, last: i64) {
+        let expected: Vec<i64> = (first..=last).collect();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            self.take();
+            let heard: Vec<i64> = self.heard.get(&channel).into_iter().flatten().map(|(seq, _)| *seq).collect();
+            assert!(expected.starts_with(&heard), "heard {heard:?} of {first}..={last}");
+            if heard.len() == expected.len() {
+                return;
+            }
+            let (queue, connection) = (self.session.queue.clone(), self.connection);
+            let work = std::future::poll_fn(|cx| queue.poll_work(connection, cx));
+            let waited = tokio::time::timeout_at(deadline.into(), work).await;
+            assert!(waited.is_ok(), "heard only {heard:?} of {first}..={last}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_panics_comes_back_and_misses_nothing() {
+    let world = World::open(|config| config.channels.restarts = 10_000).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let room = world.channel(ana, "room", &[bob]).await;
+    let next_door = world.channel(ana, "next-door", &[bob]).await;
+    let (mut ear, mut other) = (world.listen(bob, 1).await, world.listen(ana, 2).await);
+    world.post(ana, next_door, "before").await;
+    let neighbour = world.hub.directory.slot(next_door.into()).unwrap().actor().unwrap().get_id();
+
+    for round in 0..100 {
+        world.panic(room);
+        // Past the actor, so that the commit falls while it is down, or starting, or up again.
+        let write = Work::Command(says(room, &format!("past-{round}")).into());
+        let through = format!("through-{round}");
+        let (past, sent) = tokio::join!(world.hub.writer.write(ana, write, None), world.post(ana, room, &through));
+        past.unwrap();
+        assert!(sent.seq > 0);
+        let last = 1 + 2 * (round + 1);
+        ear.hears(room, 2, last).await;
+        other.hears(room, 2, last).await;
+    }
+    assert_eq!(world.stats(room).await.delivered, 201);
+    world.post(ana, next_door, "after").await;
+    ear.hears(next_door, 2, 3).await;
+    let same = world.hub.directory.slot(next_door.into()).unwrap().actor().unwrap().get_id();
+    assert_eq!(same, neighbour, "the neighbour was never started anew");
+}
+
+#[tokio::test]
+async fn what_a_channel_was_handed_first_survives_its_death() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let room = world.channel(ana, "room", &[]).await;
+    let mut ear = world.listen(ana, 1).await;
+    // Started, and nothing delivered yet.
+    world.hub.tell(room.into(), ChannelMsg::Flush);
+    let actor = until(async || world.hub.directory.slot(room.into())?.actor()).await;
+
+    // Another process of the same store commits; the events are handed over when the actor is about to die.
+    let store = open_store(world.dir.path()).await;
+    let limits = writer::Limits { queue: 16, batch: 16 };
+    let (elsewhere, _) =
+        Writer::start(store.clone(), Clock::default(), limits, Arc::new(|_| {}), CancellationToken::new()).unwrap();
+    elsewhere.write(ana, Work::Command(says(room, "first").into()), None).await.unwrap();
+    let committed = events::after(&mut store.read().await.unwrap(), room.into(), 1, 10).await.unwrap();
+    actor.cast(ChannelMsg::Panic).unwrap();
+    world.hub.deliver(room.into(), committed, Instant::now());
+    ear.hears(room, 2, 2).await;
+}
+
+#[tokio::test]
+async fn commands_whose_channel_dies_are_answered_and_may_be_repeated() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let room = world.channel(ana, "room", &[]).await;
+    world.post(ana, room, "first").await;
+    let (answer, mut answers) = tokio::sync::mpsc::channel::<Result<Reply, Refusal>>(16);
+    // One thread: the actor sees none of this before all of it is in its mailbox, the panic first.
+    world.panic(room);
+    for n in 0..10 {
+        let answer = answer.clone();
+        let answer = writer::Answer::new(move |result| answer.try_send(result).unwrap());
+        world.hub.dispatch(ana, Command::SendMessage(says(room, &format!("lost-{n}"))), None, answer);
+    }
+    for _ in 0..10 {
+        let answered = tokio::time::timeout(LIMIT, answers.recv()).await.expect("an answer, never silence").unwrap();
+        let refusal = answered.unwrap_err();
+        assert_eq!(refusal.code, Code::Timeout);
+        assert!(refusal.retry_after.is_some() && refusal.code.temporary());
+    }
+    for n in 0..10 {
+        let sent = world.post(ana, room, &format!("lost-{n}")).await;
+        assert_eq!((sent.seq, sent.duplicate), (3 + n, false));
+    }
+    let slot = world.hub.directory.slot(room.into()).unwrap();
+    let free = async || (slot.in_flight.load(std::sync::atomic::Ordering::Acquire) == 0).then_some(());
+    until(free).await;
+}
+
+#[tokio::test]
+async fn a_panic_loop_sets_aside_that_channel_alone_and_for_a_while() {
+    let world = World::open(|config| {
+        config.channels.restarts = 3;
+        config.channels.quarantine_s = 1;
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let (room, next_door) = (world.channel(ana, "room", &[]).await, world.channel(ana, "next-door", &[]).await);
+    let mut ear = world.listen(ana, 1).await;
+    world.post(ana, room, "before").await;
+    ear.hears(room, 2, 2).await;
+
+    until(async || {
+        world.panic(room);
+        world.is_set_aside(room).then_some(())
+    })
+    .await;
+    let refusal = world.hub.run(ana, says(room, "while-aside").into(), None).await.unwrap_err();
+    assert_eq!(refusal.code, Code::Unavailable);
+    assert!(refusal.retry_after.is_some_and(|seconds| seconds > 0.0 && seconds <= 1.0), "{refusal:?}");
+    world.post(ana, next_door, "unharmed").await;
+    ear.hears(next_door, 2, 2).await;
+    // What was on its way to the store when the channel was set aside.
+    let write = Work::Command(says(room, "late").into());
+    world.hub.writer.write(ana, write, None).await.unwrap();
+
+    ear.hears(room, 2, 3).await;
+    let sent = world.post(ana, room, "while-aside").await;
+    assert!(!sent.duplicate, "it was refused, so it was not stored");
+    ear.hears(room, 2, 4).await;
+}
+
+#[tokio::test]
+async fn a_session_that_panics_ends_alone_and_its_client_may_come_back() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let room = world.channel(ana, "room", &[]).await;
+    let (gone, mut other) = (world.listen(ana, 1).await, world.listen(ana, 2).await);
+    gone.session.panic();
+    until(async || gone.session.ended().then_some(())).await;
+    let taken = gone.session.queue.take(1, usize::MAX, |_, _| {});
+    assert_eq!(taken.close, Some(CloseCode::Unknown));
+    assert_eq!(CloseCode::Unknown.come_back(), crate::protocol::close::ComeBack::Resume);
+    assert!(world.hub.directory.session(gone.session.id).is_none());
+    world.post(ana, room, "unharmed").await;
+    other.hears(room, 2, 2).await;
+    world.listen(ana, 3).await;
+    assert_eq!(world.hub.directory.session_count(ana.user_id), 2);
+}
+
+#[tokio::test]
+async fn presence_that_panics_is_rebuilt_from_the_sessions() {
+    let world = World::open(|_| {}).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let _ear = world.listen(ana, 1).await;
+    for _ in 0..3 {
+        world.hub.directory.tell_presence(PresenceMsg::Panic);
+        let seen = until(async || world.hub.directory.ask_presence(vec![ana.user_id, bob.user_id]).await).await;
+        assert_eq!(seen, [(ana.user_id, Presence::Online), (bob.user_id, Presence::Offline)]);
+    }
+}
