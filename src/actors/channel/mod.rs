@@ -18,13 +18,13 @@ use super::session::{SessionHandle, too_many};
 use super::supervisor::Intensity;
 use crate::domain::command::Command;
 use crate::domain::error::unavailable;
-use crate::domain::event::Event;
+use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{StreamId, UserId};
 use crate::domain::rate::Buckets;
 use crate::protocol::push::{self, Ephemeral};
 use crate::storage::writer::{Work, Write};
 use crate::storage::{StoreError, channels, events, users};
-use room::{Heard, Room, UNKNOWN};
+use room::{Heard, Moves, Room, UNKNOWN};
 
 /// Most events read from the log at once.
 const READ_MAX: i64 = 500;
@@ -137,6 +137,8 @@ impl State {
     }
 
     /// Returns the room, loading it if this is the first message that needs it.
+    ///
+    /// Its audience is that of the last delivery, whatever was committed since: whoever left in between still hears that.
     async fn room(&mut self) -> Result<&mut Room, StoreError> {
         if self.room.is_none() {
             let mut db = self.hub.store.read().await?;
@@ -151,6 +153,15 @@ impl State {
                 members
             };
             let delivered = self.slot.delivered.load(Ordering::Acquire);
+            let mut moves = Moves::default();
+            let mut more = delivered != UNKNOWN;
+            while more {
+                let after = moves.seen().max(delivered);
+                let read = events::after(&mut db, self.stream, after, READ_MAX).await?;
+                moves.note(&read);
+                more = read.len() as i64 == READ_MAX;
+            }
+            let audience = moves.take_back(audience);
             let mut room = Room::new(self.stream, audience, delivered);
             let listening: Vec<_> = room.audience().flat_map(|user| self.hub.directory.sessions_of(user)).collect();
             listening.into_iter().for_each(|session| room.subscribe(session));
@@ -161,32 +172,39 @@ impl State {
 
     async fn committed(&mut self, myself: &ActorRef<ChannelMsg>, events: Vec<Event>, at: Instant) {
         self.active = Instant::now();
+        if let Some(first) = events.first() {
+            // The first that this process delivers: what was before it is in the log.
+            let _ = self.slot.delivered.compare_exchange(UNKNOWN, first.seq - 1, Ordering::AcqRel, Ordering::Acquire);
+        }
         if let Err(error) = self.room().await {
             tracing::warn!(stream.id = %self.stream, %error, "cannot load a channel: its readers catch up later");
             return self.retry(myself);
         }
         for event in events {
-            let room = self.room.as_mut().expect("it was just loaded");
-            if room.hear(&event, Some(at)) == Heard::Gap && !self.fill_gap().await {
+            if self.hear(&event, Some(at)) == Heard::Gap && !self.fill_gap().await {
                 return self.retry(myself);
             }
-            self.after_hearing();
         }
         self.flush_in_time(myself);
     }
 
-    /// Lets whoever came in hear, and sends to exactly those who should hear what waits.
-    fn after_hearing(&mut self) {
-        let Some(room) = &mut self.room else { return };
-        if !room.audience_changed() {
-            return;
+    /// Takes in an event; if it changes who hears, sends to exactly those who should hear what waits.
+    fn hear(&mut self, event: &Event, at: Option<Instant>) -> Heard {
+        if event.kind == EventKind::MemberJoined {
+            // What happened before is for those who were there.
+            self.flush();
         }
-        for user in room.take_joined() {
-            for session in self.hub.directory.sessions_of(user) {
-                room.subscribe(session);
+        let Some(room) = &mut self.room else { return Heard::Before };
+        let heard = room.hear(event, at);
+        if room.audience_changed() {
+            for user in room.take_joined() {
+                for session in self.hub.directory.sessions_of(user) {
+                    room.subscribe(session);
+                }
             }
+            self.flush();
         }
-        self.flush();
+        heard
     }
 
     /// Reads what is missing from the log; returns whether that succeeded.
@@ -207,10 +225,7 @@ impl State {
             };
             let more = read.len() as i64 == READ_MAX;
             for event in read {
-                if let Some(room) = &mut self.room {
-                    room.hear(&event, None);
-                }
-                self.after_hearing();
+                self.hear(&event, None);
             }
             if !more {
                 return true;

@@ -1,6 +1,6 @@
 //! A channel's memory: who hears it, how far it was delivered, what waits to go out. Pure: no I/O, no clock.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -214,6 +214,52 @@ impl Room {
     }
 }
 
+/// Who came and went in events that were not delivered yet, to find who was there before them.
+#[derive(Debug, Default)]
+pub struct Moves {
+    seen: i64,
+    /// Whether a user was there before, by their first move.
+    was_there: HashMap<UserId, bool>,
+}
+
+impl Moves {
+    /// Notes the next events of the stream.
+    pub fn note(&mut self, events: &[Event]) {
+        for event in events {
+            self.seen = event.seq;
+            match event.kind {
+                EventKind::ChannelCreated => {
+                    for user in users_in(&event.payload, "members") {
+                        self.was_there.entry(user).or_insert(false);
+                    }
+                }
+                EventKind::MemberJoined | EventKind::MemberLeft => {
+                    if let Some(user) = user_in(&event.payload) {
+                        self.was_there.entry(user).or_insert(event.kind == EventKind::MemberLeft);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns the number of the last event noted; 0 if there was none.
+    #[must_use]
+    pub fn seen(&self) -> i64 {
+        self.seen
+    }
+
+    /// Returns who was there before all that was noted, from who is there after it.
+    #[must_use]
+    pub fn take_back(&self, mut audience: Vec<UserId>) -> Vec<UserId> {
+        audience.retain(|user| self.was_there.get(user).copied().unwrap_or(true));
+        let went = self.was_there.iter().filter(|(user, was_there)| **was_there && !audience.contains(*user));
+        let went: Vec<UserId> = went.map(|(user, _)| *user).collect();
+        audience.extend(went);
+        audience
+    }
+}
+
 fn user_in(payload: &str) -> Option<UserId> {
     #[derive(serde::Deserialize)]
     struct Named {
@@ -246,6 +292,17 @@ mod tests {
         assert_eq!(room.hear(&event(6, EventKind::PinAdded, "{}"), None), Heard::Gap);
         assert_eq!(room.hear(&event(5, EventKind::PinAdded, "{}"), None), Heard::Next);
         assert_eq!(room.delivered(), 5);
+    }
+
+    #[test]
+    fn moves_that_were_not_delivered_are_taken_back() {
+        let [ana, bob, eve] = [1, 2, 3].map(|n| UserId::new(Timestamp(n)));
+        let moved = |seq, kind, user: UserId| event(seq, kind, &format!(r#"{{"user_id":"{user}"}}"#));
+        let mut moves = Moves::default();
+        moves.note(&[moved(5, EventKind::MemberLeft, bob), moved(6, EventKind::MemberJoined, eve)]);
+        moves.note(&[moved(7, EventKind::MemberJoined, bob), moved(8, EventKind::MemberLeft, bob)]);
+        assert_eq!((moves.take_back(vec![ana, eve]), moves.seen()), (vec![ana, bob], 8));
+        assert_eq!(Moves::default().take_back(vec![ana]), [ana]);
     }
 
     #[test]
