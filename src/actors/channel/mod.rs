@@ -26,6 +26,9 @@ use crate::storage::writer::{Work, Write};
 use crate::storage::{StoreError, channels, events, users};
 use room::{Heard, Moves, Room, UNKNOWN};
 
+/// How many sessions are handed a batch at a stretch: their connections then write it before the next are woken, so that
+/// requests which come meanwhile, and the channel's own, wait behind a few writes and not behind a thousand.
+const ROUND: usize = 64;
 /// Most events read from the log at once.
 const READ_MAX: i64 = 500;
 
@@ -113,7 +116,7 @@ impl Actor for Channel {
             ChannelMsg::Committed { events, at } => state.committed(&myself, events, at).await,
             ChannelMsg::Subscribe(session) => state.subscribe(session),
             ChannelMsg::Typing { user, thread_seq } => state.typing(user, thread_seq).await,
-            ChannelMsg::Flush => state.flush(),
+            ChannelMsg::Flush => state.flush().await,
             ChannelMsg::Recover => state.recover(&myself).await,
             ChannelMsg::StopIfIdle => state.stop_if_idle(&myself),
             ChannelMsg::Stats(reply) => state.stats(reply).await,
@@ -181,18 +184,18 @@ impl State {
             return self.retry(myself);
         }
         for event in events {
-            if self.hear(&event, Some(at)) == Heard::Gap && !self.fill_gap().await {
+            if self.hear(&event, Some(at)).await == Heard::Gap && !self.fill_gap().await {
                 return self.retry(myself);
             }
         }
-        self.flush_in_time(myself);
+        self.flush_in_time(myself).await;
     }
 
     /// Takes in an event; if it changes who hears, sends to exactly those who should hear what waits.
-    fn hear(&mut self, event: &Event, at: Option<Instant>) -> Heard {
+    async fn hear(&mut self, event: &Event, at: Option<Instant>) -> Heard {
         if event.kind == EventKind::MemberJoined {
             // What happened before is for those who were there.
-            self.flush();
+            self.flush().await;
         }
         let Some(room) = &mut self.room else { return Heard::Before };
         let heard = room.hear(event, at);
@@ -202,7 +205,7 @@ impl State {
                     room.subscribe(session);
                 }
             }
-            self.flush();
+            self.flush().await;
         }
         heard
     }
@@ -225,7 +228,7 @@ impl State {
             };
             let more = read.len() as i64 == READ_MAX;
             for event in read {
-                self.hear(&event, None);
+                self.hear(&event, None).await;
             }
             if !more {
                 return true;
@@ -242,14 +245,14 @@ impl State {
         if delivered.is_err() || !self.fill_gap().await {
             return self.retry(myself);
         }
-        self.flush();
+        self.flush().await;
     }
 
     fn retry(&self, myself: &ActorRef<ChannelMsg>) {
         myself.send_after(Duration::from_secs(1), || ChannelMsg::Recover);
     }
 
-    fn flush_in_time(&mut self, myself: &ActorRef<ChannelMsg>) {
+    async fn flush_in_time(&mut self, myself: &ActorRef<ChannelMsg>) {
         let Some(room) = &self.room else { return };
         if !room.has_waiting() {
             self.slot.delivered.fetch_max(room.delivered(), Ordering::AcqRel);
@@ -258,7 +261,7 @@ impl State {
         let most = Duration::from_millis(self.hub.config.gateway.gather_ms);
         let wait = room.gather(Instant::now(), most);
         if wait.is_zero() {
-            return self.flush();
+            return self.flush().await;
         }
         if !self.flush_due {
             self.flush_due = true;
@@ -266,12 +269,22 @@ impl State {
         }
     }
 
-    fn flush(&mut self) {
+    /// Sends what waits to every session, encoded once.
+    async fn flush(&mut self) {
         self.flush_due = false;
         let Some(room) = &mut self.room else { return };
-        let deliveries = room.flush(Instant::now());
+        if let Some(batch) = room.take_waiting(Instant::now()) {
+            let sessions = room.sessions();
+            for (at, some) in sessions.chunks(ROUND).enumerate() {
+                if at > 0 {
+                    tokio::task::yield_now().await;
+                }
+                some.iter().for_each(|session| session.push(&batch));
+            }
+            metrics::counter!("colink_deliveries_total").increment((batch.frames.len() * sessions.len()) as u64);
+        }
+        room.forget_left();
         self.slot.delivered.fetch_max(room.delivered(), Ordering::AcqRel);
-        metrics::counter!("colink_deliveries_total").increment(deliveries as u64);
     }
 
     fn subscribe(&mut self, session: Arc<SessionHandle>) {
