@@ -199,7 +199,13 @@ impl Store {
         let connect = connect.application_name("colink");
         let pool = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout);
         let readers = pool(options.connections).connect_with(connect.clone()).await.map_err(OpenError::Connect)?;
-        let writer = pool(1).connect_lazy_with(connect);
+        // A writer looks up a few rows by their keys. Plans are made once, when the tables are still small, and kept.
+        let by_key = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+        let writer = pool(1)
+            .after_connect(move |connection, _| {
+                Box::pin(async move { sqlx::raw_sql(by_key).execute(connection).await.map(drop) })
+            })
+            .connect_lazy_with(connect);
         for setting in ["synchronous_commit", "fsync"] {
             let value: String = sqlx::query_scalar("SELECT current_setting($1)")
                 .bind(setting)

@@ -1,21 +1,25 @@
 //! Many top-level messages in one go: the hot path of the hub.
 //!
-//! However many messages of however many channels wait, they cost the same handful of statements: what decides about
-//! each, the numbers of each channel, and one insert a table. The batch travels as one JSON parameter, which both
-//! databases take apart themselves.
+//! However many messages of however many channels wait, they cost two round trips: one asks what decides about each, one
+//! stores them all. A batch travels as JSON parameters, which both databases take apart themselves.
+//!
+//! On Postgres neither holds a transaction open. All that decides whether somebody may post in a channel is written with
+//! an event of that channel, so the second statement writes to a channel only if its head is still where the first one
+//! read it; if another process moved it, that channel's messages are asked about again. On SQLite the first trip begins
+//! the transaction, the second one commits it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::apply::{Created, find_mentions};
 use super::channels::{EVERYBODY, Facts};
-use super::writer::Reply;
+use super::writer::{Failure, Reply};
 use super::{Db, StoreError, by_dialect, from_row, idempotency, on};
 use crate::clock::Timestamp;
 use crate::domain::command::SendMessage;
-use crate::domain::error::{Refusal, not_found};
+use crate::domain::error::{Refusal, not_found, unavailable};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ChannelId, EventId, MessageId, StreamId, UserId};
 use crate::domain::message::{Mentions, Sent};
@@ -29,15 +33,29 @@ pub(super) struct Item<'a> {
     pub(super) key: Option<(&'a str, [u8; 32])>,
 }
 
+/// Whether the messages are a transaction of their own or part of one that is open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transaction {
+    Own,
+    Open,
+}
+
+/// How often a batch is tried when another process writes to the same channels.
+const TRIES: usize = 3;
+
 /// What the store knows about one item before it decides.
 struct Known {
     at: i64,
+    last_seq: i64,
+    last_message_no: i64,
     facts: Facts,
     first: Option<(Vec<u8>, String)>,
 }
 
 from_row!(Known, row => Known {
     at: row.try_get("at")?,
+    last_seq: row.try_get("last_seq")?,
+    last_message_no: row.try_get("last_message_no")?,
     facts: sqlx::FromRow::from_row(row)?,
     first: match row.try_get::<Option<Vec<u8>>, _>("body_hash")? {
         Some(hash) => Some((hash, row.try_get("response")?)),
@@ -53,9 +71,12 @@ struct Question<'a> {
     k: Option<&'a str>,
 }
 
+/// Where a channel's head was, and where the batch moves it.
 #[derive(Serialize)]
-struct Count {
+struct Head {
     c: ChannelId,
+    was: i64,
+    s: i64,
     n: i64,
 }
 
@@ -75,6 +96,7 @@ struct Row<'a> {
 
 #[derive(Serialize)]
 struct Key<'a> {
+    c: ChannelId,
     u: UserId,
     k: &'a str,
     h: String,
@@ -99,19 +121,46 @@ pub(super) async fn send_many(
     db: &mut Db,
     now: Timestamp,
     items: &[Item<'_>],
+    transaction: Transaction,
     events: &mut Vec<Event>,
-) -> Result<Vec<Result<Reply, Refusal>>, StoreError> {
+) -> Result<Vec<Result<Reply, Refusal>>, Failure> {
     let mut results: Vec<Option<Result<Reply, Refusal>>> = Vec::new();
     results.resize_with(items.len(), || None);
+    for _ in 0..TRIES {
+        store(db, now, items, transaction, &mut results, events).await?;
+        if results.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    let busy = || Err(unavailable("others write to this channel at the same time: try again"));
+    Ok(results.into_iter().map(|result| result.unwrap_or_else(busy)).collect())
+}
 
-    lock_channels(db, items).await?;
-    let mut known: HashMap<i64, Known> = ask(db, items).await?.into_iter().map(|k| (k.at, k)).collect();
+/// Stores those that have no result yet. They still have none if another process moved their channel's head.
+async fn store(
+    db: &mut Db,
+    now: Timestamp,
+    items: &[Item<'_>],
+    transaction: Transaction,
+    results: &mut [Option<Result<Reply, Refusal>>],
+    events: &mut Vec<Event>,
+) -> Result<(), Failure> {
+    if transaction == Transaction::Open {
+        lock_channels(db, items).await?;
+    }
+    let mut known: HashMap<i64, Known> = HashMap::new();
+    let mut heads: HashMap<ChannelId, Head> = HashMap::new();
+    for known_one in ask(db, items, transaction).await? {
+        let (c, s) = (items[known_one.at as usize].send.channel_id, known_one.last_seq);
+        heads.entry(c).or_insert(Head { c, was: s, s, n: known_one.last_message_no });
+        known.insert(known_one.at, known_one);
+    }
 
     // Who is refused, and who repeats an earlier request: in the store, or in this very batch.
     let mut firsts: HashMap<(UserId, &str), usize> = HashMap::new();
     let mut repeats: Vec<(usize, usize)> = Vec::new();
     let mut going: Vec<usize> = Vec::with_capacity(items.len());
-    for (at, item) in items.iter().enumerate() {
+    for (at, item) in items.iter().enumerate().filter(|(at, _)| results[*at].is_none()).collect::<Vec<_>>() {
         match decide(item, known.remove(&(at as i64))) {
             Err(refusal) => results[at] = Some(Err(refusal)),
             Ok(Some(first)) => results[at] = Some(Ok(Reply::repeated(first))),
@@ -122,20 +171,21 @@ pub(super) async fn send_many(
         }
     }
 
-    let mut numbers = take_numbers(db, items, &going).await?;
     let mut rows = Vec::with_capacity(going.len());
     let mut answers = Vec::with_capacity(going.len());
     let mut named = Vec::new();
+    let mut appended = Vec::with_capacity(going.len());
     for at in &going {
         let item = &items[*at];
-        let (seq, number) = numbers.get_mut(&item.send.channel_id).expect("every channel in the batch has its numbers");
-        (*seq, *number) = (*seq + 1, *number + 1);
+        let head = heads.get_mut(&item.send.channel_id).expect("what was decided about is known");
+        (head.s, head.n) = (head.s + 1, head.n + 1);
+        let (seq, number) = (head.s, head.n);
         let mentions = find_mentions_of(db, item).await?;
-        name(&mut named, item.send.channel_id, &mentions, *seq, *number);
+        name(&mut named, item.send.channel_id, &mentions, seq, number);
         let id = MessageId::new(now);
         let created = Created {
             id,
-            message_no: Some(*number),
+            message_no: Some(number),
             thread_seq: None,
             reply_no: None,
             author_id: item.author,
@@ -147,7 +197,7 @@ pub(super) async fn send_many(
         let payload: Arc<str> = json(&created).into();
         let event = Event {
             stream: item.send.channel_id.into(),
-            seq: *seq,
+            seq,
             id: EventId::new(now),
             kind: EventKind::MessageCreated,
             actor: Some(item.author),
@@ -156,8 +206,8 @@ pub(super) async fn send_many(
         };
         rows.push(Row {
             c: item.send.channel_id,
-            s: *seq,
-            n: *number,
+            s: seq,
+            n: number,
             i: id,
             e: event.id,
             a: item.author,
@@ -166,20 +216,24 @@ pub(super) async fn send_many(
             m: if mentions.is_empty() { String::new() } else { json(&mentions) },
             p: payload,
         });
-        answers.push(json(&Sent::new(item.send.channel_id, *seq, id, now)));
-        events.push(event);
+        answers.push(json(&Sent::new(item.send.channel_id, seq, id, now)));
+        appended.push(event);
     }
-    if !rows.is_empty() {
-        insert(db, now, &rows, &named, &keys(items, &going, &answers)).await?;
-    }
+    heads.retain(|_, head| head.s > head.was);
+    let heads: Vec<Head> = heads.into_values().collect();
+    let keys = keys(items, &going, &answers);
+    let stored = insert(db, now, transaction, &rows, &heads, &named, &keys).await?;
 
+    events.extend(appended.into_iter().filter(|event| stored.contains(&event.stream)));
     for (at, json) in going.into_iter().zip(answers) {
-        results[at] = Some(Ok(Reply { json, duplicate: false }));
+        if stored.contains(&items[at].send.channel_id.into()) {
+            results[at] = Some(Ok(Reply { json, duplicate: false }));
+        }
     }
     for (at, first) in repeats {
-        results[at] = Some(repeat_within(items, at, first, &results));
+        results[at] = repeat_within(items, at, first, results);
     }
-    Ok(results.into_iter().map(|r| r.expect("every item was decided")).collect())
+    Ok(())
 }
 
 fn decide(item: &Item<'_>, known: Option<Known>) -> Result<Option<String>, Refusal> {
@@ -192,20 +246,20 @@ fn decide(item: &Item<'_>, known: Option<Known>) -> Result<Option<String>, Refus
     Ok(None)
 }
 
+/// Returns the answer of a repeat within the batch, if the first one has any.
 fn repeat_within(
     items: &[Item<'_>],
     at: usize,
     first: usize,
     results: &[Option<Result<Reply, Refusal>>],
-) -> Result<Reply, Refusal> {
-    if let (Some((_, hash)), Some((_, first_hash))) = (&items[at].key, &items[first].key) {
-        idempotency::same_body(first_hash, hash)?;
+) -> Option<Result<Reply, Refusal>> {
+    if let (Some((_, hash)), Some((_, first_hash))) = (&items[at].key, &items[first].key)
+        && let Err(refusal) = idempotency::same_body(first_hash, hash)
+    {
+        return Some(Err(refusal));
     }
-    match &results[first] {
-        Some(Ok(reply)) => Ok(Reply::repeated(reply.json.clone())),
-        Some(Err(refusal)) => Err(refusal.clone()),
-        None => Err(not_found("channel")),
-    }
+    let reply = results[first].as_ref()?;
+    Some(reply.clone().map(|reply| Reply::repeated(reply.json)))
 }
 
 async fn lock_channels(db: &mut Db, items: &[Item<'_>]) -> Result<(), StoreError> {
@@ -218,7 +272,8 @@ async fn lock_channels(db: &mut Db, items: &[Item<'_>]) -> Result<(), StoreError
     Ok(())
 }
 
-async fn ask(db: &mut Db, items: &[Item<'_>]) -> Result<Vec<Known>, StoreError> {
+/// Asks what decides about each message. On SQLite that begins the transaction, unless one is open.
+async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Result<Vec<Known>, StoreError> {
     let questions = items.iter().enumerate().map(|(at, item)| Question {
         at,
         c: item.send.channel_id,
@@ -226,18 +281,32 @@ async fn ask(db: &mut Db, items: &[Item<'_>]) -> Result<Vec<Known>, StoreError> 
         k: item.key.map(|key| key.0),
     });
     let questions = json(&questions.collect::<Vec<_>>());
+    /// The statement, with something in front on SQLite.
+    macro_rules! ask {
+        ($begin:literal) => {
+            concat!(
+                $begin,
+                "SELECT b.at, s.last_seq, s.last_message_no, u.role, c.kind, c.posting, c.archived_at, \
+                    m.role AS channel_role, i.body_hash, i.response \
+                FROM (SELECT value ->> 'at' AS at, unhex(value ->> 'c', '-') AS c, unhex(value ->> 'u', '-') AS u, \
+                    value ->> 'k' AS k FROM json_each($1)) b \
+                CROSS JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL CROSS JOIN channels c ON c.id = b.c \
+                CROSS JOIN streams s ON s.id = b.c LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
+                LEFT JOIN idempotency i ON i.user_id = b.u AND i.key = b.k"
+            )
+        };
+    }
     let sql = by_dialect!(db,
-        postgres: "SELECT b.at, u.role, c.kind, c.posting, c.archived_at, m.role AS channel_role, i.body_hash, i.response \
+        postgres: "SELECT b.at, s.last_seq, s.last_message_no, u.role, c.kind, c.posting, c.archived_at, \
+                m.role AS channel_role, i.body_hash, i.response \
             FROM json_to_recordset($1::json) AS b(at bigint, c uuid, u uuid, k text) \
             JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL JOIN channels c ON c.id = b.c \
-            LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
+            JOIN streams s ON s.id = b.c LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
             LEFT JOIN idempotency i ON i.user_id = b.u AND i.key = b.k",
-        sqlite: "SELECT b.at, u.role, c.kind, c.posting, c.archived_at, m.role AS channel_role, i.body_hash, i.response \
-            FROM (SELECT value ->> 'at' AS at, unhex(value ->> 'c', '-') AS c, unhex(value ->> 'u', '-') AS u, \
-                  value ->> 'k' AS k FROM json_each($1)) b \
-            CROSS JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL CROSS JOIN channels c ON c.id = b.c \
-            LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
-            LEFT JOIN idempotency i ON i.user_id = b.u AND i.key = b.k",
+        sqlite: match transaction {
+            Transaction::Own => ask!("BEGIN IMMEDIATE; "),
+            Transaction::Open => ask!(""),
+        },
     );
     Ok(on!(db, c => sqlx::query_as(sql).bind(questions).fetch_all(c).await?))
 }
@@ -256,84 +325,89 @@ fn name(named: &mut Vec<Named>, channel: ChannelId, mentions: &Mentions, seq: i6
     }
 }
 
-/// Takes as many numbers of each channel as it has messages; returns the last ones before them.
-async fn take_numbers(
-    db: &mut Db,
-    items: &[Item<'_>],
-    going: &[usize],
-) -> Result<HashMap<ChannelId, (i64, i64)>, StoreError> {
-    let mut counts: HashMap<ChannelId, i64> = HashMap::new();
-    for at in going {
-        *counts.entry(items[*at].send.channel_id).or_default() += 1;
-    }
-    if counts.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let batch = json(&counts.iter().map(|(c, n)| Count { c: *c, n: *n }).collect::<Vec<_>>());
-    let sql = by_dialect!(db,
-        postgres: "UPDATE streams SET last_seq = streams.last_seq + b.n, last_message_no = streams.last_message_no + b.n \
-            FROM json_to_recordset($1::json) AS b(c uuid, n bigint) WHERE streams.id = b.c \
-            RETURNING id, last_seq, last_message_no",
-        sqlite: "UPDATE streams SET last_seq = streams.last_seq + b.n, last_message_no = streams.last_message_no + b.n \
-            FROM (SELECT unhex(value ->> 'c', '-') AS c, value ->> 'n' AS n FROM json_each($1)) b \
-            WHERE streams.id = b.c RETURNING id, last_seq, last_message_no",
-    );
-    let taken: Vec<(StreamId, i64, i64)> = on!(db, c => sqlx::query_as(sql).bind(batch).fetch_all(c).await?);
-    let before = taken.into_iter().map(|(stream, seq, number)| {
-        let channel = ChannelId::from(stream);
-        let n = counts[&channel];
-        (channel, (seq - n, number - n))
-    });
-    Ok(before.collect())
-}
-
-/// Inserts all that a batch brings about in one round trip: on SQLite statements in a row that share their parameters,
-/// on Postgres one statement with writing CTEs.
+/// Stores all that a batch brings about in one round trip: on SQLite statements in a row that share their parameters, on
+/// Postgres one statement with writing CTEs. Returns the channels whose head was where it is said to have been, and which
+/// therefore were written to.
 async fn insert(
     db: &mut Db,
     now: Timestamp,
+    transaction: Transaction,
     rows: &[Row<'_>],
+    heads: &[Head],
     named: &[Named],
     keys: &[Key<'_>],
-) -> Result<(), StoreError> {
+) -> Result<HashSet<StreamId>, Failure> {
+    if rows.is_empty() {
+        if transaction == Transaction::Own && matches!(db, Db::Sqlite(_)) {
+            db.run("COMMIT").await.map_err(Failure::of_commit)?;
+        }
+        return Ok(HashSet::new());
+    }
     // Whoever writes has read what stands above.
     let mut read: HashMap<(ChannelId, UserId), (i64, i64)> = HashMap::new();
     for row in rows {
         read.insert((row.c, row.a), (row.s, row.n));
     }
     let read: Vec<Named> = read.into_iter().map(|((c, u), (s, n))| Named { c, u, s, n }).collect();
+    /// The statements, with something behind them on SQLite.
+    macro_rules! insert {
+        ($commit:literal) => {
+            concat!(
+                "UPDATE streams SET last_seq = h.s, last_message_no = h.n FROM (SELECT unhex(value ->> 'c', '-') AS c, \
+                    value ->> 'was' AS was, value ->> 's' AS s, value ->> 'n' AS n FROM json_each($6)) h \
+                    WHERE streams.id = h.c AND streams.last_seq = h.was RETURNING streams.id; \
+                INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
+                    created_at) SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'i', '-'), value ->> 'n', \
+                    unhex(value ->> 'a', '-'), value ->> 'k', value ->> 't', value ->> 'm', $2 FROM json_each($1); \
+                INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
+                    SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'e', '-'), 'message.created', \
+                    unhex(value ->> 'a', '-'), value ->> 'p', $2 FROM json_each($1); \
+                UPDATE members SET read_seq = r.s, read_no = r.n FROM (SELECT unhex(value ->> 'c', '-') AS c, \
+                    unhex(value ->> 'u', '-') AS u, value ->> 's' AS s, value ->> 'n' AS n FROM json_each($3)) r \
+                    WHERE channel_id = r.c AND user_id = r.u; \
+                INSERT INTO mentions (channel_id, user_id, seq, message_no) SELECT unhex(value ->> 'c', '-'), \
+                    unhex(value ->> 'u', '-'), value ->> 's', value ->> 'n' FROM json_each($4); \
+                INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
+                    SELECT unhex(value ->> 'u', '-'), value ->> 'k', unhex(value ->> 'h'), value ->> 'r', $2 \
+                    FROM json_each($5)",
+                $commit
+            )
+        };
+    }
     let sql = by_dialect!(db,
-        postgres: "WITH b AS (SELECT * FROM json_to_recordset($1::json) AS b(c uuid, s bigint, n bigint, i uuid, e uuid, \
-                a uuid, k text, t text, m text, p text)), \
+        postgres: "WITH head AS (UPDATE streams SET last_seq = h.s, last_message_no = h.n FROM json_to_recordset($6::json) \
+                AS h(c uuid, was bigint, s bigint, n bigint) WHERE streams.id = h.c AND streams.last_seq = h.was \
+                RETURNING streams.id), \
+            b AS (SELECT * FROM json_to_recordset($1::json) AS b(c uuid, s bigint, n bigint, i uuid, e uuid, \
+                a uuid, k text, t text, m text, p text) JOIN head ON head.id = b.c), \
             message AS (INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
                 created_at) SELECT c, s, i, n, a, k, t, m, $2 FROM b), \
             event AS (INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
                 SELECT c, s, e, 'message.created', a, p, $2 FROM b), \
             mark AS (UPDATE members SET read_seq = r.s, read_no = r.n FROM json_to_recordset($3::json) \
-                AS r(c uuid, u uuid, s bigint, n bigint) WHERE channel_id = r.c AND user_id = r.u), \
+                AS r(c uuid, u uuid, s bigint, n bigint) JOIN head ON head.id = r.c \
+                WHERE channel_id = r.c AND user_id = r.u), \
             mention AS (INSERT INTO mentions (channel_id, user_id, seq, message_no) SELECT n.c, n.u, n.s, n.n \
-                FROM json_to_recordset($4::json) AS n(c uuid, u uuid, s bigint, n bigint)) \
-            INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
+                FROM json_to_recordset($4::json) AS n(c uuid, u uuid, s bigint, n bigint) JOIN head ON head.id = n.c), \
+            kept AS (INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
                 SELECT k.u, k.k, decode(k.h, 'hex'), k.r, $2 FROM json_to_recordset($5::json) \
-                AS k(u uuid, k text, h text, r text)",
-        sqlite: "INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
-                created_at) SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'i', '-'), value ->> 'n', \
-                unhex(value ->> 'a', '-'), value ->> 'k', value ->> 't', value ->> 'm', $2 FROM json_each($1); \
-            INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
-                SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'e', '-'), 'message.created', \
-                unhex(value ->> 'a', '-'), value ->> 'p', $2 FROM json_each($1); \
-            UPDATE members SET read_seq = r.s, read_no = r.n FROM (SELECT unhex(value ->> 'c', '-') AS c, \
-                unhex(value ->> 'u', '-') AS u, value ->> 's' AS s, value ->> 'n' AS n FROM json_each($3)) r \
-                WHERE channel_id = r.c AND user_id = r.u; \
-            INSERT INTO mentions (channel_id, user_id, seq, message_no) SELECT unhex(value ->> 'c', '-'), \
-                unhex(value ->> 'u', '-'), value ->> 's', value ->> 'n' FROM json_each($4); \
-            INSERT INTO idempotency (user_id, key, body_hash, response, created_at) \
-                SELECT unhex(value ->> 'u', '-'), value ->> 'k', unhex(value ->> 'h'), value ->> 'r', $2 \
-                FROM json_each($5)",
+                AS k(c uuid, u uuid, k text, h text, r text) JOIN head ON head.id = k.c) \
+            SELECT id FROM head",
+        sqlite: match transaction {
+            Transaction::Own => insert!("; COMMIT"),
+            Transaction::Open => insert!(""),
+        },
     );
-    let (rows, read, named, keys) = (json(&rows), json(&read), json(&named), json(&keys));
-    on!(db, c => { sqlx::query(sql).bind(rows).bind(now).bind(read).bind(named).bind(keys).execute(c).await?; });
-    Ok(())
+    let (rows, heads, read, named, keys) = (json(&rows), json(&heads), json(&read), json(&named), json(&keys));
+    let stored: Result<Vec<StreamId>, sqlx::Error> = on!(db, c => {
+        let query = sqlx::query_scalar(sql).bind(rows).bind(now).bind(read).bind(named).bind(keys).bind(heads);
+        query.fetch_all(c).await
+    });
+    match (stored, transaction) {
+        (Ok(stored), _) => Ok(stored.into_iter().collect()),
+        (Err(error), Transaction::Own) => Err(Failure::of_commit(error)),
+        (Err(error), Transaction::Open) => Err(StoreError::from(error).into()),
+    }
 }
 
 /// Returns the first answers to be kept under their keys.
@@ -342,7 +416,7 @@ fn keys<'a>(items: &[Item<'a>], going: &[usize], answers: &'a [String]) -> Vec<K
     for (at, answer) in going.iter().zip(answers) {
         if let Some((key, hash)) = &items[*at].key {
             let h = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-            keys.push(Key { u: items[*at].author, k: key, h, r: answer });
+            keys.push(Key { c: items[*at].send.channel_id, u: items[*at].author, k: key, h, r: answer });
         }
     }
     keys

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::accounts::Account;
 use super::apply::Scope;
+use super::send::Transaction;
 use super::{Db, Store, StoreError, accounts, apply, idempotency, send};
 use crate::clock::Clock;
 use crate::domain::command::{Command, Principal, SendMessage};
@@ -177,11 +178,32 @@ struct Task {
 }
 
 /// How a batch ended when it was not committed.
-enum Failure {
+pub(super) enum Failure {
     /// Nothing was written: it may be tried again.
     RolledBack(StoreError),
     /// The database did not say whether it committed.
     Unknown(StoreError),
+}
+
+impl Failure {
+    /// Tells what became of a transaction whose last statement, which commits it, failed.
+    pub(super) fn of_commit(error: sqlx::Error) -> Self {
+        let broken_rule =
+            error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other));
+        if broken_rule { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into()) }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::RolledBack(error)
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Failure::RolledBack(error.into())
+    }
 }
 
 type Results = Vec<Result<Reply, Refusal>>;
@@ -249,33 +271,22 @@ impl Task {
         let applied = AssertUnwindSafe(self.apply(&mut db, batch)).catch_unwind().await;
         let applied = applied.unwrap_or_else(|_| {
             tracing::error!("applying a batch of writes panicked");
-            Err(StoreError::Refused(Refusal::new(Code::Internal, "the server failed on this request")))
+            Err(StoreError::Refused(Refusal::new(Code::Internal, "the server failed on this request")).into())
         });
-        match applied {
-            Ok(outcome) => match db.run("COMMIT").await {
-                Ok(()) => {
-                    self.db = Some(db);
-                    Ok(outcome)
-                }
-                Err(error) => {
-                    db.discard();
-                    Err(Failure::Unknown(error.into()))
-                }
+        match &applied {
+            Ok(_) => self.db = Some(db),
+            Err(Failure::Unknown(_)) => db.discard(),
+            Err(Failure::RolledBack(_)) => match db.run("ROLLBACK").await {
+                Ok(()) => self.db = Some(db),
+                Err(_) => db.discard(),
             },
-            Err(error) => {
-                match db.run("ROLLBACK").await {
-                    Ok(()) => self.db = Some(db),
-                    Err(_) => db.discard(),
-                }
-                Err(Failure::RolledBack(error))
-            }
         }
+        applied
     }
 
-    async fn apply(&self, db: &mut Db, batch: &[Write]) -> Result<(Results, Vec<Event>), StoreError> {
+    /// Applies a batch and commits it.
+    async fn apply(&self, db: &mut Db, batch: &[Write]) -> Result<(Results, Vec<Event>), Failure> {
         let now = self.clock.now();
-        let begin = super::by_dialect!(db, postgres: "BEGIN", sqlite: "BEGIN IMMEDIATE");
-        db.run(begin).await?;
         let mut results: Vec<Option<Result<Reply, Refusal>>> = Vec::new();
         results.resize_with(batch.len(), || None);
         let mut events = Vec::new();
@@ -292,16 +303,24 @@ impl Task {
                 at.push(index);
             }
         }
+        let only_sends = sends.len() == batch.len();
+        if !only_sends {
+            db.run(super::by_dialect!(db, postgres: "BEGIN", sqlite: "BEGIN IMMEDIATE")).await?;
+        }
         if !sends.is_empty() {
-            let sent = send::send_many(db, now, &sends, &mut events).await?;
+            let transaction = if only_sends { Transaction::Own } else { Transaction::Open };
+            let sent = send::send_many(db, now, &sends, transaction, &mut events).await?;
             for (index, result) in at.into_iter().zip(sent) {
                 results[index] = Some(result);
             }
         }
-        for (index, write) in batch.iter().enumerate() {
-            if results[index].is_none() {
-                results[index] = Some(one(db, now, write, &mut events).await?);
+        if !only_sends {
+            for (index, write) in batch.iter().enumerate() {
+                if results[index].is_none() {
+                    results[index] = Some(one(db, now, write, &mut events).await?);
+                }
             }
+            db.run("COMMIT").await.map_err(|error| Failure::Unknown(error.into()))?;
         }
         Ok((results.into_iter().map(|r| r.expect("every write was applied")).collect(), events))
     }
