@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::accounts::Account;
 use super::apply::Scope;
 use super::send::Transaction;
-use super::{Db, Store, StoreError, accounts, apply, idempotency, send};
+use super::{Db, Dialect, Store, StoreError, accounts, apply, idempotency, send};
 use crate::clock::Clock;
 use crate::domain::command::{Command, Principal, SendMessage};
 use crate::domain::error::{Code, Refusal, unavailable};
@@ -124,7 +124,7 @@ impl Writer {
         stop: CancellationToken,
     ) -> std::io::Result<(Self, CancellationToken)> {
         let (queue, waiting) = mpsc::channel(limits.queue);
-        let task = Task { store, clock, sink, db: None, batch: limits.batch };
+        let task = Task { store, clock, sink, db: None, batch: limits.batch, written: 0, checkpoint: None };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let done = CancellationToken::new();
         let told = done.clone().drop_guard();
@@ -175,7 +175,14 @@ struct Task {
     sink: Sink,
     db: Option<Db>,
     batch: usize,
+    /// Writes since the last checkpoint began.
+    written: usize,
+    checkpoint: Option<tokio::task::JoinHandle<()>>,
 }
+
+/// After how many writes SQLite's log is moved to its file. The rarer, the more often a page is moved once for many writes;
+/// this many leave a log of tens of megabytes.
+const CHECKPOINT: usize = 4_000;
 
 /// How a batch ended when it was not committed.
 pub(super) enum Failure {
@@ -226,7 +233,24 @@ impl Task {
             metrics::histogram!("colink_commit_batch_writes").record(received as f64);
             self.commit_all(std::mem::take(&mut batch)).await;
             batch.reserve(self.batch.min(64));
+            self.written += received;
+            self.checkpoint();
         }
+    }
+
+    /// Starts a checkpoint beside the writer when it is time: one that SQLite did within a commit would hold up all writes.
+    fn checkpoint(&mut self) {
+        let running = self.checkpoint.as_ref().is_some_and(|task| !task.is_finished());
+        if running || self.written < CHECKPOINT || self.store.dialect() == Dialect::Postgres {
+            return;
+        }
+        self.written = 0;
+        let store = self.store.clone();
+        self.checkpoint = Some(tokio::spawn(async move {
+            if let Err(error) = store.checkpoint().await {
+                tracing::warn!(%error, "cannot move SQLite's log to its file: it is tried again");
+            }
+        }));
     }
 
     async fn commit_all(&mut self, batch: Vec<Write>) {
