@@ -116,9 +116,10 @@ impl Drop for Held {
 }
 
 impl Held {
-    fn take(hub: &Hub, caller: Principal, id: SessionId, last: i64) -> Result<Held, Refusal> {
+    async fn take(hub: &Hub, caller: Principal, id: SessionId, last: i64) -> Result<Held, Refusal> {
         let session = hub.directory.session(id).filter(|s| s.user_id == caller.user_id && !s.ended());
         let session = session.ok_or_else(gone)?;
+        hub.check_sign_in(&session).await;
         let connection = next_connection();
         session.queue.acknowledge(last);
         session.queue.resume(connection, last).ok_or_else(gone)?;
@@ -132,7 +133,7 @@ impl Held {
 
 /// `GET /v1/events`
 pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> Result<Polled, Refused> {
-    let held = Held::take(&hub, caller, query.queue_id, query.last_event_id)?;
+    let held = Held::take(&hub, caller, query.queue_id, query.last_event_id).await?;
     let wait = Duration::from_secs(query.timeout_s.unwrap_or(30).min(POLL_MAX_S));
     let deadline = tokio::time::Instant::now() + wait;
     let mut polled = Polled { events: Vec::new(), last_event_id: query.last_event_id };
@@ -150,6 +151,7 @@ pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> R
         }
         tokio::select! {
             () = held.work() => {}
+            () = hub.watch_sign_in(&held.session) => {}
             () = tokio::time::sleep_until(deadline) => return Ok(polled),
             () = hub.draining.cancelled() => return Ok(polled),
         }
@@ -173,7 +175,7 @@ pub async fn stream(State(hub): State<Arc<Hub>>, request: Request) -> Result<Res
     let query: Stream = read_query(&parts)?;
     let header = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let last = header.or(query.last_event_id).unwrap_or(1);
-    let held = Held::take(&hub, caller, query.queue_id, last)?;
+    let held = Held::take(&hub, caller, query.queue_id, last).await?;
     let chunks = stream::unfold(Some((held, hub)), |state| async {
         let (held, hub) = state?;
         let chunk = next_chunk(&held, &hub).await;
@@ -215,6 +217,7 @@ async fn next_chunk(held: &Held, hub: &Hub) -> Chunk {
         }
         tokio::select! {
             () = held.work() => {}
+            () = hub.watch_sign_in(&held.session) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => return Chunk::More(Bytes::from_static(b": alive\n\n")),
             () = hub.draining.cancelled() => return Chunk::Last(Bytes::new()),
         }

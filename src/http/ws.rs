@@ -320,7 +320,11 @@ impl Connection {
         let stall = Duration::from_millis(gateway.write_stall_ms);
         let inflight = gateway.inflight;
         self.heard = Instant::now();
-        let alarm = tokio::time::sleep_until(self.heard + patience);
+        // One alarm for everything that has a time: silence, a message that does not end, the end of the sign-in.
+        let signed_out = |hub: &Hub| Instant::now().checked_add(session.sign_in_left(hub.clock.now())?);
+        let mut sign_in_ends = signed_out(&self.hub);
+        let silent = self.heard + patience;
+        let alarm = tokio::time::sleep_until(sign_in_ends.map_or(silent, |at| at.min(silent)));
         tokio::pin!(alarm);
         loop {
             if let Err(end) = self.write_waiting(session, stall).await {
@@ -354,10 +358,15 @@ impl Connection {
                     if self.message.is_some_and(|(_, due)| due <= Instant::now()) {
                         return End::Close(CloseCode::TooBig.code(), "message took too long");
                     }
+                    if sign_in_ends.is_some_and(|at| at <= Instant::now()) {
+                        Box::pin(self.hub.check_sign_in(session)).await;
+                        sign_in_ends = signed_out(&self.hub);
+                    }
                 }
                 Err(_) => return End::Gone,
             }
-            let due = self.message.map_or(self.heard + patience, |(_, due)| due.min(self.heard + patience));
+            let message = self.message.map(|(_, due)| due);
+            let due = [message, sign_in_ends].into_iter().flatten().fold(self.heard + patience, Instant::min);
             if alarm.is_elapsed() || due < alarm.deadline() {
                 alarm.as_mut().reset(due);
             }

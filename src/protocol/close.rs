@@ -79,6 +79,6 @@ close_codes! {
     Version = 4012, "unsupported protocol version", No;
     /// The user has too many sessions.
     TooMany = 4013, "too many connections", No;
-    /// The sign-in ended: logout, deactivation, or a changed password.
+    /// The sign-in ended: logout, deactivation, a changed password, or its time.
     Revoked = 4014, "session revoked", No;
 }

@@ -7,7 +7,7 @@
 pub mod queue;
 pub mod resume;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -29,11 +29,13 @@ use crate::protocol::close::CloseCode;
 use crate::protocol::push::Batch;
 use crate::protocol::server;
 use crate::storage::writer::{Answer, Reply};
-use crate::storage::{StoreError, channels, users};
+use crate::storage::{StoreError, channels, tokens, users};
 use queue::{Bounds, Queue};
 
 /// The most channels that `ready` lists; the rest is read by `GET /v1/channels`.
 pub const READY_CHANNELS_MAX: i64 = 1_000;
+/// The longest that a timer is set for.
+const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a session tells the presence tracker that its user is active.
 const ACTIVE_EVERY_S: i64 = 30;
 
@@ -54,6 +56,8 @@ pub struct SessionHandle {
     pub wants_presence: bool,
     wants_messages: bool,
     role: AtomicU8,
+    /// When the sign-in ends, in microseconds; the greatest number if it does not.
+    sign_in_ends: AtomicI64,
     ended: AtomicBool,
     watches: Mutex<Box<[UserId]>>,
     actor: OnceLock<ActorRef<SessionMsg>>,
@@ -71,6 +75,7 @@ impl SessionHandle {
             wants_presence: wants(Intent::Presence),
             wants_messages: wants(Intent::Messages),
             role: AtomicU8::new(principal.role as u8),
+            sign_in_ends: AtomicI64::new(i64::MAX),
             ended: AtomicBool::new(false),
             watches: Mutex::default(),
             actor: OnceLock::new(),
@@ -93,6 +98,16 @@ impl SessionHandle {
     /// Notes that the user's role changed.
     pub fn set_role(&self, role: Role) {
         self.role.store(role as u8, Ordering::Release);
+    }
+
+    /// Returns how long the sign-in still holds; nothing if it does not end by itself.
+    pub fn sign_in_left(&self, now: Timestamp) -> Option<Duration> {
+        let ends = self.sign_in_ends.load(Ordering::Acquire);
+        (ends != i64::MAX).then(|| Timestamp(ends).since(now))
+    }
+
+    fn set_sign_in_ends(&self, at: Option<Timestamp>) {
+        self.sign_in_ends.store(at.map_or(i64::MAX, |at| at.0), Ordering::Release);
     }
 
     /// Returns whether the session is over.
@@ -232,6 +247,7 @@ impl Hub {
     async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
         let mut db = self.store.read().await?;
         let channels = channels::ids_of_user(&mut db, session.user_id).await?;
+        session.set_sign_in_ends(tokens::expiry(&mut db, session.token_id).await?);
         drop(db);
         let own = [StreamId::from(session.user_id), StreamId::WORKSPACE];
         for stream in channels.into_iter().map(StreamId::from).chain(own) {
@@ -240,6 +256,42 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// Ends a session whose sign-in is over. What the session knows of that may be old: the sign-in may have been
+    /// prolonged, so the store is asked when the time has come.
+    pub async fn check_sign_in(&self, session: &SessionHandle) {
+        let over = |now| session.sign_in_left(now).is_some_and(|left| left.is_zero());
+        if !over(self.clock.now()) {
+            return;
+        }
+        let expiry = async {
+            let mut db = self.store.read().await?;
+            tokens::expiry(&mut db, session.token_id).await
+        };
+        match expiry.await {
+            Ok(at) => session.set_sign_in_ends(at),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read when a sign-in ends: asked again in a second");
+                session.set_sign_in_ends(Some(self.clock.now().plus_seconds(1)));
+            }
+        }
+        if over(self.clock.now()) {
+            session.revoke();
+        }
+    }
+
+    /// Ends a session when its sign-in is over; never completes.
+    pub async fn watch_sign_in(&self, session: &SessionHandle) {
+        while let Some(left) = session.sign_in_left(self.clock.now()) {
+            // A timer takes no more than some years.
+            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+            self.check_sign_in(session).await;
+            if session.sign_in_left(self.clock.now()).is_some_and(|left| left.is_zero()) {
+                break;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Sessions that nobody is connected to make way for a new one.
