@@ -223,6 +223,8 @@ sections! {
         commands_per_minute: u32 = 120;
         /// Commands of a session that may come at once.
         commands_burst: u32 = 20, [1..=u32::MAX];
+        /// Requests a minute that a session may send beyond its rate before its connection is closed; 0: any number.
+        refusals_per_minute: u32 = 120;
         /// Attempts to identify or resume a minute, by token; 0: no limit.
         identifies_per_minute: u32 = 10;
         /// The most sessions of one user; 0: no limit.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
@@ -33,6 +33,8 @@ use crate::protocol::wire::{self, Incoming, Limits, Reader};
 
 /// The subprotocol.
 const SUBPROTOCOL: &str = "colink.v1";
+/// What the name of every version begins with.
+const ANY_VERSION: &str = "colink.v";
 /// How much is read, and about how much is written, at once.
 const READ: usize = 64 * 1_024;
 const WRITE: usize = 256 * 1_024;
@@ -59,12 +61,8 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
     if hub.draining.is_cancelled() {
         return Err(unavailable("this node is being drained: connect to another").into());
     }
-    let offered = request.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
-    let chosen = match offered.map(|value| value.to_str().unwrap_or("")) {
-        None => false,
-        Some(list) if list.split(',').any(|name| name.trim() == SUBPROTOCOL) => true,
-        Some(_) => return Err(invalid("none of the offered subprotocols is spoken here: offer colink.v1").into()),
-    };
+    let chosen = subprotocol(request.headers())?;
+    let spoken = chosen.as_deref().is_none_or(|name| name == SUBPROTOCOL);
     let known = match auth::token_of(request.headers()) {
         Some((token, from_cookie)) => {
             if from_cookie {
@@ -81,13 +79,28 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
         // Boxed: the states of the handshake would otherwise weigh on every idle connection.
         let Some((stream, early)) = Box::pin(bare(upgraded)).await else { return };
         drop(request);
-        Box::new(Connection::new(hub, stream, place)).run(known, early).await;
+        let connection = Box::new(Connection::new(hub, stream, place));
+        if spoken {
+            connection.run(known, early).await;
+        } else {
+            Box::pin(connection.finish(CloseCode::Version.into())).await;
+        }
     });
     let mut response = response.map(|_| Body::empty());
-    if chosen {
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    if let Some(name) = chosen.and_then(|name| HeaderValue::try_from(name).ok()) {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
     }
     Ok(response)
+}
+
+/// Chooses among the subprotocols that a client offers: ours, or else another version of it, which is then closed with
+/// 4012. A page in a browser sees the code of a close, but not why a handshake failed.
+fn subprotocol(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let Some(offered) = headers.get(header::SEC_WEBSOCKET_PROTOCOL) else { return Ok(None) };
+    let names = || offered.to_str().unwrap_or("").split(',').map(str::trim);
+    let chosen = names().find(|name| *name == SUBPROTOCOL).or_else(|| names().find(|n| n.starts_with(ANY_VERSION)));
+    let none = || invalid("none of the offered subprotocols is spoken here: offer colink.v1");
+    chosen.map(|name| Some(name.to_owned())).ok_or_else(none)
 }
 
 /// Takes the bare socket out of the HTTP machinery, with what was read too early.
@@ -541,11 +554,10 @@ fn ask(session: &Arc<SessionHandle>, text: &str, beats: &mut bool) -> Result<(),
             }
             *beats = true;
         }
-        Ok(request) => {
+        request => {
             session.queue.begin();
             session.request(frame.id, request);
         }
-        Err(refusal) => session.queue.push_control(server::refused(frame.id, &refusal)),
     }
     Ok(())
 }

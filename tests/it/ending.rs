@@ -3,6 +3,7 @@
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
+use crate::socket::{CLOSE, Socket};
 use crate::world::{Person, World, within};
 
 impl Person {
@@ -45,4 +46,40 @@ async fn a_socket_a_poll_and_a_stream_end_with_their_sign_in() {
     let mut again = brief.opens().await;
     again.asks("resume", json!({"token": brief.token, "session_id": socket.session, "s": 1})).await;
     assert_eq!(again.closes().await, 4004);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_goes_on_in_spite_of_rate_limited_is_4008_and_may_resume() {
+    let world = World::with(|config| {
+        config.gateway.commands_per_minute = 1;
+        config.gateway.commands_burst = 2;
+        config.gateway.refusals_per_minute = 3;
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let mut flood = ana.connects().await;
+    let mut errors = Vec::new();
+    for kind in ["time.travel", "pin.add", "typing.start", "time.travel", "pin.add"] {
+        errors.push(flood.call(kind, json!({})).await["error"].clone());
+    }
+    assert_eq!(errors, ["unknown_type", "invalid_request", "rate_limited", "rate_limited", "rate_limited"]);
+    flood.asks("time.travel", json!({})).await;
+    assert_eq!(flood.closes_with_reason().await, (4008, "rate limited".to_owned()));
+    let (mut again, resumed) = ana.resumes(json!({"session_id": flood.session, "s": 1})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer", "the session goes on, and so does its count");
+    again.asks("time.travel", json!({})).await;
+    assert_eq!(again.closes().await, 4008);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_version_is_4012_and_a_client_that_leaves_its_connection_gets_1001_back() {
+    let world = World::start().await;
+    let mut newer = Socket::open(&world.url, &[("sec-websocket-protocol", "colink.v9, chat")]).await;
+    assert_eq!(newer.closes_with_reason().await, (4012, "unsupported protocol version".to_owned()));
+    let ana = world.user("ana").await;
+    let mut screen = ana.connects().await;
+    screen.send_frame(true, CLOSE, &1001u16.to_be_bytes()).await;
+    assert_eq!(screen.closes_with_reason().await, (1001, "going away".to_owned()));
+    let (_, resumed) = ana.resumes(json!({"session_id": screen.session, "s": 1})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer");
 }

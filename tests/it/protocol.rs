@@ -474,7 +474,7 @@ async fn a_handshake_needs_the_protocol_and_a_good_token() {
     let cookie = format!("colink_session={}", ana.token);
     let bearer = format!("Bearer {}", ana.token);
     for (status, headers) in [
-        ("400", vec![("sec-websocket-protocol", "colink.v9")]),
+        ("400", vec![("sec-websocket-protocol", "chat, superchat")]),
         ("401", vec![("authorization", "Bearer clk_0")]),
         ("403", vec![("cookie", cookie.as_str()), ("origin", "https://evil.example")]),
         ("101", vec![("cookie", cookie.as_str()), ("origin", "https://chat.example.com")]),

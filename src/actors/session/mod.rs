@@ -22,7 +22,7 @@ use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
 use crate::domain::id::{ChannelId, SessionId, StreamId, TokenId, UserId};
 use crate::domain::permission::{self, Action};
-use crate::domain::rate::Bucket;
+use crate::domain::rate::{Bucket, Rate};
 use crate::domain::user::Role;
 use crate::protocol::client::{Intent, Request};
 use crate::protocol::close::CloseCode;
@@ -134,8 +134,10 @@ impl SessionHandle {
     }
 
     /// Hands a request to the session. The caller took a credit of the queue; it comes back with the answer.
-    pub fn request(&self, id: Option<u64>, request: Request) {
-        self.tell(SessionMsg::Request(id, Box::new(request)));
+    ///
+    /// One that is refused already comes here too: it costs an answer, and so a turn.
+    pub fn request(&self, id: Option<u64>, request: Result<Request, Refusal>) {
+        self.tell(SessionMsg::Request(id, request.map(Box::new)));
     }
 
     /// Notes that a connection ended; if it was the session's, the session waits for its client from now on.
@@ -332,8 +334,8 @@ impl Hub {
 
 /// What a session is told.
 pub enum SessionMsg {
-    /// A request of its client.
-    Request(Option<u64>, Box<Request>),
+    /// A request of its client, or why it is none.
+    Request(Option<u64>, Result<Box<Request>, Refusal>),
     /// The connection ended.
     Detached,
     /// Is the client still away, since the disconnect of this number?
@@ -352,6 +354,8 @@ struct State {
     hub: Arc<Hub>,
     handle: Arc<SessionHandle>,
     commands: Option<Bucket>,
+    /// How many more requests beyond the rate are answered at all.
+    refusals: Option<Bucket>,
     told_active: Option<Timestamp>,
     /// Where the last typing notice was told, and when.
     typed: Option<(ChannelId, Option<i64>, Timestamp)>,
@@ -368,7 +372,7 @@ impl Actor for Session {
         _: ActorRef<SessionMsg>,
         (hub, handle): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, handle, commands: None, told_active: None, typed: None, disconnects: 0 })
+        Ok(State { hub, handle, commands: None, refusals: None, told_active: None, typed: None, disconnects: 0 })
     }
 
     async fn handle(
@@ -415,10 +419,11 @@ impl State {
         myself.send_after(window, move || SessionMsg::Expire(this));
     }
 
-    async fn request(&mut self, id: Option<u64>, request: Box<Request>) {
-        if let Err(refusal) = self.take_turn() {
-            return self.answer(id, Err(refusal));
-        }
+    async fn request(&mut self, id: Option<u64>, request: Result<Box<Request>, Refusal>) {
+        let request = match self.take_turn().and(request) {
+            Ok(request) => request,
+            Err(refusal) => return self.answer(id, Err(refusal)),
+        };
         self.note_active();
         match *request {
             Request::Command(command) => {
@@ -443,7 +448,16 @@ impl State {
     fn take_turn(&mut self) -> Result<(), Refusal> {
         let rate = self.hub.config.gateway.command_rate();
         let now = self.hub.clock.now();
-        self.commands.get_or_insert_with(|| Bucket::full(rate, now)).take(rate, now).map_err(too_many)
+        let taken = self.commands.get_or_insert_with(|| Bucket::full(rate, now)).take(rate, now);
+        if taken.is_err() {
+            let per_minute = self.hub.config.gateway.refusals_per_minute;
+            let rate = Rate { per_minute, burst: per_minute };
+            let refusals = self.refusals.get_or_insert_with(|| Bucket::full(rate, now));
+            if refusals.take(rate, now).is_err() {
+                self.handle.queue.close(CloseCode::RateLimited);
+            }
+        }
+        taken.map_err(too_many)
     }
 
     fn answer(&self, id: Option<u64>, result: Result<&'static str, Refusal>) {

@@ -393,6 +393,8 @@ impl Queue {
         inner.waker = None;
         inner.ephemeral = None;
         inner.in_flight = 0;
+        // That was for the connection: the session can be resumed.
+        inner.close = inner.close.filter(|code| *code != CloseCode::RateLimited);
         // Whatever was dropped for a slow reader is gone from memory.
         inner.overflowed |= inner.lagged.take().is_some();
         true
