@@ -135,7 +135,7 @@ sections! {
         data: PathBuf = PathBuf::from("data");
         /// Threads of the runtime; 0: one a core.
         threads: usize = 0, 0 or [1..=1_024];
-        /// Seconds that connections get to move elsewhere before a shutdown closes them; 0: none.
+        /// Seconds that clients are served on and get to move elsewhere before a shutdown closes them; 0: none.
         drain_s: u64 = 20, 0 or [1..=3_600];
         /// The most open connections; 0: no limit.
         max_connections: usize = 50_000, 0 or [1..=MANY];

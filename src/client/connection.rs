@@ -100,7 +100,7 @@ impl Opening {
                     break;
                 }
                 Frame::Reply(Reply { result: Err(refusal), .. }) => return Err(refusal),
-                Frame::Reply(_) | Frame::Hello { .. } | Frame::HeartbeatAck => {}
+                Frame::Reply(_) | Frame::Hello { .. } | Frame::HeartbeatAck | Frame::Reconnect { .. } => {}
             }
         }
         let session_id = session_id.ok_or_else(|| Error::Protocol("resumed without a session".to_owned()))?;
@@ -117,6 +117,8 @@ pub(super) struct Connection {
     pub(super) next_id: u64,
     /// Heartbeats sent since the last one that was answered.
     pub(super) unanswered: u32,
+    /// When to leave: the hub asked to, because it is about to stop.
+    pub(super) move_at: Option<Instant>,
     /// The last event that the program took, by its number in the session.
     pub(super) taken: Arc<AtomicI64>,
 }
@@ -142,7 +144,14 @@ impl Connection {
         let mut beat = interval_at(Instant::now() + first, interval);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let moves = async {
+                match self.move_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let done = tokio::select! {
+                () = moves => Err(self.close(1001, "moving").await),
                 frame = incoming.recv() => match frame {
                     Some(Ok(frame)) => self.take(frame).await,
                     Some(Err(error)) => Err(error),
@@ -180,6 +189,7 @@ impl Connection {
                 }
             }
             Frame::HeartbeatAck => self.unanswered = 0,
+            Frame::Reconnect { after_ms } => self.move_at = Some(Instant::now() + Duration::from_millis(after_ms)),
             Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed(_) | Frame::InvalidSession(_) => {}
         }
         Ok(())

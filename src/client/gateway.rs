@@ -213,6 +213,7 @@ impl Gateway {
             // Answers to what was asked on the last connection may still come: no number is used again.
             next_id: u64::from(getrandom::u32().unwrap_or(0)) << 16 | 10,
             unanswered: 0,
+            move_at: None,
             taken: Arc::clone(&taken),
         };
         let task = Some(tokio::spawn(connection.run(socket.read, asked, interval)));

@@ -140,6 +140,7 @@ pub(super) enum Frame {
     Resumed(Resumed),
     InvalidSession(InvalidSession),
     HeartbeatAck,
+    Reconnect { after_ms: u64 },
     Reply(Reply),
     Events(Vec<Event>),
 }
@@ -161,6 +162,11 @@ struct ReplyFrame {
 #[derive(Deserialize)]
 struct Hello {
     heartbeat_interval_ms: u64,
+}
+
+#[derive(Deserialize)]
+struct Reconnect {
+    after_ms: u64,
 }
 
 #[derive(Deserialize)]
@@ -194,6 +200,7 @@ impl Frame {
             "resumed" => Frame::Resumed(event.data()?),
             "invalid_session" => Frame::InvalidSession(event.data().unwrap_or_default()),
             "heartbeat_ack" => Frame::HeartbeatAck,
+            "reconnect" => Frame::Reconnect { after_ms: event.data::<Reconnect>()?.after_ms.min(60_000) },
             "lagged" => Frame::Events(lagged(&event)?),
             _ => Frame::Events(vec![event]),
         })

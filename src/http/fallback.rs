@@ -17,6 +17,7 @@ use futures_util::stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth;
 use super::endpoint::{Params, json_response, read_query};
@@ -63,6 +64,9 @@ fn gone() -> Refusal {
 
 /// `POST /v1/events/register`
 pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Register) -> Result<Response, Refused> {
+    if hub.draining.is_cancelled() {
+        return Err(unavailable("this node is being drained: connect to another").into());
+    }
     let intents = body.intents.map(|list| list.iter().filter_map(|name| intent(name)).collect::<Vec<_>>());
     let connection = next_connection();
     let opened = hub.open_session(caller, intents.as_deref(), connection).await;
@@ -107,6 +111,7 @@ pub struct Polled {
 struct Held {
     session: Arc<SessionHandle>,
     connection: u64,
+    _counted: TaskTrackerToken,
 }
 
 impl Drop for Held {
@@ -123,7 +128,7 @@ impl Held {
         let connection = next_connection();
         session.queue.acknowledge(last);
         session.queue.resume(connection, last).ok_or_else(gone)?;
-        Ok(Held { session, connection })
+        Ok(Held { session, connection, _counted: hub.connections.token() })
     }
 
     async fn work(&self) {
@@ -153,7 +158,6 @@ pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> R
             () = held.work() => {}
             () = hub.watch_sign_in(&held.session) => {}
             () = tokio::time::sleep_until(deadline) => return Ok(polled),
-            () = hub.draining.cancelled() => return Ok(polled),
         }
     }
 }
@@ -219,7 +223,6 @@ async fn next_chunk(held: &Held, hub: &Hub) -> Chunk {
             () = held.work() => {}
             () = hub.watch_sign_in(&held.session) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => return Chunk::More(Bytes::from_static(b": alive\n\n")),
-            () = hub.draining.cancelled() => return Chunk::Last(Bytes::new()),
         }
     }
 }

@@ -75,7 +75,7 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
     let place = request.extensions_mut().remove::<Place>();
     let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request)
         .map_err(|error| invalid(format!("the WebSocket handshake is malformed: {error}")))?;
-    tokio::spawn(async move {
+    hub.clone().connections.spawn(async move {
         // Boxed: the states of the handshake would otherwise weigh on every idle connection.
         let Some((stream, early)) = Box::pin(bare(upgraded)).await else { return };
         drop(request);
@@ -192,6 +192,7 @@ impl Connection {
         let timeout = Duration::from_millis(gateway.identify_timeout_ms);
         let hello = server::hello(&self.hub.node, gateway.heartbeat_interval_ms, gateway.max_message_bytes);
         let deadline = (!timeout.is_zero()).then(|| Instant::now() + timeout);
+        let closing = self.hub.closing.clone();
         let opened = async {
             self.send(&hello).await?;
             let mut early = early.to_vec();
@@ -209,11 +210,16 @@ impl Connection {
                 }
             }
         };
-        match deadline {
-            Some(at) => {
-                tokio::time::timeout_at(at, opened).await.unwrap_or_else(|_| Err(CloseCode::NotAuthenticated.into()))
+        let late = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            None => opened.await,
+        };
+        tokio::select! {
+            opened = opened => opened,
+            () = late => Err(CloseCode::NotAuthenticated.into()),
+            () = closing.cancelled() => Err(CloseCode::Restart.into()),
         }
     }
 
@@ -242,6 +248,9 @@ impl Connection {
 
     async fn open(&mut self, known: Option<Principal>, text: &str) -> Result<Opened, End> {
         let frame = client::decode(text).map_err(|_| End::from(CloseCode::Decode))?;
+        if self.hub.draining.is_cancelled() {
+            return Err(CloseCode::Draining.into());
+        }
         let opened = match frame.request {
             Ok(Asked::Identify(identify)) => self.identify(known, identify).await,
             Ok(Asked::Resume(resume)) => self.resume(known, resume).await,

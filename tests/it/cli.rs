@@ -75,10 +75,14 @@ impl Serving {
         Serving { child, url, lines }
     }
 
-    /// Sends a signal and returns the exit code.
-    fn stop(mut self, signal: &str) -> Option<i32> {
+    fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Sends a signal and returns the exit code.
+    fn stop(mut self, signal: &str) -> Option<i32> {
+        self.signal(signal);
         // Ends when the server closes its standard output.
         while self.lines.recv_timeout(LIMIT).is_ok() {}
         self.child.wait().unwrap().code()
@@ -246,4 +250,19 @@ fn the_password_of_a_database_is_never_shown() {
         let Said { out, err, .. } = run(data.path(), &[args, &["--set", url]].concat());
         assert!(!format!("{out}{err}").contains("hunter2"), "{args:?}: {out}{err}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_waits_for_its_clients_stops_at_once_when_told_again() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Serving::start(data.path(), &["--set", "server.drain_s=600"]);
+    run_json(data.path(), &["user", "add", "ana"]);
+    let token = run_json(data.path(), &["token", "add", "--user", "ana"])["token"].as_str().unwrap().to_owned();
+    let mut screen = Socket::open(&server.url, &[]).await;
+    screen.next().await;
+    screen.identifies(&token).await;
+    server.signal("-TERM");
+    let reconnect = screen.until("reconnect").await;
+    assert!(reconnect["d"]["after_ms"].as_i64().unwrap() < 300_000, "{reconnect}");
+    assert_eq!(server.stop("-TERM"), Some(1));
 }

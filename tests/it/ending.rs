@@ -4,7 +4,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::socket::{CLOSE, Socket};
-use crate::world::{Person, World, within};
+use crate::world::{Person, World, eventually, within};
 
 impl Person {
     /// Returns the same person with a sign-in that lasts this long.
@@ -82,4 +82,68 @@ async fn another_version_is_4012_and_a_client_that_leaves_its_connection_gets_10
     assert_eq!(screen.closes_with_reason().await, (1001, "going away".to_owned()));
     let (_, resumed) = ana.resumes(json!({"session_id": screen.session, "s": 1})).await;
     assert_eq!(resumed["d"]["mode"], "buffer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_serves_on_until_its_clients_have_moved() {
+    let mut world = World::with(|config| config.server.drain_s = 600).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let (mut hers, mut his, mut late) = (ana.connects().await, bob.connects().await, ana.opens().await);
+    let mut client = bob.gateway().await;
+    let (url, queue) = (world.url.clone(), bob.queue().await);
+    let path = format!("/v1/events?queue_id={queue}&last_event_id=1&timeout_s=60");
+    let polls = bob.clone();
+    let poll = tokio::spawn(async move { polls.http.get(&path).await });
+    eventually("the poll to wait", || async {
+        let sessions = world.app().hub.directory.all_sessions();
+        sessions.len() == 4 && sessions.iter().all(|session| session.queue.attached())
+    })
+    .await;
+    let hub = world.app().hub.clone();
+    let stop = tokio::spawn(async move { world.stop().await });
+    for socket in [&mut hers, &mut his] {
+        let asked = socket.until("reconnect").await;
+        assert!((0..300_000).contains(&asked["d"]["after_ms"].as_i64().unwrap()), "{asked}");
+    }
+    assert_eq!(within("the poll", poll).await.unwrap().good()["events"][0]["type"], "reconnect");
+    let said = hers.call("message.send", json!({"channel_id": general, "text": "still here"})).await;
+    assert_eq!(said["ok"], true, "{said}");
+    assert_eq!(his.until("message.created").await["d"]["text"], "still here");
+    assert_eq!(ana.http.get("/ready").await.status, 503);
+    assert!(Socket::try_open(&url, &[]).await.is_err_and(|answer| answer.contains(" 503 ")), "no new connection");
+    assert_eq!(ana.http.post("/v1/events/register", &json!({})).await.code(), "unavailable");
+    late.asks("identify", json!({"token": ana.token})).await;
+    assert_eq!(late.closes_with_reason().await, (4011, "draining".to_owned()));
+    assert!(!stop.is_finished() && !hub.closing.is_cancelled());
+    for mut socket in [hers, his] {
+        socket.send_frame(true, CLOSE, &1001u16.to_be_bytes()).await;
+        assert_eq!(socket.closes().await, 1001);
+    }
+    let heard = within("the client's event", client.next_event()).await.unwrap();
+    assert_eq!(heard.kind, "message.created");
+    drop(client);
+    within("the node to stop", stop).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_move_is_closed_with_1012_and_waited_for() {
+    let mut world = World::with(|config| config.server.drain_s = 1).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let (mut stays, silent, mut moves) = (ana.connects().await, ana.opens().await, bob.gateway().await);
+    let hub = world.app().hub.clone();
+    let (_, moved, closed) =
+        tokio::join!(world.stop(), within("the client to move", moves.next_event()), stays.closes_with_reason());
+    assert_eq!(closed, (1012, "restart".to_owned()));
+    let moved = moved.unwrap_err();
+    assert!(moved.may_come_back() && moved.to_string().contains("1001"), "{moved}");
+    drop(silent);
+    eventually("all connections to be gone", || async { hub.connections.is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_clients_stops_at_once() {
+    let mut world = World::with(|config| config.server.drain_s = 600).await;
+    drop(world.user("ana").await.connects().await);
+    world.stop().await;
 }

@@ -219,7 +219,11 @@ async fn a_resume_says_how_it_went() {
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
     let general = world.channel("general", &[&ana, &bob]).await;
     let session = bob.connects().await.session;
+    let mut other = bob.connects().await;
     ana.says(general, "missed").await;
+    // What one session was told waits in the other.
+    other.until("message.created").await;
+    drop(other);
     let mut shown = Shown::default();
     let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": 1})).await;
     shown.add(&resumed);

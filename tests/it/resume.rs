@@ -32,8 +32,11 @@ async fn memory_replays_exactly_what_comes_behind_s() {
     }
     let session = screen.session.clone();
     drop(screen);
+    let mut other = bob.connects().await;
     for n in 6..=8 {
         ana.says(general, &n.to_string()).await;
+        // What one session was told waits in the other.
+        other.until("message.created").await;
     }
     let at = |n: usize| seen[n]["s"].as_i64().unwrap();
     for (from, expected) in [(at(4), 3), (at(2), 5), (1, 8)] {

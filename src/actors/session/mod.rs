@@ -120,11 +120,11 @@ impl SessionHandle {
         self.watches.lock().expect("no panic under this lock").clone()
     }
 
-    /// Asks the client to move to another connection, at a random time within three seconds.
-    pub fn ask_to_reconnect(&self, url: &str) {
-        let jitter = (self.id.0.as_u128() % 3_000) as u64;
-        self.queue.push_control(server::reconnect(url, jitter));
-        self.queue.close(CloseCode::Restart);
+    /// Asks the client to move to another connection, at a random time within `spread`.
+    pub fn ask_to_reconnect(&self, url: &str, spread: Duration) {
+        // The end of the identifier is random.
+        let jitter = self.id.0.as_u128() % spread.as_millis().max(1);
+        self.queue.push_control(server::reconnect(url, u64::try_from(jitter).unwrap_or(0)));
     }
 
     fn tell(&self, message: SessionMsg) {
