@@ -227,6 +227,45 @@ async fn the_client_goes_on_after_a_resume_from_the_log() {
     assert_eq!(gateway.cursors.offer(&event), Step::Apply);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_absence_is_replayed_as_it_is_read_and_never_told_as_a_lag() {
+    let mut world = World::with(|config| {
+        config.gateway.queue_events = 16;
+        config.gateway.queue_bytes = 65_536;
+        config.gateway.heartbeat_interval_ms = 600_000;
+        config.gateway.write_stall_ms = 0;
+    })
+    .await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let text = "x".repeat(30_000);
+    // More than the sockets' own buffers take.
+    for _ in 0..300 {
+        ana.says(general, &text).await;
+    }
+    world.restart().await;
+    let from = json!({"session_id": nobody(), "s": 1, "cursors": {general.to_string(): 1}});
+    let (mut screen, resumed) = bob.resumes(from).await;
+    assert_eq!((&resumed["d"]["mode"], &resumed["d"]["replayed"]), (&json!("log"), &json!(300)));
+    ana.says(general, "live").await;
+    for seq in 2..=100 {
+        assert_eq!(screen.next().await["seq"], seq);
+    }
+    // Cut in the middle, it goes on where it was.
+    let (session, s) = (resumed["d"]["session_id"].clone(), screen.s);
+    drop(screen);
+    let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": s})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer", "{resumed}");
+    let mut last = 100;
+    while last < 302 {
+        let frame = screen.next().await;
+        let seq = frame["seq"].as_i64().unwrap_or_else(|| panic!("no lag: {frame}"));
+        assert!(seq <= last + 1, "{seq} behind {last}");
+        last = last.max(seq);
+    }
+    assert!(screen.everything().await.iter().all(|frame| frame["type"] != "lagged"));
+}
+
 const SENDERS: usize = 20;
 const EACH: usize = 25;
 

@@ -8,6 +8,8 @@
 //! - At most `events` and `bytes` wait. Beyond that the busiest stream's events are dropped and noted: when the rest is
 //!   out, the client is told `lagged` with the ranges and reads them from the log.
 //! - The ring holds at most `ring` events. What is older cannot be resumed from memory.
+//! - What a resume brings from the log goes out before what waits, read page by page as the connection takes it: when
+//!   [`READ_AHEAD`] events of it wait, no more are read.
 //! - Ephemeral frames are merged: one for each user and kind, the last wins.
 //! - While nobody is connected up to `ring` events wait; then the session can only be resumed from the log.
 
@@ -38,6 +40,8 @@ pub struct Bounds {
 
 /// The most replies and notices that wait; the credits of the connection keep it far from this.
 const CONTROL_MAX: usize = 4_096;
+/// How many events of the log wait for the connection before reading it stops.
+pub const READ_AHEAD: usize = 64;
 /// The most ephemeral frames that wait.
 const EPHEMERAL_MAX: usize = 1_024;
 
@@ -64,6 +68,12 @@ impl Sent {
 #[derive(Debug, Default)]
 struct Inner {
     control: VecDeque<Bytes>,
+    /// Pages of the log, which go out before what waits.
+    pages: VecDeque<Arc<Batch>>,
+    /// How many events of the log are not read yet.
+    unread: usize,
+    /// Whoever reads the log, waiting for room.
+    reader: Option<Waker>,
     waiting: VecDeque<Arc<Batch>>,
     waiting_events: usize,
     waiting_bytes: usize,
@@ -89,16 +99,42 @@ struct Inner {
 impl Inner {
     fn has_work(&self) -> bool {
         !self.control.is_empty()
-            || !self.waiting.is_empty()
+            || !self.pages.is_empty()
             || self.resend < self.ring.len()
             || self.close.is_some()
             || self.credited
             || self.ephemeral.as_ref().is_some_and(|e| !e.is_empty())
-            || self.lagged.as_ref().is_some_and(|l| !l.is_empty())
+            || (self.unread == 0 && (!self.waiting.is_empty() || self.lagged.as_ref().is_some_and(|l| !l.is_empty())))
     }
 
-    fn wake(&mut self) -> Option<Waker> {
-        self.waker.take()
+    fn page_events(&self) -> usize {
+        self.pages.iter().map(|page| page.frames.len()).sum()
+    }
+
+    /// Returns whether the log is to be read on; nothing while there is no room.
+    fn reads_on(&self) -> Option<bool> {
+        let over = self.close.is_some_and(|code| code != CloseCode::RateLimited);
+        if over { Some(false) } else { (self.page_events() < READ_AHEAD).then_some(true) }
+    }
+
+    /// Returns whom to wake: the connection, and whoever reads the log if that has something to do.
+    fn wake(&mut self) -> [Option<Waker>; 2] {
+        let reader = if self.reads_on().is_some() { self.reader.take() } else { None };
+        [self.waker.take(), reader]
+    }
+
+    /// Takes the next batch that was not sent yet.
+    fn next(&mut self) -> Option<Arc<Batch>> {
+        if let Some(page) = self.pages.pop_front() {
+            return Some(page);
+        }
+        if self.unread > 0 {
+            return None;
+        }
+        let batch = self.waiting.pop_front()?;
+        self.waiting_events -= batch.frames.len();
+        self.waiting_bytes -= batch.bytes;
+        Some(batch)
     }
 
     fn keep(&mut self, batch: Arc<Batch>, now: Instant, bounds: &Bounds) -> i64 {
@@ -185,14 +221,12 @@ impl Queue {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let (result, waker) = {
+        let (result, wakers) = {
             let mut inner = self.lock();
             let result = change(&mut inner);
             (result, inner.wake())
         };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().flatten().for_each(Waker::wake);
         result
     }
 
@@ -227,15 +261,30 @@ impl Queue {
         });
     }
 
-    /// Puts events from the log in front of what waits, so that the client sees each stream in order.
-    pub fn push_replayed(&self, batches: Vec<Arc<Batch>>) {
+    /// Announces so many events of the log. What waits is held back until they were put in, so that the client sees each
+    /// stream in order.
+    pub fn expect_pages(&self, events: usize) {
+        self.with(|inner| inner.unread += events);
+    }
+
+    /// Puts in a page of the log, which stands for so many of the events that were announced.
+    pub fn push_page(&self, page: Option<Arc<Batch>>, events: usize) {
         self.with(|inner| {
-            for batch in batches.into_iter().rev() {
-                inner.waiting_events += batch.frames.len();
-                inner.waiting_bytes += batch.bytes;
-                inner.waiting.push_front(batch);
-            }
+            inner.unread = inner.unread.saturating_sub(events);
+            inner.pages.extend(page);
         });
+    }
+
+    /// Completes when there is room for another page of the log, or with `false` when nobody wants it any more.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut inner = self.lock();
+        match inner.reads_on() {
+            Some(reads_on) => Poll::Ready(reads_on),
+            None => {
+                inner.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 
     /// Puts in what is told now and may be lost.
@@ -327,14 +376,16 @@ impl Queue {
             inner.resend += 1;
         }
         while bytes < max {
-            let Some(batch) = inner.waiting.pop_front() else { break };
-            inner.waiting_events -= batch.frames.len();
-            inner.waiting_bytes -= batch.bytes;
+            let Some(batch) = inner.next() else { break };
             taken.oldest = taken.oldest.or(batch.committed);
             let first_s = inner.keep(batch.clone(), now, &self.bounds);
             inner.resend = inner.ring.len();
             bytes += write_batch(first_s, &batch, &mut write);
             taken.frames += batch.frames.len();
+        }
+        let reader = if inner.reads_on().is_some() { inner.reader.take() } else { None };
+        if let Some(reader) = reader {
+            reader.wake();
         }
         if bytes >= max && inner.has_work() {
             return taken;
@@ -345,7 +396,9 @@ impl Queue {
                 write(None, &frame);
             }
         }
-        if let Some(lagged) = inner.lagged.take() {
+        if inner.unread == 0
+            && let Some(lagged) = inner.lagged.take()
+        {
             taken.frames += 1;
             write(None, server::lagged(&lagged).as_bytes());
         }
@@ -379,7 +432,7 @@ impl Queue {
             inner.owner = owner;
             inner.credited = true;
             let again = inner.ring.get(at).map_or(0, |sent| inner.next_s - sent.first_s);
-            Some(usize::try_from(again).unwrap_or(0) + inner.waiting_events)
+            Some(usize::try_from(again).unwrap_or(0) + inner.page_events() + inner.unread + inner.waiting_events)
         })
     }
 
@@ -500,6 +553,32 @@ mod tests {
         assert!(out[2].contains("lagged") && out[2].contains(r#""from":1,"to":20"#), "{}", out[2]);
         queue.push(&batch(1, 21..=21));
         assert_eq!(drain(&queue), ["4/1:21"], "afterwards it flows again");
+    }
+
+    #[test]
+    fn the_log_goes_out_before_what_waits_and_is_read_as_it_is_taken() {
+        let queue = Queue::new(Bounds { ring: 128, ..BOUNDS }, 1);
+        let room = || {
+            let mut cx = Context::from_waker(Waker::noop());
+            queue.poll_room(&mut cx)
+        };
+        queue.push(&batch(1, 72..=72));
+        queue.expect_pages(71);
+        assert!(drain(&queue).is_empty(), "what waits comes behind the log");
+        queue.push_page(Some(batch(1, 1..=60)), 60);
+        assert_eq!(room(), Poll::Ready(true));
+        queue.push_page(Some(batch(1, 61..=70)), 10);
+        assert_eq!(room(), Poll::Pending, "that is enough");
+        assert_eq!(drain(&queue).len(), 70);
+        assert_eq!(room(), Poll::Ready(true));
+        queue.detach(1);
+        assert_eq!(queue.resume(1, 69), Some(12), "the second page again, what is not read yet, and what waits");
+        queue.push_page(None, 1);
+        let out = drain(&queue);
+        assert_eq!((out.len(), out[9].as_str()), (11, "71/1:70"));
+        assert_eq!(out[10], "72/1:72", "a page that may no longer be read stands for nothing");
+        queue.close(CloseCode::Revoked);
+        assert_eq!(room(), Poll::Ready(false));
     }
 
     #[test]
