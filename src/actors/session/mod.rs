@@ -226,7 +226,7 @@ impl Hub {
             ring: gateway.ring_events,
             window: Duration::from_secs(gateway.resume_window_s),
         };
-        let queue = Queue::new(bounds, connection);
+        let queue = Queue::new(bounds, connection, principal.user_id.into());
         let session = SessionHandle::new(principal, intents, queue, self.clock.now());
         let arguments = (self.clone(), session.clone());
         let spawned = Actor::spawn_linked(None, Session, arguments, self.actors().sessions.get_cell()).await;

@@ -49,6 +49,8 @@ const EPHEMERAL_MAX: usize = 1_024;
 #[derive(Debug)]
 pub struct Queue {
     bounds: Bounds,
+    /// The user's own stream, which is no channel.
+    own: StreamId,
     inner: Mutex<Inner>,
 }
 
@@ -209,11 +211,11 @@ pub struct Taken {
 }
 
 impl Queue {
-    /// Makes the queue of a new session that the connection `owner` empties.
+    /// Makes the queue of a new session that the connection `owner` empties; `own` is its user's own stream.
     #[must_use]
-    pub fn new(bounds: Bounds, owner: u64) -> Arc<Self> {
+    pub fn new(bounds: Bounds, owner: u64, own: StreamId) -> Arc<Self> {
         let inner = Inner { next_s: 2, owner, ..Inner::default() };
-        Arc::new(Queue { bounds, inner: Mutex::new(inner) })
+        Arc::new(Queue { bounds, own, inner: Mutex::new(inner) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -400,7 +402,7 @@ impl Queue {
             && let Some(lagged) = inner.lagged.take()
         {
             taken.frames += 1;
-            write(None, server::lagged(&lagged).as_bytes());
+            write(None, server::lagged(&lagged, self.own).as_bytes());
         }
         taken.close = inner.close;
         taken
@@ -524,7 +526,7 @@ mod tests {
 
     #[test]
     fn events_are_numbered_when_they_are_taken_and_resumed_by_number() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         queue.push(&batch(1, 1..=2));
         queue.push_control("reply");
         queue.push(&batch(2, 1..=1));
@@ -542,7 +544,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_loses_its_busiest_stream_and_is_told_which_range() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         queue.push(&batch(2, 7..=7));
         for seq in 1..=20 {
             queue.push(&batch(1, seq..=seq));
@@ -557,7 +559,7 @@ mod tests {
 
     #[test]
     fn the_log_goes_out_before_what_waits_and_is_read_as_it_is_taken() {
-        let queue = Queue::new(Bounds { ring: 128, ..BOUNDS }, 1);
+        let queue = Queue::new(Bounds { ring: 128, ..BOUNDS }, 1, stream(9));
         let room = || {
             let mut cx = Context::from_waker(Waker::noop());
             queue.poll_room(&mut cx)
@@ -582,8 +584,19 @@ mod tests {
     }
 
     #[test]
+    fn a_lag_tells_channels_from_other_streams() {
+        let queue = Queue::new(BOUNDS, 1, stream(9));
+        for seq in 1..=20 {
+            queue.push(&batch(9, seq..=seq));
+        }
+        let told: serde_json::Value = serde_json::from_str(&drain(&queue)[0]).unwrap();
+        let ranges = serde_json::json!({"channels": {}, "streams": {stream(9).to_string(): {"from": 1, "to": 20}}});
+        assert_eq!(told["d"], ranges);
+    }
+
+    #[test]
     fn a_session_nobody_reads_keeps_a_bounded_amount() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         queue.detach(1);
         for seq in 1..=40 {
             queue.push(&batch(1, seq..=seq));
@@ -593,7 +606,7 @@ mod tests {
 
     #[test]
     fn a_retired_queue_is_resumed_by_nobody_and_one_in_use_is_not_retired() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         assert!(!queue.retire(0), "a connection has it");
         assert_eq!(queue.resume(2, 1), Some(0));
         assert!(!queue.retire(1), "another connection has it by now");
@@ -603,7 +616,7 @@ mod tests {
 
     #[test]
     fn ephemeral_frames_are_merged() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         let user = crate::domain::id::UserId::new(Timestamp(1));
         for n in 0..5 {
             queue.push_ephemeral(Ephemeral::Presence(user), Bytes::from(format!("{n}")));
@@ -614,7 +627,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
-            let queue = Queue::new(BOUNDS, 1);
+            let queue = Queue::new(BOUNDS, 1, stream(9));
             let mut sent = [0i64; 4];
             // What the client has applied of each stream, and which ranges it still has to fetch.
             let mut applied = [0i64; 4];
