@@ -594,5 +594,5 @@ fn write_some(stream: &TcpStream, bytes: &[u8]) -> Result<usize, End> {
 
 fn reason(error: wire::WireError) -> &'static str {
     let code = error.close_code();
-    CloseCode::ALL.iter().find(|c| c.code() == code).map_or("protocol error", |c| c.reason())
+    CloseCode::of(code).map_or("protocol error", CloseCode::reason)
 }

@@ -10,6 +10,12 @@ macro_rules! close_codes {
             /// Every code, for the documents and the tests.
             pub const ALL: &[CloseCode] = &[$(CloseCode::$name,)*];
 
+            /// Returns the code of this number.
+            #[must_use]
+            pub fn of(number: u16) -> Option<CloseCode> {
+                CloseCode::ALL.iter().copied().find(|code| code.code() == number)
+            }
+
             /// Returns the number on the wire.
             #[must_use]
             pub fn code(self) -> u16 {

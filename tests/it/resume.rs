@@ -266,6 +266,62 @@ async fn a_long_absence_is_replayed_as_it_is_read_and_never_told_as_a_lag() {
     assert!(screen.everything().await.iter().all(|frame| frame["type"] != "lagged"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_misses_nothing_of_its_own_stream_the_workspace_and_channels_it_came_into() {
+    let mut world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut gateway = bob.gateway().await;
+    let client = colink::client::Client::new(&world.url).unwrap().with_token(&bob.token);
+    ana.says(general, "seen").await;
+    let mut told = Vec::new();
+    until_told(&mut gateway, &client, &mut told, "message.created").await;
+    world.restart().await;
+    let (later, left) = (world.channel("later", &[&ana, &bob]).await, world.private("left", &[&ana, &bob]).await);
+    ana.says(later, "missed in it").await;
+    ana.removes(left, &bob).await;
+    world.user("new").await;
+    let _: Value = bob.does(c::SetDraft { channel_id: general, thread_seq: None, text: "half a".into() }).await;
+    // As if this session had never been here: what it missed comes from the log.
+    world.restart().await;
+    within("the resume", gateway.resume()).await.unwrap();
+    told.clear();
+    let wanted = ["user.created", "user.draft", "user.channel_added", "user.channel_removed", "message.created"];
+    for kind in wanted {
+        until_told(&mut gateway, &client, &mut told, kind).await;
+    }
+    let of = |channel: ChannelId| told.iter().filter(move |(stream, ..)| *stream == channel.into());
+    let seqs: Vec<i64> = of(later).map(|(_, seq, _)| *seq).collect();
+    assert_eq!(seqs, [1, 2], "all of the new channel, in order: {told:?}");
+    assert_eq!(of(left).count(), 0, "{told:?}");
+    let unique: std::collections::HashSet<_> = told.iter().map(|(stream, seq, _)| (*stream, *seq)).collect();
+    assert_eq!(unique.len(), told.len(), "nothing twice");
+}
+
+/// Applies what comes, gaps and all, until an event of this kind was applied.
+async fn until_told(
+    gateway: &mut Gateway,
+    client: &colink::client::Client,
+    told: &mut Vec<(StreamId, i64, String)>,
+    kind: &str,
+) {
+    within(kind, async {
+        while told.iter().all(|(_, _, told)| told != kind) {
+            let event = gateway.next_event().await.unwrap();
+            let events = match gateway.cursors.offer(&event) {
+                Step::Apply => vec![event],
+                Step::Drop => continue,
+                Step::Gap { stream, after } => {
+                    let missed = client.events(stream, after).await.unwrap();
+                    missed.into_iter().filter(|event| gateway.cursors.offer(event) == Step::Apply).collect()
+                }
+            };
+            told.extend(events.into_iter().filter_map(|e| Some((e.stream()?, e.seq?, e.kind))));
+        }
+    })
+    .await;
+}
+
 const SENDERS: usize = 20;
 const EACH: usize = 25;
 
@@ -295,7 +351,7 @@ on_both! {
                 match gateway.cursors.offer(&event) {
                     Step::Apply => applied.extend(event.message().map(|m| (m.seq, m.text))),
                     Step::Drop => {}
-                    Step::Gap { channel_id, after } => panic!("a gap behind {after} of {channel_id}"),
+                    Step::Gap { stream, after } => panic!("a gap behind {after} of {stream}"),
                 }
                 if applied.len() / 31 > reconnects {
                     reconnects += 1;
