@@ -15,7 +15,7 @@ fn fanout(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("fanout");
     for events in [1, 8, 32] {
         let queues: Vec<_> = (0..SESSIONS).map(|_| Queue::new(bounds, 1, StreamId::WORKSPACE)).collect();
-        let frames = (0..events).map(|seq| Encoded { seq, tail: vec![b'x'; 400].into() });
+        let frames = (0..events).map(|seq| Encoded { seq, reaction: false, tail: vec![b'x'; 400].into() });
         let batch = Batch::new(StreamId::WORKSPACE, frames.collect(), None);
         let mut s = 1;
         let mut out = Vec::with_capacity(1 << 20);

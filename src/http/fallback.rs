@@ -43,7 +43,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub struct Register {
     /// Some of `messages`, `reactions`, `typing`, `presence`; all, if left out.
     #[serde(default)]
-    intents: Option<Vec<String>>,
+    intents: Option<Vec<Intent>>,
 }
 
 /// A registered session.
@@ -67,9 +67,8 @@ pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Registe
     if hub.draining.is_cancelled() {
         return Err(unavailable("this node is being drained: connect to another").into());
     }
-    let intents = body.intents.map(|list| list.iter().filter_map(|name| intent(name)).collect::<Vec<_>>());
     let connection = next_connection();
-    let opened = hub.open_session(caller, intents.as_deref(), connection).await;
+    let opened = hub.open_session(caller, body.intents.as_deref(), connection).await;
     let (session, ready) = opened.map_err(|error| match error {
         OpenError::TooMany => Refusal::new(Code::RateLimited, "too many sessions: end one first").retry_after(60.0),
         OpenError::Store(error) => refusal(error),
@@ -79,10 +78,6 @@ pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Registe
     let body = Registered { queue_id: session.id, last_event_id: 1, ready };
     let bytes = serde_json::to_vec(&body).expect("an answer has only string keys");
     Ok(json_response(StatusCode::CREATED, bytes.into()))
-}
-
-fn intent(name: &str) -> Option<Intent> {
-    serde_json::from_value(serde_json::Value::from(name)).ok()
 }
 
 /// Which events.

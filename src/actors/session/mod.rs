@@ -55,6 +55,7 @@ pub struct SessionHandle {
     /// Whether it wants to be told who is online.
     pub wants_presence: bool,
     wants_messages: bool,
+    wants_reactions: bool,
     role: AtomicU8,
     /// When the sign-in ends, in microseconds; the greatest number if it does not.
     sign_in_ends: AtomicI64,
@@ -74,6 +75,7 @@ impl SessionHandle {
             wants_typing: wants(Intent::Typing),
             wants_presence: wants(Intent::Presence),
             wants_messages: wants(Intent::Messages),
+            wants_reactions: wants(Intent::Reactions),
             role: AtomicU8::new(principal.role as u8),
             sign_in_ends: AtomicI64::new(i64::MAX),
             ended: AtomicBool::new(false),
@@ -84,9 +86,19 @@ impl SessionHandle {
 
     /// Delivers events.
     pub fn push(&self, batch: &Arc<Batch>) {
-        if self.wants_messages {
-            self.queue.push(batch);
+        if let Some(part) = self.wanted(batch) {
+            self.queue.push(&part);
         }
+    }
+
+    /// Returns what of a batch the session wants.
+    fn wanted(&self, batch: &Arc<Batch>) -> Option<Arc<Batch>> {
+        batch.part(self.wants_messages, self.wants_reactions)
+    }
+
+    /// Returns whether it wants any durable event.
+    fn wants_durable(&self) -> bool {
+        self.wants_messages || self.wants_reactions
     }
 
     /// Returns who asks when this session asks.

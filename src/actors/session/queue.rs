@@ -511,7 +511,8 @@ mod tests {
     }
 
     fn batch(of: i64, seqs: std::ops::RangeInclusive<i64>) -> Arc<Batch> {
-        let frames = seqs.map(|seq| Encoded { seq, tail: Bytes::from(format!("{of}:{seq}")) }).collect();
+        let frames =
+            seqs.map(|seq| Encoded { seq, reaction: false, tail: Bytes::from(format!("{of}:{seq}")) }).collect();
         Batch::new(stream(of), frames, None)
     }
 

@@ -77,7 +77,10 @@ impl Hub {
             }
         };
         match missed {
-            Missed::All(ranges) => {
+            Missed::All(mut ranges) => {
+                if !session.wants_durable() {
+                    ranges.clear();
+                }
                 metrics::counter!("colink_resumes_total", "mode" => "log").increment(1);
                 let replayed = ranges.iter().map(Range::events).sum();
                 session.queue.expect_pages(replayed);
@@ -157,7 +160,7 @@ impl Hub {
                     Ok(Some(page)) => {
                         let read = page.frames.len();
                         range.after = page.frames.last().map_or(range.head, |event| event.seq);
-                        session.queue.push_page(Some(page), read);
+                        session.queue.push_page(session.wanted(&page), read);
                     }
                     Ok(None) => {
                         session.queue.push_page(None, range.events());
