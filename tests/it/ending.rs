@@ -3,7 +3,7 @@
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::socket::{CLOSE, Socket};
+use crate::socket::{CLOSE, Incoming, Socket, TEXT, frame};
 use crate::world::{Person, World, eventually, within};
 
 impl Person {
@@ -146,4 +146,89 @@ async fn a_node_without_clients_stops_at_once() {
     let mut world = World::with(|config| config.server.drain_s = 600).await;
     drop(world.user("ana").await.connects().await);
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_tokens_are_counted_by_address_and_attempts_by_connection() {
+    let world = World::with(|config| config.gateway.identifies_per_minute = 2).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    ana.connects().await;
+    for n in 0..20 {
+        let mut stranger = ana.opens().await;
+        stranger.asks("identify", json!({"token": format!("clk_{n}")})).await;
+        assert_eq!(stranger.closes().await, 4004, "{n}");
+    }
+    let mut stranger = ana.opens().await;
+    for _ in 0..2 {
+        let refused = stranger.call("identify", json!({"token": "clk_x"})).await;
+        assert_eq!(refused["error"], "rate_limited", "{refused}");
+        assert!(refused["retry_after"].as_f64().unwrap() > 0.0);
+    }
+    stranger.asks("identify", json!({"token": "clk_x"})).await;
+    assert_eq!(stranger.closes().await, 4008, "one connection has no more attempts than a minute has");
+    let header = format!("Bearer {}", bob.token);
+    let refused = Socket::try_open(&world.url, &[("authorization", &header)]).await;
+    assert!(refused.is_err_and(|answer| answer.contains(" 429 ")), "not looked up now");
+    ana.connects().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_waits_when_the_connection_ends_comes_on_the_next() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    for n in 0..20 {
+        let mut first = ana.connects().await;
+        let id = first.asks("message.send", json!({"channel_id": general, "text": format!("{n}")})).await;
+        let (session, resume) =
+            (first.session.clone(), json!({"token": ana.token, "session_id": first.session, "s": 1}));
+        let mut second = ana.opens().await;
+        second.send(&json!({"id": 1, "type": "resume", "d": resume})).await;
+        let resumed = second.until("resumed").await;
+        assert_eq!((&resumed["d"]["mode"], &resumed["d"]["session_id"]), (&json!("buffer"), &json!(session)));
+        let mut answers = 0;
+        while let Incoming::Text(text) = first.read().await {
+            answers += usize::from(text.contains(&format!("\"reply_to\":{id},")));
+        }
+        // Behind the answer, if the request was read before the connection was taken over.
+        let read = json!({"id": 5_000, "type": "channel.mark_read", "d": {"channel_id": general, "seq": 1}});
+        second.send(&read).await;
+        second.reply(5_000).await;
+        answers += second.everything().await.iter().filter(|frame| frame["reply_to"] == id).count();
+        let page = ana.http.get(&format!("/v1/channels/{general}/messages?limit=1")).await.items();
+        let stored = page.iter().filter(|message| message["text"] == n.to_string()).count();
+        assert_eq!(answers, stored, "one answer, on the one or on the other");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_requests_are_in_work_than_allowed_however_many_come_at_once() {
+    let world = World::with(|config| config.gateway.inflight = 2).await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let mut bytes = Vec::new();
+    let identify = json!({"id": 1, "type": "identify", "d": {"token": ana.token}});
+    bytes.extend(frame(true, TEXT, identify.to_string().as_bytes()));
+    for id in 100..300 {
+        let send = json!({"id": id, "type": "message.send", "d": {"channel_id": general, "text": "hi"}});
+        bytes.extend(frame(true, TEXT, send.to_string().as_bytes()));
+    }
+    let mut flood = ana.opens().await;
+    let hub = world.app().hub.clone();
+    let (done, finished) = tokio::sync::oneshot::channel::<()>();
+    let watching = std::thread::spawn(move || {
+        let (mut most, mut finished) = (0, finished);
+        while finished.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+            let sessions = hub.directory.all_sessions();
+            most = most.max(sessions.iter().map(|session| session.queue.in_flight()).max().unwrap_or(0));
+        }
+        most
+    });
+    flood.send_bytes(&bytes).await;
+    for id in 100..300 {
+        assert_eq!(flood.reply(id).await["ok"], true);
+    }
+    done.send(()).unwrap();
+    let most = watching.join().unwrap();
+    assert!((1..=2).contains(&most), "{most}");
 }

@@ -447,7 +447,6 @@ impl Queue {
         inner.owner = 0;
         inner.waker = None;
         inner.ephemeral = None;
-        inner.in_flight = 0;
         // That was for the connection: the session can be resumed.
         inner.close = inner.close.filter(|code| *code != CloseCode::RateLimited);
         // Whatever was dropped for a slow reader is gone from memory.
