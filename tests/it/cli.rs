@@ -39,7 +39,8 @@ fn run(data: &Path, args: &[&str]) -> Said {
     said(colink(data, args).output().unwrap())
 }
 
-fn run_json(data: &Path, args: &[&str]) -> Value {
+/// Runs the binary and returns what it prints with `--json`.
+pub(crate) fn run_json(data: &Path, args: &[&str]) -> Value {
     let Said { code, out, err } = run(data, &[args, &["--json"]].concat());
     assert_eq!((code, err.as_str()), (0, ""), "{args:?} {out}");
     serde_json::from_str(&out).unwrap()
@@ -53,14 +54,14 @@ fn run_with_stdin(data: &Path, args: &[&str], text: &str) -> Said {
 }
 
 /// A server of one's own, ended with the test.
-struct Serving {
+pub(crate) struct Serving {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     lines: mpsc::Receiver<String>,
 }
 
 impl Serving {
-    fn start(data: &Path, more: &[&str]) -> Serving {
+    pub(crate) fn start(data: &Path, more: &[&str]) -> Serving {
         let args = [&["serve", "--listen", "127.0.0.1:0", "--set", "server.drain_s=1"][..], more].concat();
         let mut child = colink(data, &args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let (sender, lines) = mpsc::channel();
@@ -73,6 +74,11 @@ impl Serving {
             }
         };
         Serving { child, url, lines }
+    }
+
+    /// Returns the process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn signal(&self, signal: &str) {

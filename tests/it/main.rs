@@ -13,6 +13,7 @@ mod canary;
 mod cli;
 mod ending;
 mod fallback;
+mod floods;
 mod permissions;
 mod protocol;
 mod rest;
