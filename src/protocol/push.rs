@@ -51,6 +51,9 @@ impl Batch {
     /// Returns what of it a session is sent that wants `reactions`, and `others`; nothing, if that is nothing.
     #[must_use]
     pub fn part(self: &Arc<Self>, others: bool, reactions: bool) -> Option<Arc<Self>> {
+        if others && reactions {
+            return Some(self.clone());
+        }
         let wanted = |frame: &&Encoded| if frame.reaction { reactions } else { others };
         let count = self.frames.iter().filter(wanted).count();
         if count == self.frames.len() {

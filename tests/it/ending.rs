@@ -196,7 +196,8 @@ async fn an_answer_that_waits_when_the_connection_ends_comes_on_the_next() {
         second.reply(5_000).await;
         answers += second.everything().await.iter().filter(|frame| frame["reply_to"] == id).count();
         let page = ana.http.get(&format!("/v1/channels/{general}/messages?limit=1")).await.items();
-        let stored = page.iter().filter(|message| message["text"] == n.to_string()).count();
+        let text = n.to_string();
+        let stored = page.iter().filter(|message| message["text"] == text.as_str()).count();
         assert_eq!(answers, stored, "one answer, on the one or on the other");
     }
 }
