@@ -14,8 +14,8 @@ fn fanout(criterion: &mut Criterion) {
     let bounds = Bounds { events: 1_024, bytes: 1 << 20, ring: 4_096, window: Duration::from_secs(300) };
     let mut group = criterion.benchmark_group("fanout");
     for events in [1, 8, 32] {
-        let queues: Vec<_> = (0..SESSIONS).map(|_| Queue::new(bounds, 1)).collect();
-        let frames = (0..events).map(|seq| Encoded { seq, tail: vec![b'x'; 400].into() });
+        let queues: Vec<_> = (0..SESSIONS).map(|_| Queue::new(bounds, 1, StreamId::WORKSPACE)).collect();
+        let frames = (0..events).map(|seq| Encoded { seq, reaction: false, tail: vec![b'x'; 400].into() });
         let batch = Batch::new(StreamId::WORKSPACE, frames.collect(), None);
         let mut s = 1;
         let mut out = Vec::with_capacity(1 << 20);

@@ -20,8 +20,8 @@ async fn main() -> Result<(), Error> {
         match gateway.cursors.offer(&event) {
             Step::Apply => print(&event),
             Step::Drop => {}
-            Step::Gap { channel_id, after } => {
-                let missed = client.events(channel_id, after).await?;
+            Step::Gap { stream, after } => {
+                let missed = client.events(stream, after).await?;
                 missed.iter().filter(|event| gateway.cursors.offer(event) == Step::Apply).for_each(print);
             }
         }

@@ -1,7 +1,7 @@
 //! The composition root: from a configuration to a running node, and back down in order.
 //!
-//! Up: store, schema, writer and actors, listener. Down: sessions are asked to reconnect, requests finish, what waits is
-//! written, the store closes.
+//! Up: store, schema, writer and actors, listener. Down: sessions are asked to reconnect and are served until they have,
+//! requests finish, what waits is written, the store closes.
 
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
@@ -154,6 +154,7 @@ impl App {
     pub async fn stop(self) {
         let _ = std::fs::remove_file(self.data.join(RUNNING));
         self.hub.drain();
+        self.hub.drained().await;
         self.stop.cancel();
         let _ = self.serving.await;
         self.hub.stop().await;

@@ -135,7 +135,7 @@ sections! {
         data: PathBuf = PathBuf::from("data");
         /// Threads of the runtime; 0: one a core.
         threads: usize = 0, 0 or [1..=1_024];
-        /// Seconds that connections get to move elsewhere before a shutdown closes them; 0: none.
+        /// Seconds that clients are served on and get to move elsewhere before a shutdown closes them; 0: none.
         drain_s: u64 = 20, 0 or [1..=3_600];
         /// The most open connections; 0: no limit.
         max_connections: usize = 50_000, 0 or [1..=MANY];
@@ -223,6 +223,8 @@ sections! {
         commands_per_minute: u32 = 120;
         /// Commands of a session that may come at once.
         commands_burst: u32 = 20, [1..=u32::MAX];
+        /// Requests a minute that a session may send beyond its rate before its connection is closed; 0: any number.
+        refusals_per_minute: u32 = 120;
         /// Attempts to identify or resume a minute, by token; 0: no limit.
         identifies_per_minute: u32 = 10;
         /// The most sessions of one user; 0: no limit.

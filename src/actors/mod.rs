@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -35,11 +36,18 @@ use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{StreamId, UserId};
 use crate::domain::rate::Buckets;
 use crate::domain::user::User;
+use crate::protocol::close::CloseCode;
 use crate::storage::Store;
 use crate::storage::cache::Cache;
 use crate::storage::writer::{self, Committed, Writer};
 use directory::Directory;
 use presence::{PresenceActor, PresenceMsg};
+
+/// Over how long clients are spread that have to leave at once.
+const MOVES_WITHIN: Duration = Duration::from_secs(3);
+/// How long a stopping node waits for clients to answer its goodbye.
+const GOODBYE_MIN: Duration = Duration::from_millis(100);
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
 /// What the parts of a running node share.
 pub struct Hub {
@@ -63,8 +71,12 @@ pub struct Hub {
     pub requests: Buckets<UserId>,
     /// How often each address and name may still try to sign in.
     pub sign_ins: Buckets<String>,
-    /// Cancelled when the node drains.
+    /// The clients' connections, and streams of events. Closed when the node drains.
+    pub connections: TaskTracker,
+    /// Cancelled when the node drains: what is open goes on, nothing new is opened.
     pub draining: CancellationToken,
+    /// Cancelled when what is still open is closed.
+    pub closing: CancellationToken,
     actors: OnceLock<Actors>,
     writing: CancellationToken,
     written: CancellationToken,
@@ -109,7 +121,9 @@ impl Hub {
             operator,
             requests: Buckets::default(),
             sign_ins: Buckets::default(),
+            connections: TaskTracker::new(),
             draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
             actors: OnceLock::new(),
             writing,
             written,
@@ -171,12 +185,33 @@ impl Hub {
         }
     }
 
-    /// Asks every session to move elsewhere and stops taking new work.
+    /// Asks every session to move elsewhere, and opens none from now on. Those that are open are served on.
     pub fn drain(&self) {
-        for session in self.directory.all_sessions() {
-            session.ask_to_reconnect(&self.config.server.gateway_url());
-        }
         self.draining.cancel();
+        self.connections.close();
+        let patience = Duration::from_secs(self.config.server.drain_s);
+        // All are gone by half of the time, if they do as they are told.
+        let spread = if patience.is_zero() { MOVES_WITHIN } else { patience / 2 };
+        for session in self.directory.all_sessions() {
+            session.ask_to_reconnect(&self.config.server.gateway_url(), spread);
+        }
+    }
+
+    /// Waits until every client has moved, for `server.drain_s` at most; then closes what is still here.
+    pub async fn drained(&self) {
+        let patience = Duration::from_secs(self.config.server.drain_s);
+        let moved = tokio::time::timeout(patience, self.connections.wait()).await;
+        self.closing.cancel();
+        if moved.is_ok() {
+            return;
+        }
+        for session in self.directory.all_sessions() {
+            session.queue.close(CloseCode::Restart);
+        }
+        let goodbye = patience.clamp(GOODBYE_MIN, GOODBYE_MAX);
+        if tokio::time::timeout(goodbye, self.connections.wait()).await.is_err() {
+            tracing::info!(connections = self.connections.len(), "stopping without an answer to every goodbye");
+        }
     }
 
     /// Writes what waits, then stops the actors.

@@ -12,12 +12,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::cursor::Cursors;
+use super::cursor::{Cursors, Moved};
 use super::gateway::{Options, Position, Start};
 use super::socket::{Incoming, Reading, Socket, Writing, receive, write};
-use super::wire::{Event, Frame, Ready, Reply};
-use super::{Address, Error, Result, cut, timed_out};
-use crate::domain::id::SessionId;
+use super::wire::{ChannelHead, Event, Frame, Ready, Reply};
+use super::{Address, Client, Error, Result, cut, timed_out};
+use crate::domain::id::{ChannelId, SessionId, StreamId};
+use crate::domain::user::Role;
 
 /// Where a reply goes.
 pub(super) type Answer = oneshot::Sender<Result<Box<RawValue>>>;
@@ -39,6 +40,8 @@ pub(super) struct Opening {
     pub(super) ready: Option<Ready>,
     pub(super) session_id: SessionId,
     pub(super) s: i64,
+    /// The last event, by its number in the session, of those that come from the log.
+    pub(super) replay_ends: i64,
     /// Events that came before the session was said to be open.
     pub(super) early: Vec<Event>,
 }
@@ -67,13 +70,14 @@ impl Opening {
                 let cursors_now = from.cursors.as_map();
                 let resume = json!({ "id": 1, "type": "resume", "d": {
                     "token": token, "session_id": from.session_id, "s": from.s, "cursors": cursors_now,
+                    "intents": options.intents,
                 }});
                 socket.say(&resume).await?;
                 (cursors, session_id, s) = (from.cursors, Some(from.session_id), from.s);
             }
         }
 
-        let (mut early, mut ready) = (Vec::new(), None);
+        let (mut early, mut ready, mut replay_ends) = (Vec::new(), None, 0);
         loop {
             match socket.next().await? {
                 Frame::Events(events) => early.extend(events),
@@ -81,32 +85,49 @@ impl Opening {
                     start = Start::Resumed(resumed.replayed);
                     session_id = resumed.session_id.or(session_id);
                     s = resumed.s.unwrap_or(s);
+                    if resumed.mode == "log" {
+                        replay_ends = s.saturating_add_unsigned(resumed.replayed);
+                    }
                     break;
                 }
                 Frame::InvalidSession(gone) => {
                     start = Start::Anew;
-                    gone.sync_from.into_iter().for_each(|(channel, seq)| cursors.start(channel, seq));
+                    gone.sync_from.into_iter().for_each(|(stream, seq)| cursors.start(stream, seq));
                     socket.say(&identify).await?;
                 }
-                Frame::Ready { s: first, ready: state } => {
-                    for head in &state.channels {
-                        if matches!(start, Start::Anew) {
-                            early.push(Event::of_channel("lagged", head.id, head.last_seq));
-                        } else {
-                            cursors.start(head.id, head.last_seq);
+                Frame::Ready { s: first, ready: mut state } => {
+                    if state.channels_next_cursor.is_some() {
+                        let client = Client::new(&format!("http://{}", address.authority()))?.with_token(token);
+                        state.channels = client.all::<ChannelHead>("/v1/channels").await?;
+                    }
+                    for head in heads(&state) {
+                        match (&start, head.stream(), head.seq) {
+                            (Start::Anew, ..) => early.push(head),
+                            (_, Some(stream), Some(seq)) => cursors.start(stream, seq),
+                            _ => {}
                         }
                     }
                     (session_id, s, ready) = (Some(state.session_id), first, Some(*state));
                     break;
                 }
                 Frame::Reply(Reply { result: Err(refusal), .. }) => return Err(refusal),
-                Frame::Reply(_) | Frame::Hello { .. } | Frame::HeartbeatAck => {}
+                Frame::Reply(_) | Frame::Hello { .. } | Frame::HeartbeatAck | Frame::Reconnect { .. } => {}
             }
         }
         let session_id = session_id.ok_or_else(|| Error::Protocol("resumed without a session".to_owned()))?;
         let interval = Duration::from_millis(heartbeat_interval_ms.max(100));
-        Ok(Opening { socket, interval, cursors, start, ready, session_id, s, early })
+        Ok(Opening { socket, interval, cursors, start, ready, session_id, s, replay_ends, early })
     }
+}
+
+/// Returns where every stream of a first state ends, as notices of a lag.
+fn heads(state: &Ready) -> impl Iterator<Item = Event> {
+    let channels = state.channels.iter().map(|head| Event::of_channel("lagged", head.id, head.last_seq));
+    let own = (state.user_seq > 0).then(|| Event::of_stream("lagged", state.user.id.into(), state.user_seq));
+    // A guest does not hear of the workspace.
+    let hears = state.workspace_seq > 0 && state.user.role > Role::Guest;
+    let workspace = hears.then(|| Event::of_stream("lagged", StreamId::WORKSPACE, state.workspace_seq));
+    channels.chain(own).chain(workspace)
 }
 
 /// The task that owns an open connection.
@@ -115,8 +136,15 @@ pub(super) struct Connection {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) in_flight: HashMap<u64, Answer>,
     pub(super) next_id: u64,
+    /// The last event, by its number in the session, of those that come from the log.
+    pub(super) replay_ends: i64,
+    /// Channels that the user came into according to the log, with the event that brought them in: of these streams
+    /// nothing was replayed.
+    pub(super) came_into: HashMap<ChannelId, i64>,
     /// Heartbeats sent since the last one that was answered.
     pub(super) unanswered: u32,
+    /// When to leave: the hub asked to, because it is about to stop.
+    pub(super) move_at: Option<Instant>,
     /// The last event that the program took, by its number in the session.
     pub(super) taken: Arc<AtomicI64>,
 }
@@ -142,7 +170,14 @@ impl Connection {
         let mut beat = interval_at(Instant::now() + first, interval);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let moves = async {
+                match self.move_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             let done = tokio::select! {
+                () = moves => Err(self.close(1001, "moving").await),
                 frame = incoming.recv() => match frame {
                     Some(Ok(frame)) => self.take(frame).await,
                     Some(Err(error)) => Err(error),
@@ -168,8 +203,11 @@ impl Connection {
         match Frame::decode(&text)? {
             Frame::Events(events) => {
                 for event in events {
-                    if self.events.try_send(event).is_err() {
-                        return Err(self.close(4010, "events were left unread").await);
+                    let more = self.follow(&event);
+                    for event in std::iter::once(event).chain(more) {
+                        if self.events.try_send(event).is_err() {
+                            return Err(self.close(4010, "events were left unread").await);
+                        }
                     }
                 }
             }
@@ -180,9 +218,25 @@ impl Connection {
                 }
             }
             Frame::HeartbeatAck => self.unanswered = 0,
+            Frame::Reconnect { after_ms } => self.move_at = Some(Instant::now() + Duration::from_millis(after_ms)),
             Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed(_) | Frame::InvalidSession(_) => {}
         }
         Ok(())
+    }
+
+    /// Notes what a replayed event tells of the user's channels. Behind the last of them, each channel that the user came
+    /// into meanwhile is a gap to be read.
+    fn follow(&mut self, event: &Event) -> Vec<Event> {
+        let Some(s) = event.s.filter(|s| *s <= self.replay_ends) else { return Vec::new() };
+        match (event.kind.as_str(), event.data::<Moved>()) {
+            ("user.channel_added", Ok(moved)) => drop(self.came_into.insert(moved.channel_id, moved.last_seq)),
+            ("user.channel_removed", Ok(moved)) => drop(self.came_into.remove(&moved.channel_id)),
+            _ => {}
+        }
+        if s < self.replay_ends {
+            return Vec::new();
+        }
+        self.came_into.drain().map(|(channel, seq)| Event::of_channel("lagged", channel, seq)).collect()
     }
 
     async fn put(&mut self, ask: Ask) -> Result<()> {

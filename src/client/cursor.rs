@@ -1,12 +1,14 @@
-//! The client's half of exactly-once: how far each channel was applied.
+//! The client's half of exactly-once: how far each stream was applied, be it a channel's, the user's own or the workspace's.
 //!
 //! An event is applied only if its `seq` is the last one plus one; anything at or below the last one was seen before; a
-//! jump means that events are missing, and they are read from `GET /v1/channels/{id}/events?after_seq=`.
+//! jump means that events are missing, and they are read from `GET /v1/streams/{id}/events?after_seq=`.
 
 use std::collections::HashMap;
 
+use serde::Deserialize;
+
 use super::wire::Event;
-use crate::domain::id::ChannelId;
+use crate::domain::id::{ChannelId, StreamId};
 
 /// What to do with an event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,51 +19,66 @@ pub enum Step {
     Drop,
     /// Events before it are missing. Read those behind `after`, this one among them, and offer each in turn.
     Gap {
-        /// The channel.
-        channel_id: ChannelId,
+        /// The stream: a channel's, or one of the other two.
+        stream: StreamId,
         /// The last event that was applied.
         after: i64,
     },
 }
 
-/// The last event applied in each channel.
+/// The last event applied of each stream.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Cursors(HashMap<ChannelId, i64>);
+pub struct Cursors(HashMap<StreamId, i64>);
+
+/// The payload of `user.channel_added` and `user.channel_removed`.
+#[derive(Deserialize)]
+pub(super) struct Moved {
+    pub(super) channel_id: ChannelId,
+    /// The event that brought the user in.
+    #[serde(default)]
+    pub(super) last_seq: i64,
+}
 
 impl Cursors {
-    /// Decides over an event, and moves the channel's cursor if it is to be applied.
+    /// Decides over an event, and moves the stream's cursor if it is to be applied.
     ///
-    /// The first event of a channel that is not known yet sets its cursor.
+    /// The first event of a stream that is not known yet sets its cursor. A channel that the user came into begins with the
+    /// event that brought them in.
     pub fn offer(&mut self, event: &Event) -> Step {
-        let (Some(channel_id), Some(seq)) = (event.channel_id, event.seq) else { return Step::Apply };
-        let last = *self.0.entry(channel_id).or_insert(seq - 1);
+        let (Some(stream), Some(seq)) = (event.stream(), event.seq) else { return Step::Apply };
+        let last = *self.0.entry(stream).or_insert(seq - 1);
         if seq <= last {
             return Step::Drop;
         }
         if seq > last + 1 || event.kind == "lagged" {
-            return Step::Gap { channel_id, after: last };
+            return Step::Gap { stream, after: last };
         }
-        self.set(channel_id, seq);
+        self.set(stream, seq);
+        if event.kind == "user.channel_added"
+            && let Ok(Moved { channel_id, last_seq }) = event.data()
+        {
+            self.start(channel_id, last_seq - 1);
+        }
         Step::Apply
     }
 
-    /// Returns the last event applied in a channel.
+    /// Returns the last event applied of a stream, such as a channel.
     #[must_use]
-    pub fn get(&self, channel_id: ChannelId) -> Option<i64> {
-        self.0.get(&channel_id).copied()
+    pub fn get(&self, stream: impl Into<StreamId>) -> Option<i64> {
+        self.0.get(&stream.into()).copied()
     }
 
-    /// Takes everything in a channel up to `seq` as applied.
-    pub fn set(&mut self, channel_id: ChannelId, seq: i64) {
-        self.0.insert(channel_id, seq);
+    /// Takes everything of a stream up to `seq` as applied.
+    pub fn set(&mut self, stream: impl Into<StreamId>, seq: i64) {
+        self.0.insert(stream.into(), seq);
     }
 
-    /// Sets the cursor of a channel that is not known yet.
-    pub(super) fn start(&mut self, channel_id: ChannelId, seq: i64) {
-        self.0.entry(channel_id).or_insert(seq);
+    /// Sets the cursor of a stream that is not known yet.
+    pub(super) fn start(&mut self, stream: impl Into<StreamId>, seq: i64) {
+        self.0.entry(stream.into()).or_insert(seq);
     }
 
-    pub(super) fn as_map(&self) -> &HashMap<ChannelId, i64> {
+    pub(super) fn as_map(&self) -> &HashMap<StreamId, i64> {
         &self.0
     }
 }
@@ -91,7 +108,7 @@ mod tests {
         let channel = ChannelId::new(Timestamp(1));
         let mut cursors = Cursors::default();
         cursors.set(channel, 4);
-        assert_eq!(cursors.offer(&event(channel, 7)), Step::Gap { channel_id: channel, after: 4 });
+        assert_eq!(cursors.offer(&event(channel, 7)), Step::Gap { stream: channel.into(), after: 4 });
         for seq in 5..=7 {
             assert_eq!(cursors.offer(&event(channel, seq)), Step::Apply);
         }
@@ -103,6 +120,21 @@ mod tests {
         let mut cursors = Cursors::default();
         cursors.set(channel, 4);
         let lagged = Event::of_channel("lagged", channel, 5);
-        assert_eq!(cursors.offer(&lagged), Step::Gap { channel_id: channel, after: 4 });
+        assert_eq!(cursors.offer(&lagged), Step::Gap { stream: channel.into(), after: 4 });
+    }
+
+    #[test]
+    fn the_other_streams_count_too_and_a_channel_begins_with_what_brought_the_user_in() {
+        let (own, channel) = (StreamId::WORKSPACE, ChannelId::new(Timestamp(1)));
+        let mut cursors = Cursors::default();
+        cursors.set(own, 4);
+        let json = format!(r#"{{"channel_id":"{channel}","last_seq":7}}"#);
+        let data = serde_json::value::RawValue::from_string(json).unwrap();
+        let added = Event { data, ..Event::of_stream("user.channel_added", own, 5) };
+        assert_eq!(cursors.offer(&Event::of_stream("user.read", own, 6)), Step::Gap { stream: own, after: 4 });
+        assert_eq!(cursors.offer(&added), Step::Apply);
+        assert_eq!(cursors.offer(&added), Step::Drop);
+        assert_eq!((cursors.get(own), cursors.get(channel)), (Some(5), Some(6)));
+        assert_eq!(cursors.offer(&event(channel, 9)), Step::Gap { stream: channel.into(), after: 6 });
     }
 }

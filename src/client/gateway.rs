@@ -64,7 +64,7 @@ pub struct Position {
     pub session_id: SessionId,
     /// The last event taken, by its number in the session.
     pub s: i64,
-    /// The last event applied in each channel.
+    /// The last event applied of each stream.
     pub cursors: Cursors,
 }
 
@@ -82,7 +82,7 @@ pub enum Start {
 /// A session with the hub.
 #[derive(Debug)]
 pub struct Gateway {
-    /// How far each channel was applied; the caller offers it every event.
+    /// How far each stream was applied; the caller offers it every event.
     pub cursors: Cursors,
     /// How this connection began.
     pub start: Start,
@@ -105,19 +105,22 @@ impl Gateway {
         Self::open(url, token, options, None).await
     }
 
-    /// Connects again and goes on where this session stands; opens a new one if it is gone.
+    /// Connects again and goes on where this session stands; opens a new one if it is gone. If the hub does not even know
+    /// the numbers that this session stands at, [`Gateway::start`] is [`Start::Fresh`]: read the state anew.
     ///
     /// Tries, with growing pauses, until it works, the hub says no, or [`Options::patience`] is over.
     pub async fn resume(&mut self) -> Result<()> {
         let deadline = Instant::now() + self.options.patience;
         let mut pause = Duration::from_millis(200);
+        let mut from = Some(self.position());
         loop {
-            match Self::open(&self.url, &self.token, self.options.clone(), Some(self.position())).await {
+            match Self::open(&self.url, &self.token, self.options.clone(), from.clone()).await {
                 Ok(resumed) => {
                     *self = resumed;
                     return Ok(());
                 }
                 Err(error) if error.may_come_back() && Instant::now() + pause < deadline => {
+                    from = from.filter(|_| !error.begins_anew());
                     tokio::time::sleep(pause.mul_f64(0.5 + random_fraction() / 2.0)).await;
                     pause = (pause * 2).min(Duration::from_secs(15));
                 }
@@ -197,7 +200,7 @@ impl Gateway {
     async fn open(url: &str, token: &str, options: Options, from: Option<Position>) -> Result<Gateway> {
         let opening = Opening::connect(Address::parse(url)?, &options, token, from);
         let opened = timeout(options.timeout, opening).await.map_err(|_| timed_out("connecting"))??;
-        let Opening { socket, interval, cursors, start, ready, session_id, s, early } = opened;
+        let Opening { socket, interval, cursors, start, ready, session_id, s, replay_ends, early } = opened;
 
         let (event_sender, events) = mpsc::channel(options.queue.max(early.len() + 1));
         for event in early {
@@ -212,7 +215,10 @@ impl Gateway {
             in_flight: HashMap::new(),
             // Answers to what was asked on the last connection may still come: no number is used again.
             next_id: u64::from(getrandom::u32().unwrap_or(0)) << 16 | 10,
+            replay_ends,
+            came_into: HashMap::new(),
             unanswered: 0,
+            move_at: None,
             taken: Arc::clone(&taken),
         };
         let task = Some(tokio::spawn(connection.run(socket.read, asked, interval)));
@@ -307,8 +313,8 @@ mod tests {
         bob.resume().await.unwrap();
         assert!(matches!(bob.start, Start::Anew));
         let event = bob.next_event().await.unwrap();
-        let Step::Gap { channel_id, after } = bob.cursors.offer(&event) else { panic!("a gap") };
-        let missed = stub.client("bob").await.events(channel_id, after).await.unwrap();
+        let Step::Gap { stream, after } = bob.cursors.offer(&event) else { panic!("a gap") };
+        let missed = stub.client("bob").await.events(stream, after).await.unwrap();
         assert_eq!(missed[0].message().unwrap().text, "missed");
         assert_eq!(bob.cursors.offer(&missed[0]), Step::Apply);
     }
@@ -325,7 +331,7 @@ mod tests {
         let first = bob.next_event().await.unwrap();
         assert_eq!(bob.cursors.offer(&first), Step::Apply);
         let third = bob.next_event().await.unwrap();
-        assert_eq!(bob.cursors.offer(&third), Step::Gap { channel_id: room, after: 1 });
+        assert_eq!(bob.cursors.offer(&third), Step::Gap { stream: room.into(), after: 1 });
         let missed = stub.client("bob").await.events(room, 1).await.unwrap();
         assert!(missed.iter().all(|event| bob.cursors.offer(event) == Step::Apply));
         assert_eq!(bob.cursors.get(room), Some(3));

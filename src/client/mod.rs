@@ -10,7 +10,7 @@
 //! match gateway.cursors.offer(&event) {
 //!     Step::Apply => println!("{} in {:?}", event.kind, event.channel_id),
 //!     Step::Drop => {}
-//!     Step::Gap { channel_id, after } => println!("{:?}", client.events(channel_id, after).await?),
+//!     Step::Gap { stream, after } => println!("{:?}", client.events(stream, after).await?),
 //! }
 //! # Ok(()) }
 //! ```
@@ -38,6 +38,8 @@ pub use rest::{Client, Events, History, Login, Page, Window};
 pub use wire::{ChannelHead, Event, Ready};
 
 pub(crate) use address::Address;
+
+use crate::protocol::close::{CloseCode, ComeBack};
 
 /// The usual result of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -74,15 +76,23 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether connecting again and resuming makes sense.
+    /// Returns whether connecting again makes sense. Of a close, the protocol's table decides; a code that is not in it, such
+    /// as 1006 for a connection that was cut, does not keep anybody away.
     #[must_use]
     pub fn may_come_back(&self) -> bool {
         match self {
             Error::Io(_) => true,
-            Error::Closed { code, .. } => !matches!(code, 1009 | 4003 | 4004 | 4012 | 4013 | 4014),
+            Error::Closed { code, .. } => CloseCode::of(*code).is_none_or(|code| code.come_back() != ComeBack::No),
             Error::Refused { retry_after, .. } => retry_after.is_some(),
             Error::Protocol(_) => false,
         }
+    }
+
+    /// Returns whether to identify anew instead of resuming.
+    #[must_use]
+    pub fn begins_anew(&self) -> bool {
+        let Error::Closed { code, .. } = self else { return false };
+        CloseCode::of(*code).is_some_and(|code| code.come_back() == ComeBack::Identify)
     }
 
     /// Returns the stable code of a refusal.
@@ -118,13 +128,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_some_close_codes_invite_back() {
-        let closed = |code| Error::Closed { code, reason: String::new() }.may_come_back();
-        for code in [1001, 1006, 1012, 4000, 4007, 4009, 4010, 4011] {
-            assert!(closed(code), "{code}");
+    fn the_table_of_close_codes_says_who_comes_back() {
+        let closed = |code| Error::Closed { code, reason: String::new() };
+        for code in CloseCode::ALL {
+            let (error, next) = (closed(code.code()), code.come_back());
+            assert_eq!(
+                (error.may_come_back(), error.begins_anew()),
+                (next != ComeBack::No, next == ComeBack::Identify)
+            );
         }
-        for code in [4004, 4012, 4013, 4014] {
-            assert!(!closed(code), "{code}");
+        for code in [1005, 1006, 4999] {
+            assert!(closed(code).may_come_back() && !closed(code).begins_anew(), "{code}");
         }
     }
 }

@@ -23,7 +23,7 @@ use super::{Address, Error, Result, broken, malformed, timed_out};
 use crate::clock::Timestamp;
 use crate::domain::channel::{Channel, Membership};
 use crate::domain::command::CreateChannel;
-use crate::domain::id::{ChannelId, UserId};
+use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::message::{Message, Sent};
 use crate::domain::user::{Role, User};
 
@@ -85,12 +85,12 @@ pub struct History {
     pub has_more: bool,
 }
 
-/// Events of a channel, oldest first.
+/// Events of a stream, oldest first.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Events {
     /// The events.
     pub items: Vec<Event>,
-    /// The number of the channel's newest event.
+    /// The number of the stream's newest event.
     pub head: i64,
 }
 
@@ -165,12 +165,13 @@ impl Client {
         self.get(&format!("/v1/channels/{channel}/messages?limit={limit}{part}")).await
     }
 
-    /// Returns everything that happened in a channel behind `after`, oldest first.
-    pub async fn events(&self, channel: ChannelId, after: i64) -> Result<Vec<Event>> {
+    /// Returns everything that happened in a channel or another stream behind `after`, oldest first.
+    pub async fn events(&self, stream: impl Into<StreamId>, after: i64) -> Result<Vec<Event>> {
+        let stream = stream.into();
         let mut events: Vec<Event> = Vec::new();
         loop {
             let after = events.last().and_then(|event| event.seq).unwrap_or(after);
-            let page = self.events_page(channel, after, 1_000).await?;
+            let page = self.events_page(stream, after, 1_000).await?;
             let last = page.items.last().and_then(|event| event.seq);
             events.extend(page.items);
             if last.is_none_or(|seq| seq >= page.head) {
@@ -179,9 +180,10 @@ impl Client {
         }
     }
 
-    /// Returns at most `limit` events of a channel behind `after`, and the number of its newest.
-    pub async fn events_page(&self, channel: ChannelId, after: i64, limit: u32) -> Result<Events> {
-        self.get(&format!("/v1/channels/{channel}/events?after_seq={after}&limit={limit}")).await
+    /// Returns at most `limit` events of a stream behind `after`, and the number of its newest.
+    pub async fn events_page(&self, stream: impl Into<StreamId>, after: i64, limit: u32) -> Result<Events> {
+        let stream = stream.into();
+        self.get(&format!("/v1/streams/{stream}/events?after_seq={after}&limit={limit}")).await
     }
 
     /// Posts a message. With a `client_msg_id`, a repeat is not stored again.

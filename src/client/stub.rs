@@ -230,7 +230,7 @@ impl Hub {
                 let text = body["text"].as_str().unwrap_or_default();
                 self.post(id.parse().unwrap(), user, text).ok_or((404, "not_found"))
             }
-            ("GET", ["channels", id, list]) => {
+            ("GET", ["channels" | "streams", id, list]) => {
                 let state = self.state();
                 let room = state.rooms.get(&id.parse().unwrap()).ok_or((404, "not_found"))?;
                 let events: Vec<Value> = room.events.iter().map(|event| serde_json::from_str(event).unwrap()).collect();

@@ -14,7 +14,7 @@ use crate::domain::user::User;
 
 /// Something the hub told: a durable event with a number, or an ephemeral one (`typing`, `presence`) without.
 ///
-/// A `lagged` notice arrives as one event of that kind for each channel, with the channel's newest missed `seq`.
+/// A `lagged` notice arrives as one event of that kind for each stream, with the stream's newest missed `seq`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Event {
     /// The type on the wire, such as `message.created`.
@@ -64,13 +64,24 @@ impl Event {
         serde_json::from_value(fields.into()).ok()
     }
 
+    /// Returns the stream that it belongs to: a channel's, the user's own, or the workspace's.
+    #[must_use]
+    pub fn stream(&self) -> Option<StreamId> {
+        self.channel_id.map(StreamId::from).or(self.stream_id)
+    }
+
     /// Makes an event of a channel without a payload.
     pub(super) fn of_channel(kind: &str, channel_id: ChannelId, seq: i64) -> Self {
+        Event { channel_id: Some(channel_id), stream_id: None, ..Self::of_stream(kind, channel_id.into(), seq) }
+    }
+
+    /// Makes an event of a stream that is no channel without a payload.
+    pub(super) fn of_stream(kind: &str, stream_id: StreamId, seq: i64) -> Self {
         Event {
             kind: kind.to_owned(),
             s: None,
-            channel_id: Some(channel_id),
-            stream_id: None,
+            channel_id: None,
+            stream_id: Some(stream_id),
             seq: Some(seq),
             event_id: None,
             actor_id: None,
@@ -102,9 +113,17 @@ pub struct Ready {
     pub session_id: SessionId,
     /// Who is signed in.
     pub user: User,
-    /// Their channels.
+    /// The newest event of the user's own stream.
+    #[serde(default)]
+    pub user_seq: i64,
+    /// The newest event of the workspace's stream.
+    #[serde(default)]
+    pub workspace_seq: i64,
+    /// Their channels, all of them.
     #[serde(default)]
     pub channels: Vec<ChannelHead>,
+    #[serde(default)]
+    pub(super) channels_next_cursor: Option<String>,
 }
 
 /// The answer to a resume that was kept: by the same session, or by a new one that replays the log.
@@ -116,13 +135,15 @@ pub(super) struct Resumed {
     pub(super) s: Option<i64>,
     #[serde(default)]
     pub(super) replayed: u64,
+    #[serde(default)]
+    pub(super) mode: String,
 }
 
 /// The answer to a resume that could not be kept.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct InvalidSession {
     #[serde(default)]
-    pub(super) sync_from: HashMap<ChannelId, i64>,
+    pub(super) sync_from: HashMap<StreamId, i64>,
 }
 
 /// The answer to a command.
@@ -140,6 +161,7 @@ pub(super) enum Frame {
     Resumed(Resumed),
     InvalidSession(InvalidSession),
     HeartbeatAck,
+    Reconnect { after_ms: u64 },
     Reply(Reply),
     Events(Vec<Event>),
 }
@@ -164,8 +186,15 @@ struct Hello {
 }
 
 #[derive(Deserialize)]
+struct Reconnect {
+    after_ms: u64,
+}
+
+#[derive(Deserialize)]
 struct Lagged {
     channels: HashMap<ChannelId, Span>,
+    #[serde(default)]
+    streams: HashMap<StreamId, Span>,
 }
 
 #[derive(Deserialize)]
@@ -194,6 +223,7 @@ impl Frame {
             "resumed" => Frame::Resumed(event.data()?),
             "invalid_session" => Frame::InvalidSession(event.data().unwrap_or_default()),
             "heartbeat_ack" => Frame::HeartbeatAck,
+            "reconnect" => Frame::Reconnect { after_ms: event.data::<Reconnect>()?.after_ms.min(60_000) },
             "lagged" => Frame::Events(lagged(&event)?),
             _ => Frame::Events(vec![event]),
         })
@@ -201,10 +231,10 @@ impl Frame {
 }
 
 fn lagged(event: &Event) -> Result<Vec<Event>> {
-    let Lagged { channels } = event.data()?;
-    let one =
-        |(channel, span): (ChannelId, Span)| Event { s: event.s, ..Event::of_channel("lagged", channel, span.to) };
-    Ok(channels.into_iter().map(one).collect())
+    let Lagged { channels, streams } = event.data()?;
+    let of_channels = channels.into_iter().map(|(channel, span)| Event::of_channel("lagged", channel, span.to));
+    let of_streams = streams.into_iter().map(|(stream, span)| Event::of_stream("lagged", stream, span.to));
+    Ok(of_channels.chain(of_streams).collect())
 }
 
 impl From<ReplyFrame> for Reply {
@@ -242,16 +272,22 @@ mod tests {
     }
 
     #[test]
-    fn a_lag_becomes_one_event_a_channel() {
-        let text = format!(r#"{{"type":"lagged","d":{{"channels":{{"{CHANNEL}":{{"from":920,"to":1204}}}}}}}}"#);
+    fn a_lag_becomes_one_event_a_stream() {
+        let own = StreamId::WORKSPACE;
+        let text = format!(
+            r#"{{"type":"lagged","d":{{"channels":{{"{CHANNEL}":{{"from":920,"to":1204}}}},"streams":{{"{own}":{{"from":1,"to":2}}}}}}}}"#
+        );
         let Frame::Events(events) = Frame::decode(&text).unwrap() else { panic!("events") };
         assert_eq!((events[0].kind.as_str(), events[0].seq), ("lagged", Some(1204)));
+        assert_eq!(events[0].channel_id.map(|id| id.to_string()), Some(CHANNEL.to_owned()));
+        assert_eq!((events[1].channel_id, events[1].stream(), events[1].seq), (None, Some(own), Some(2)));
     }
 
     #[test]
     fn a_replayed_session_tells_its_new_name_and_count() {
         let text = format!(r#"{{"type":"resumed","d":{{"session_id":"{CHANNEL}","s":1,"replayed":7,"mode":"log"}}}}"#);
-        let Frame::Resumed(Resumed { session_id: Some(now), s: Some(1), replayed: 7 }) = Frame::decode(&text).unwrap()
+        let Frame::Resumed(Resumed { session_id: Some(now), s: Some(1), replayed: 7, .. }) =
+            Frame::decode(&text).unwrap()
         else {
             panic!("resumed")
         };

@@ -63,8 +63,6 @@ codes! {
     Conflict = "conflict", 409, false;
     /// The channel is archived and takes no changes.
     Archived = "channel_archived", 409, false;
-    /// A request with the same idempotency key is still running.
-    InProgress = "idempotency_in_progress", 409, true;
     /// The session's queue is gone: register anew.
     QueueGone = "queue_gone", 410, false;
     /// The body, a header or the query is larger than allowed.

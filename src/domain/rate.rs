@@ -88,6 +88,16 @@ impl<K: Eq + Hash> Buckets<K> {
     }
 }
 
+impl<K: Eq + Hash> Buckets<K> {
+    /// Says how long until there is a token of a key's; zero if there is one now. Takes none.
+    pub fn wait(&self, key: &K, rate: Rate, now: Timestamp) -> Duration {
+        let buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken from a copy.
+        let left = buckets.get(key).copied().map_or(Ok(()), |mut bucket| bucket.take(rate, now));
+        left.err().unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

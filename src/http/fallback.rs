@@ -17,6 +17,7 @@ use futures_util::stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth;
 use super::endpoint::{Params, json_response, read_query};
@@ -42,7 +43,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub struct Register {
     /// Some of `messages`, `reactions`, `typing`, `presence`; all, if left out.
     #[serde(default)]
-    intents: Option<Vec<String>>,
+    intents: Option<Vec<Intent>>,
 }
 
 /// A registered session.
@@ -63,9 +64,11 @@ fn gone() -> Refusal {
 
 /// `POST /v1/events/register`
 pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Register) -> Result<Response, Refused> {
-    let intents = body.intents.map(|list| list.iter().filter_map(|name| intent(name)).collect::<Vec<_>>());
+    if hub.draining.is_cancelled() {
+        return Err(unavailable("this node is being drained: connect to another").into());
+    }
     let connection = next_connection();
-    let opened = hub.open_session(caller, intents.as_deref(), connection).await;
+    let opened = hub.open_session(caller, body.intents.as_deref(), connection).await;
     let (session, ready) = opened.map_err(|error| match error {
         OpenError::TooMany => Refusal::new(Code::RateLimited, "too many sessions: end one first").retry_after(60.0),
         OpenError::Store(error) => refusal(error),
@@ -75,10 +78,6 @@ pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Registe
     let body = Registered { queue_id: session.id, last_event_id: 1, ready };
     let bytes = serde_json::to_vec(&body).expect("an answer has only string keys");
     Ok(json_response(StatusCode::CREATED, bytes.into()))
-}
-
-fn intent(name: &str) -> Option<Intent> {
-    serde_json::from_value(serde_json::Value::from(name)).ok()
 }
 
 /// Which events.
@@ -107,6 +106,7 @@ pub struct Polled {
 struct Held {
     session: Arc<SessionHandle>,
     connection: u64,
+    _counted: TaskTrackerToken,
 }
 
 impl Drop for Held {
@@ -116,13 +116,14 @@ impl Drop for Held {
 }
 
 impl Held {
-    fn take(hub: &Hub, caller: Principal, id: SessionId, last: i64) -> Result<Held, Refusal> {
+    async fn take(hub: &Hub, caller: Principal, id: SessionId, last: i64) -> Result<Held, Refusal> {
         let session = hub.directory.session(id).filter(|s| s.user_id == caller.user_id && !s.ended());
         let session = session.ok_or_else(gone)?;
+        hub.check_sign_in(&session).await;
         let connection = next_connection();
         session.queue.acknowledge(last);
         session.queue.resume(connection, last).ok_or_else(gone)?;
-        Ok(Held { session, connection })
+        Ok(Held { session, connection, _counted: hub.connections.token() })
     }
 
     async fn work(&self) {
@@ -132,7 +133,7 @@ impl Held {
 
 /// `GET /v1/events`
 pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> Result<Polled, Refused> {
-    let held = Held::take(&hub, caller, query.queue_id, query.last_event_id)?;
+    let held = Held::take(&hub, caller, query.queue_id, query.last_event_id).await?;
     let wait = Duration::from_secs(query.timeout_s.unwrap_or(30).min(POLL_MAX_S));
     let deadline = tokio::time::Instant::now() + wait;
     let mut polled = Polled { events: Vec::new(), last_event_id: query.last_event_id };
@@ -150,8 +151,8 @@ pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> R
         }
         tokio::select! {
             () = held.work() => {}
+            () = hub.watch_sign_in(&held.session) => {}
             () = tokio::time::sleep_until(deadline) => return Ok(polled),
-            () = hub.draining.cancelled() => return Ok(polled),
         }
     }
 }
@@ -173,7 +174,7 @@ pub async fn stream(State(hub): State<Arc<Hub>>, request: Request) -> Result<Res
     let query: Stream = read_query(&parts)?;
     let header = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let last = header.or(query.last_event_id).unwrap_or(1);
-    let held = Held::take(&hub, caller, query.queue_id, last)?;
+    let held = Held::take(&hub, caller, query.queue_id, last).await?;
     let chunks = stream::unfold(Some((held, hub)), |state| async {
         let (held, hub) = state?;
         let chunk = next_chunk(&held, &hub).await;
@@ -215,8 +216,8 @@ async fn next_chunk(held: &Held, hub: &Hub) -> Chunk {
         }
         tokio::select! {
             () = held.work() => {}
+            () = hub.watch_sign_in(&held.session) => {}
             () = tokio::time::sleep(KEEP_ALIVE) => return Chunk::More(Bytes::from_static(b": alive\n\n")),
-            () = hub.draining.cancelled() => return Chunk::Last(Bytes::new()),
         }
     }
 }

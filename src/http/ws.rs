@@ -5,13 +5,14 @@
 //! thread. What waits in the queue goes out in one write.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
@@ -20,19 +21,23 @@ use tokio::time::Instant;
 
 use super::auth;
 use super::error::Refused;
-use super::serve::Place;
+use super::serve::{Place, peer};
 use crate::actors::Hub;
 use crate::actors::session::resume::Resumed;
-use crate::actors::session::{OpenError, SessionHandle};
+use crate::actors::session::{OpenError, SessionHandle, too_many};
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
+use crate::domain::rate::Rate;
 use crate::protocol::client::{self, Identify, Request as Asked, Resume};
 use crate::protocol::close::CloseCode;
 use crate::protocol::server;
 use crate::protocol::wire::{self, Incoming, Limits, Reader};
+use crate::storage::tokens::Secret;
 
 /// The subprotocol.
 const SUBPROTOCOL: &str = "colink.v1";
+/// What the name of every version begins with.
+const ANY_VERSION: &str = "colink.v";
 /// How much is read, and about how much is written, at once.
 const READ: usize = 64 * 1_024;
 const WRITE: usize = 256 * 1_024;
@@ -59,35 +64,65 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
     if hub.draining.is_cancelled() {
         return Err(unavailable("this node is being drained: connect to another").into());
     }
-    let offered = request.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
-    let chosen = match offered.map(|value| value.to_str().unwrap_or("")) {
-        None => false,
-        Some(list) if list.split(',').any(|name| name.trim() == SUBPROTOCOL) => true,
-        Some(_) => return Err(invalid("none of the offered subprotocols is spoken here: offer colink.v1").into()),
-    };
+    let from = peer(request.extensions());
+    let chosen = subprotocol(request.headers())?;
+    let spoken = chosen.as_deref().is_none_or(|name| name == SUBPROTOCOL);
     let known = match auth::token_of(request.headers()) {
         Some((token, from_cookie)) => {
             if from_cookie {
                 auth::same_origin(&hub, request.headers())?;
             }
-            Some(auth::identify(&hub, &token).await?)
+            Some(whose(&hub, from, &token).await?)
         }
         None => None,
     };
     let place = request.extensions_mut().remove::<Place>();
     let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request)
         .map_err(|error| invalid(format!("the WebSocket handshake is malformed: {error}")))?;
-    tokio::spawn(async move {
+    hub.clone().connections.spawn(async move {
         // Boxed: the states of the handshake would otherwise weigh on every idle connection.
         let Some((stream, early)) = Box::pin(bare(upgraded)).await else { return };
         drop(request);
-        Box::new(Connection::new(hub, stream, place)).run(known, early).await;
+        let connection = Box::new(Connection::new(hub, stream, from, place));
+        if spoken {
+            connection.run(known, early).await;
+        } else {
+            Box::pin(connection.finish(CloseCode::Version.into())).await;
+        }
     });
     let mut response = response.map(|_| Body::empty());
-    if chosen {
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    if let Some(name) = chosen.and_then(|name| HeaderValue::try_from(name).ok()) {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
     }
     Ok(response)
+}
+
+/// Chooses among the subprotocols that a client offers: ours, or else another version of it, which is then closed with
+/// 4012. A page in a browser sees the code of a close, but not why a handshake failed.
+fn subprotocol(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let Some(offered) = headers.get(header::SEC_WEBSOCKET_PROTOCOL) else { return Ok(None) };
+    let names = || offered.to_str().unwrap_or("").split(',').map(str::trim);
+    let chosen = names().find(|name| *name == SUBPROTOCOL).or_else(|| names().find(|n| n.starts_with(ANY_VERSION)));
+    let none = || invalid("none of the offered subprotocols is spoken here: offer colink.v1");
+    chosen.map(|name| Some(name.to_owned())).ok_or_else(none)
+}
+
+/// Returns who a token speaks for. An address that showed too many unknown ones is not looked up for, unless the token is
+/// known: behind one address may be a whole office, or a proxy with everybody.
+async fn whose(hub: &Hub, from: IpAddr, token: &str) -> Result<Principal, Refusal> {
+    let per_minute = hub.config.gateway.identifies_per_minute.saturating_mul(10);
+    let rate = Rate { per_minute, burst: per_minute };
+    let key = format!("unknown tokens of {from}");
+    let wait = hub.sign_ins.wait(&key, rate, hub.clock.now());
+    if !wait.is_zero() && hub.cache.identity(&Secret::hash(token)).is_none() {
+        return Err(too_many(wait));
+    }
+    let found = auth::identify(hub, token).await;
+    if found.as_ref().is_err_and(|refusal| refusal.code == Code::Unauthenticated) {
+        // Counted, and refused either way.
+        let _ = hub.sign_ins.take(key, rate, hub.clock.now());
+    }
+    found
 }
 
 /// Takes the bare socket out of the HTTP machinery, with what was read too early.
@@ -105,6 +140,11 @@ struct Connection {
     number: u64,
     /// Written bytes that the socket did not take yet.
     unsent: Vec<u8>,
+    /// What was read and is not looked at yet: as much is in work as may be.
+    unread: Vec<u8>,
+    /// Attempts to open a session on this connection.
+    attempts: u32,
+    from: IpAddr,
     /// When a message that is not complete has to be.
     message: Option<(u64, Instant)>,
     heard: Instant,
@@ -139,7 +179,7 @@ enum Opened {
 }
 
 impl Connection {
-    fn new(hub: Arc<Hub>, stream: TcpStream, place: Option<Place>) -> Self {
+    fn new(hub: Arc<Hub>, stream: TcpStream, from: IpAddr, place: Option<Place>) -> Self {
         let gateway = &hub.config.gateway;
         let limits = Limits { max_message: gateway.max_message_bytes, max_fragments: gateway.max_fragments };
         metrics::gauge!("colink_connections").increment(1.0);
@@ -147,6 +187,9 @@ impl Connection {
             reader: Reader::new(limits),
             number: next_connection(),
             unsent: Vec::new(),
+            unread: Vec::new(),
+            attempts: 0,
+            from,
             message: None,
             heard: Instant::now(),
             hub,
@@ -179,56 +222,60 @@ impl Connection {
         let timeout = Duration::from_millis(gateway.identify_timeout_ms);
         let hello = server::hello(&self.hub.node, gateway.heartbeat_interval_ms, gateway.max_message_bytes);
         let deadline = (!timeout.is_zero()).then(|| Instant::now() + timeout);
+        let closing = self.hub.closing.clone();
         let opened = async {
             self.send(&hello).await?;
-            let mut early = early.to_vec();
+            self.unread = early.to_vec();
             loop {
-                let texts = self.read_texts(std::mem::take(&mut early)).await?;
-                let mut texts = texts.into_iter();
-                while let Some(text) = texts.next() {
-                    if let Opened::Session(session) = self.open(known, &text).await? {
-                        // What the client sent behind identify is served too.
-                        for text in texts {
-                            self.asked(&session, &text)?;
-                        }
-                        return Ok(session);
-                    }
+                let text = self.read_text().await?;
+                if let Opened::Session(session) = self.open(known, &text).await? {
+                    return Ok(session);
                 }
             }
         };
-        match deadline {
-            Some(at) => {
-                tokio::time::timeout_at(at, opened).await.unwrap_or_else(|_| Err(CloseCode::NotAuthenticated.into()))
+        let late = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
             }
-            None => opened.await,
+        };
+        tokio::select! {
+            opened = opened => opened,
+            () = late => Err(CloseCode::NotAuthenticated.into()),
+            () = closing.cancelled() => Err(CloseCode::Restart.into()),
         }
     }
 
-    /// Waits for at least one whole message.
-    async fn read_texts(&mut self, early: Vec<u8>) -> Result<Vec<String>, End> {
-        let mut texts = Vec::new();
-        let mut early = early;
-        let mut answers = Vec::new();
-        if !early.is_empty() {
-            self.feed(&mut early[..], &mut answers, |text| {
-                texts.push(text.to_owned());
-                Ok(())
+    /// Waits for the next whole message. What comes behind it is kept for later.
+    async fn read_text(&mut self) -> Result<String, End> {
+        loop {
+            let (mut answers, mut text) = (Vec::new(), None);
+            if self.unread.is_empty() {
+                self.stream.readable().await?;
+            }
+            self.read(&mut answers, |message| {
+                text = Some(message.to_owned());
+                Ok(false)
             })?;
-        }
-        while texts.is_empty() {
             self.flush(&mut answers).await?;
-            self.stream.readable().await?;
-            self.read(&mut answers, |text| {
-                texts.push(text.to_owned());
-                Ok(())
-            })?;
+            if let Some(text) = text {
+                return Ok(text);
+            }
         }
-        self.flush(&mut answers).await?;
-        Ok(texts)
     }
 
     async fn open(&mut self, known: Option<Principal>, text: &str) -> Result<Opened, End> {
         let frame = client::decode(text).map_err(|_| End::from(CloseCode::Decode))?;
+        if self.hub.draining.is_cancelled() {
+            return Err(CloseCode::Draining.into());
+        }
+        if matches!(frame.request, Ok(Asked::Identify(_) | Asked::Resume(_))) {
+            self.attempts += 1;
+            let most = self.hub.config.gateway.identifies_per_minute;
+            if most > 0 && self.attempts > most {
+                return Err(CloseCode::RateLimited.into());
+            }
+        }
         let opened = match frame.request {
             Ok(Asked::Identify(identify)) => self.identify(known, identify).await,
             Ok(Asked::Resume(resume)) => self.resume(known, resume).await,
@@ -254,7 +301,7 @@ impl Connection {
         token: Option<&str>,
     ) -> Result<Result<Principal, Refusal>, End> {
         let principal = match (token, known) {
-            (Some(token), _) => auth::identify(&self.hub, token).await,
+            (Some(token), _) => whose(&self.hub, self.from, token).await,
             (None, Some(known)) => Ok(known),
             (None, None) => return Err(CloseCode::NotAuthenticated.into()),
         };
@@ -267,10 +314,10 @@ impl Connection {
 
     fn within_rate(&self, principal: Principal) -> Result<Principal, Refusal> {
         let per_minute = self.hub.config.gateway.identifies_per_minute;
-        let rate = crate::domain::rate::Rate { per_minute, burst: per_minute };
+        let rate = Rate { per_minute, burst: per_minute };
         let key = format!("identify {}", principal.token_id);
         let taken = self.hub.sign_ins.take(key, rate, self.hub.clock.now());
-        taken.map(|_| principal).map_err(crate::actors::session::too_many)
+        taken.map(|_| principal).map_err(too_many)
     }
 
     async fn identify(&mut self, known: Option<Principal>, identify: Identify) -> Result<Result<Opened, Refusal>, End> {
@@ -320,7 +367,11 @@ impl Connection {
         let stall = Duration::from_millis(gateway.write_stall_ms);
         let inflight = gateway.inflight;
         self.heard = Instant::now();
-        let alarm = tokio::time::sleep_until(self.heard + patience);
+        // One alarm for everything that has a time: silence, a message that does not end, the end of the sign-in.
+        let signed_out = |hub: &Hub| Instant::now().checked_add(session.sign_in_left(hub.clock.now())?);
+        let mut sign_in_ends = signed_out(&self.hub);
+        let silent = self.heard + patience;
+        let alarm = tokio::time::sleep_until(sign_in_ends.map_or(silent, |at| at.min(silent)));
         tokio::pin!(alarm);
         loop {
             if let Err(end) = self.write_waiting(session, stall).await {
@@ -328,10 +379,12 @@ impl Connection {
             }
             // A client with too many requests in flight is not read until some are answered.
             let may_read = session.queue.in_flight() < inflight;
+            let held = !self.unread.is_empty();
             let wait = async {
                 tokio::select! {
-                    () = std::future::poll_fn(|cx| session.queue.poll_work(self.number, cx)) => Ok(false),
-                    readable = self.stream.readable(), if may_read => readable.map(|()| true),
+                    () = std::future::poll_fn(|cx| session.queue.poll_work(self.number, cx)), if !held || !may_read => Ok(false),
+                    readable = self.stream.readable(), if may_read && !held => readable.map(|()| true),
+                    () = std::future::ready(()), if may_read && held => Ok(true),
                     () = alarm.as_mut() => Err(std::io::ErrorKind::TimedOut.into()),
                 }
             };
@@ -354,10 +407,15 @@ impl Connection {
                     if self.message.is_some_and(|(_, due)| due <= Instant::now()) {
                         return End::Close(CloseCode::TooBig.code(), "message took too long");
                     }
+                    if sign_in_ends.is_some_and(|at| at <= Instant::now()) {
+                        Box::pin(self.hub.check_sign_in(session)).await;
+                        sign_in_ends = signed_out(&self.hub);
+                    }
                 }
                 Err(_) => return End::Gone,
             }
-            let due = self.message.map_or(self.heard + patience, |(_, due)| due.min(self.heard + patience));
+            let message = self.message.map(|(_, due)| due);
+            let due = [message, sign_in_ends].into_iter().flatten().fold(self.heard + patience, Instant::min);
             if alarm.is_elapsed() || due < alarm.deadline() {
                 alarm.as_mut().reset(due);
             }
@@ -421,23 +479,30 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads what has come and hands the requests to the session.
+    /// Reads what has come and hands the requests to the session, until as many are in work as may be.
     fn read_requests(&mut self, session: &Arc<SessionHandle>, answers: &mut Vec<u8>) -> Result<(), End> {
         let mut beats = false;
-        let read = self.read(answers, |text| ask(session, text, &mut beats));
+        let inflight = self.hub.config.gateway.inflight;
+        let read = self.read(answers, |text| {
+            ask(session, text, &mut beats)?;
+            Ok(session.queue.in_flight() < inflight)
+        });
         if beats {
             wire::write_text(&[server::HEARTBEAT_ACK.as_bytes()], answers);
         }
         read
     }
 
-    fn asked(&mut self, session: &Arc<SessionHandle>, text: &str) -> Result<(), End> {
-        let mut beats = false;
-        ask(session, text, &mut beats)
-    }
-
-    /// Reads once and gives each whole text to `each`; pongs are put into `answers`.
-    fn read(&mut self, answers: &mut Vec<u8>, each: impl FnMut(&str) -> Result<(), End>) -> Result<(), End> {
+    /// Reads once, or takes up what was left of the last time, and gives each whole text to `each` for as long as that
+    /// says to go on. Pongs are put into `answers`.
+    fn read(&mut self, answers: &mut Vec<u8>, each: impl FnMut(&str) -> Result<bool, End>) -> Result<(), End> {
+        if !self.unread.is_empty() {
+            let mut unread = std::mem::take(&mut self.unread);
+            let left = self.feed(&mut unread, answers, each)?;
+            unread.drain(..unread.len() - left);
+            self.unread = unread;
+            return Ok(());
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
             let n = match self.stream.try_read(buffer) {
                 Ok(0) => return Err(End::Gone),
@@ -446,27 +511,34 @@ impl Connection {
                 Err(_) => return Err(End::Gone),
             };
             self.heard = Instant::now();
-            self.feed(&mut buffer[..n], answers, each)
+            let left = self.feed(&mut buffer[..n], answers, each)?;
+            self.unread = buffer[n - left..n].to_vec();
+            Ok(())
         })
     }
 
+    /// Returns how many bytes at the end were not looked at.
     fn feed(
         &mut self,
         mut input: &mut [u8],
         answers: &mut Vec<u8>,
-        mut each: impl FnMut(&str) -> Result<(), End>,
-    ) -> Result<(), End> {
+        mut each: impl FnMut(&str) -> Result<bool, End>,
+    ) -> Result<usize, End> {
         loop {
             let item = self.reader.next(&mut input);
             match item.map_err(|error| End::Close(error.close_code(), reason(error)))? {
-                Some(Incoming::Text(text)) => each(&text)?,
+                Some(Incoming::Text(text)) => {
+                    if !each(&text)? {
+                        return Ok(input.len());
+                    }
+                }
                 // At any rate, but never more of them than one read brings.
                 Some(Incoming::Ping(payload)) => wire::write_pong(&payload, answers),
                 Some(Incoming::Pong(_)) => {}
                 Some(Incoming::Close { code: None | Some(1000), .. }) => return Err(CloseCode::Normal.into()),
                 // The client leaves this connection, not the session: a closed lid, a reloaded page.
                 Some(Incoming::Close { .. }) => return Err(CloseCode::GoingAway.into()),
-                None => return Ok(()),
+                None => return Ok(0),
             }
         }
     }
@@ -532,11 +604,10 @@ fn ask(session: &Arc<SessionHandle>, text: &str, beats: &mut bool) -> Result<(),
             }
             *beats = true;
         }
-        Ok(request) => {
+        request => {
             session.queue.begin();
             session.request(frame.id, request);
         }
-        Err(refusal) => session.queue.push_control(server::refused(frame.id, &refusal)),
     }
     Ok(())
 }
@@ -564,5 +635,5 @@ fn write_some(stream: &TcpStream, bytes: &[u8]) -> Result<usize, End> {
 
 fn reason(error: wire::WireError) -> &'static str {
     let code = error.close_code();
-    CloseCode::ALL.iter().find(|c| c.code() == code).map_or("protocol error", |c| c.reason())
+    CloseCode::of(code).map_or("protocol error", CloseCode::reason)
 }

@@ -23,13 +23,13 @@ pub struct ClientInfo {
     pub version: String,
 }
 
-/// What a session wants to be sent. Durable events come with `messages`; the others are ephemeral.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// What a session wants to be sent: durable events of two kinds, and two kinds of what is told now and may be lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Intent {
-    /// Every durable event of one's channels.
+    /// Every durable event but reactions.
     Messages,
-    /// Reactions; they are durable and come with `messages`.
+    /// Reactions, which are durable too.
     Reactions,
     /// Who is typing.
     Typing,

@@ -10,6 +10,12 @@ macro_rules! close_codes {
             /// Every code, for the documents and the tests.
             pub const ALL: &[CloseCode] = &[$(CloseCode::$name,)*];
 
+            /// Returns the code of this number.
+            #[must_use]
+            pub fn of(number: u16) -> Option<CloseCode> {
+                CloseCode::ALL.iter().copied().find(|code| code.code() == number)
+            }
+
             /// Returns the number on the wire.
             #[must_use]
             pub fn code(self) -> u16 {
@@ -79,6 +85,6 @@ close_codes! {
     Version = 4012, "unsupported protocol version", No;
     /// The user has too many sessions.
     TooMany = 4013, "too many connections", No;
-    /// The sign-in ended: logout, deactivation, or a changed password.
+    /// The sign-in ended: logout, deactivation, a changed password, or its time.
     Revoked = 4014, "session revoked", No;
 }

@@ -2,7 +2,7 @@
 //!
 //! Only `s` differs from session to session, so it stands first: a frame is `{"s":42,` and the shared tail.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::clock::Timestamp;
-use crate::domain::event::{Audience, Event};
+use crate::domain::event::{Audience, Event, EventKind};
 use crate::domain::id::{ChannelId, EventId, StreamId, UserId};
 use crate::domain::user::Presence;
 
@@ -19,6 +19,8 @@ use crate::domain::user::Presence;
 pub struct Encoded {
     /// The event's number in its stream.
     pub seq: i64,
+    /// Whether it tells of a reaction, which some sessions do not want.
+    pub reaction: bool,
     /// Everything behind `{"s":N,`.
     pub tail: Bytes,
 }
@@ -34,6 +36,8 @@ pub struct Batch {
     pub bytes: usize,
     /// When they were committed; absent for what is replayed from the log.
     pub committed: Option<Instant>,
+    /// The batch without reactions, and the reactions alone: made once, for all who want only that.
+    parts: [OnceLock<Option<Arc<Batch>>>; 2],
 }
 
 impl Batch {
@@ -41,7 +45,28 @@ impl Batch {
     #[must_use]
     pub fn new(stream: StreamId, frames: Vec<Encoded>, committed: Option<Instant>) -> Arc<Self> {
         let bytes = frames.iter().map(|f| f.tail.len()).sum();
-        Arc::new(Batch { stream, frames, bytes, committed })
+        Arc::new(Batch { stream, frames, bytes, committed, parts: Default::default() })
+    }
+
+    /// Returns what of it a session is sent that wants `reactions`, and `others`; nothing, if that is nothing.
+    #[must_use]
+    pub fn part(self: &Arc<Self>, others: bool, reactions: bool) -> Option<Arc<Self>> {
+        if others && reactions {
+            return Some(self.clone());
+        }
+        let wanted = |frame: &&Encoded| if frame.reaction { reactions } else { others };
+        let count = self.frames.iter().filter(wanted).count();
+        if count == self.frames.len() {
+            return Some(self.clone());
+        }
+        if count == 0 {
+            return None;
+        }
+        let part = || {
+            let frames = self.frames.iter().filter(wanted).cloned().collect();
+            Some(Batch::new(self.stream, frames, self.committed))
+        };
+        self.parts[usize::from(reactions)].get_or_init(part).clone()
     }
 }
 
@@ -82,7 +107,8 @@ impl<'a> Tail<'a> {
 pub fn encode(event: &Event) -> Encoded {
     let mut json = serde_json::to_vec(&Tail::of(event)).expect("an event has only string keys");
     json.remove(0);
-    Encoded { seq: event.seq, tail: json.into() }
+    let reaction = matches!(event.kind, EventKind::ReactionAdded | EventKind::ReactionRemoved);
+    Encoded { seq: event.seq, reaction, tail: json.into() }
 }
 
 /// Returns an event as REST shows it: as on the wire, without `s`.
@@ -117,4 +143,22 @@ pub fn typing(channel: ChannelId, user: UserId, thread_seq: Option<i64>) -> Byte
 #[must_use]
 pub fn presence(user: UserId, presence: Presence) -> Bytes {
     format!(r#"{{"type":"presence","d":{{"user_id":"{user}","presence":"{presence}"}}}}"#).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_made_once_and_keeps_the_numbers() {
+        let frame = |seq: i64| Encoded { seq, reaction: seq % 2 == 0, tail: Bytes::from_static(b"12345") };
+        let batch = Batch::new(StreamId::WORKSPACE, (1..=5).map(frame).collect(), None);
+        let seqs = |part: &Arc<Batch>| part.frames.iter().map(|frame| frame.seq).collect::<Vec<_>>();
+        let (others, reactions) = (batch.part(true, false).unwrap(), batch.part(false, true).unwrap());
+        assert_eq!((seqs(&others), others.bytes), (vec![1, 3, 5], 15));
+        assert_eq!((seqs(&reactions), reactions.bytes), (vec![2, 4], 10));
+        assert!(Arc::ptr_eq(&others, &batch.part(true, false).unwrap()), "shared by all who want the same");
+        assert!(Arc::ptr_eq(&batch, &batch.part(true, true).unwrap()));
+        assert!(batch.part(false, false).is_none() && others.part(false, true).is_none());
+    }
 }

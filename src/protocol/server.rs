@@ -73,12 +73,21 @@ pub fn invalid_session(sync_from: &HashMap<StreamId, i64>) -> String {
     frame("invalid_session", &json!({"resumable": false, "sync_from": sync_from}))
 }
 
-/// Tells which events were not sent, first and last of each stream.
+/// Tells which events were not sent, first and last of each stream: channels, and beside them the user's own stream and
+/// the workspace's.
 #[must_use]
-pub fn lagged(streams: &HashMap<StreamId, (i64, i64)>) -> String {
-    let ranges: serde_json::Map<String, serde_json::Value> =
-        streams.iter().map(|(id, (from, to))| (id.to_string(), json!({"from": from, "to": to}))).collect();
-    frame("lagged", &json!({"channels": ranges}))
+pub fn lagged(missed: &HashMap<StreamId, (i64, i64)>, own: StreamId) -> String {
+    let (mut channels, mut streams) = (serde_json::Map::new(), serde_json::Map::new());
+    for (id, (from, to)) in missed {
+        let of_channel = *id != own && *id != StreamId::WORKSPACE;
+        let ranges = if of_channel { &mut channels } else { &mut streams };
+        ranges.insert(id.to_string(), json!({"from": from, "to": to}));
+    }
+    let mut d = json!({"channels": channels});
+    if !streams.is_empty() {
+        d["streams"] = streams.into();
+    }
+    frame("lagged", &d)
 }
 
 /// Asks the client to move to another connection.

@@ -88,6 +88,13 @@ pub async fn identify(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> Result<Op
     Ok(on!(db, c => sqlx::query_as(sql).bind(&hash[..]).bind(now).fetch_optional(c).await?))
 }
 
+/// Returns when a sign-in ends; nothing if it does not end by itself.
+pub async fn expiry(db: &mut Db, id: TokenId) -> Result<Option<Timestamp>, StoreError> {
+    let sql = "SELECT expires_at FROM tokens WHERE id = $1";
+    let row: Option<Option<Timestamp>> = on!(db, c => sqlx::query_scalar(sql).bind(id).fetch_optional(c).await?);
+    Ok(row.flatten())
+}
+
 /// Stores a sign-in.
 pub(super) async fn insert(db: &mut Db, token: &Token, user: UserId, hash: &[u8; 32]) -> Result<(), StoreError> {
     let sql =

@@ -12,7 +12,7 @@ use colink::domain::channel::Membership;
 use colink::domain::command::{
     AddPin, AddReaction, DeleteMessage, Done, EditMessage, MarkRead, MarkUnread, SendMessage, Spec,
 };
-use colink::domain::id::{ChannelId, UserId};
+use colink::domain::id::{ChannelId, StreamId, UserId};
 use colink::domain::message::Sent;
 use futures_util::future::join_all;
 use http_body_util::{BodyExt as _, Full};
@@ -403,7 +403,7 @@ impl Listener {
         let applied = HashMap::new();
         let mut listener = Listener { world, me, random, client, gateway, applied, channels };
         for channel in listener.channels.clone() {
-            listener.repair(channel, 0).await;
+            listener.repair(channel.into(), 0).await;
         }
         listener
     }
@@ -449,7 +449,7 @@ impl Listener {
         match self.gateway.cursors.offer(event) {
             Step::Apply => self.apply(event),
             Step::Drop => count(&self.world.figures.repeats),
-            Step::Gap { channel_id, after } => self.repair(channel_id, after).await,
+            Step::Gap { stream, after } => self.repair(stream, after).await,
         }
     }
 
@@ -460,11 +460,11 @@ impl Listener {
     }
 
     /// Reads what is missing from the log, until it can be read.
-    async fn repair(&mut self, channel: ChannelId, after: i64) {
+    async fn repair(&mut self, stream: StreamId, after: i64) {
         count(&self.world.figures.repairs);
         let deadline = Instant::now() + LIMIT;
         let missing = loop {
-            match self.client.events(channel, after).await {
+            match self.client.events(stream, after).await {
                 Ok(missing) => break missing,
                 Err(error) => assert!(Instant::now() < deadline && !is_definite(&error), "cannot read events: {error}"),
             }
@@ -474,7 +474,7 @@ impl Listener {
             match self.gateway.cursors.offer(event) {
                 Step::Apply => self.apply(event),
                 Step::Drop => {}
-                Step::Gap { .. } => panic!("the log of {channel} has a gap before {:?}", event.seq),
+                Step::Gap { .. } => panic!("the log of {stream} has a gap before {:?}", event.seq),
             }
         }
     }

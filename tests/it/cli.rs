@@ -39,7 +39,8 @@ fn run(data: &Path, args: &[&str]) -> Said {
     said(colink(data, args).output().unwrap())
 }
 
-fn run_json(data: &Path, args: &[&str]) -> Value {
+/// Runs the binary and returns what it prints with `--json`.
+pub(crate) fn run_json(data: &Path, args: &[&str]) -> Value {
     let Said { code, out, err } = run(data, &[args, &["--json"]].concat());
     assert_eq!((code, err.as_str()), (0, ""), "{args:?} {out}");
     serde_json::from_str(&out).unwrap()
@@ -53,14 +54,14 @@ fn run_with_stdin(data: &Path, args: &[&str], text: &str) -> Said {
 }
 
 /// A server of one's own, ended with the test.
-struct Serving {
+pub(crate) struct Serving {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     lines: mpsc::Receiver<String>,
 }
 
 impl Serving {
-    fn start(data: &Path, more: &[&str]) -> Serving {
+    pub(crate) fn start(data: &Path, more: &[&str]) -> Serving {
         let args = [&["serve", "--listen", "127.0.0.1:0", "--set", "server.drain_s=1"][..], more].concat();
         let mut child = colink(data, &args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let (sender, lines) = mpsc::channel();
@@ -75,10 +76,19 @@ impl Serving {
         Serving { child, url, lines }
     }
 
-    /// Sends a signal and returns the exit code.
-    fn stop(mut self, signal: &str) -> Option<i32> {
+    /// Returns the process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Sends a signal and returns the exit code.
+    fn stop(mut self, signal: &str) -> Option<i32> {
+        self.signal(signal);
         // Ends when the server closes its standard output.
         while self.lines.recv_timeout(LIMIT).is_ok() {}
         self.child.wait().unwrap().code()
@@ -246,4 +256,19 @@ fn the_password_of_a_database_is_never_shown() {
         let Said { out, err, .. } = run(data.path(), &[args, &["--set", url]].concat());
         assert!(!format!("{out}{err}").contains("hunter2"), "{args:?}: {out}{err}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_waits_for_its_clients_stops_at_once_when_told_again() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Serving::start(data.path(), &["--set", "server.drain_s=600"]);
+    run_json(data.path(), &["user", "add", "ana"]);
+    let token = run_json(data.path(), &["token", "add", "--user", "ana"])["token"].as_str().unwrap().to_owned();
+    let mut screen = Socket::open(&server.url, &[]).await;
+    screen.next().await;
+    screen.identifies(&token).await;
+    server.signal("-TERM");
+    let reconnect = screen.until("reconnect").await;
+    assert!(reconnect["d"]["after_ms"].as_i64().unwrap() < 300_000, "{reconnect}");
+    assert_eq!(server.stop("-TERM"), Some(1));
 }

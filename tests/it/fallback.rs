@@ -1,5 +1,6 @@
 //! The gateway without WebSockets: long-poll and server-sent events, and moving between them.
 
+use colink::domain::id::ChannelId;
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -21,6 +22,18 @@ impl Person {
     }
 }
 
+/// Makes a channel and waits until all of it was told: a session that is opened behind that hears nothing of it.
+async fn general(world: &World, ana: &Person, bob: &Person) -> ChannelId {
+    let mut witness = bob.connects().await;
+    let general = world.channel("general", &[ana, bob]).await;
+    let mut awaited = vec!["channel.created", "channel.listed", "user.channel_added"];
+    while !awaited.is_empty() {
+        let told = witness.next().await;
+        awaited.retain(|kind| told["type"] != *kind);
+    }
+    general
+}
+
 fn texts(polled: &Value) -> Vec<&str> {
     polled["events"].as_array().unwrap().iter().filter_map(|event| event["d"]["text"].as_str()).collect()
 }
@@ -29,7 +42,7 @@ fn texts(polled: &Value) -> Vec<&str> {
 async fn a_poll_waits_and_brings_events_in_order() {
     let world = World::start().await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
-    let general = world.channel("general", &[&ana, &bob]).await;
+    let general = general(&world, &ana, &bob).await;
     let queue = bob.registers().await;
     let nothing = bob.polls(&queue, 1, 0).await.good();
     assert_eq!(nothing, json!({"events": [], "last_event_id": 1}));
@@ -52,7 +65,7 @@ async fn a_poll_waits_and_brings_events_in_order() {
 async fn a_lost_answer_is_asked_for_again_and_what_was_acknowledged_is_gone() {
     let world = World::start().await;
     let (ana, bob, eve) = (world.user("ana").await, world.user("bob").await, world.user("eve").await);
-    let general = world.channel("general", &[&ana, &bob]).await;
+    let general = general(&world, &ana, &bob).await;
     let queue = bob.registers().await;
     for n in 1..=3 {
         ana.says(general, &n.to_string()).await;
@@ -73,7 +86,7 @@ async fn a_lost_answer_is_asked_for_again_and_what_was_acknowledged_is_gone() {
 async fn a_stream_goes_on_behind_the_last_event_id() {
     let world = World::start().await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
-    let general = world.channel("general", &[&ana, &bob]).await;
+    let general = general(&world, &ana, &bob).await;
     let queue = bob.registers().await;
     let path = format!("/v1/events/stream?queue_id={queue}");
     let mut first = bob.http.begin("GET", &path, &[], "".into()).await.into_body().into_data_stream();
@@ -100,7 +113,7 @@ async fn a_stream_goes_on_behind_the_last_event_id() {
 async fn a_client_moves_to_a_socket_and_back_within_its_session() {
     let world = World::start().await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
-    let general = world.channel("general", &[&ana, &bob]).await;
+    let general = general(&world, &ana, &bob).await;
     let queue = bob.registers().await;
     ana.says(general, "one").await;
     let polled = bob.polls(&queue, 1, 10).await.good();

@@ -214,12 +214,68 @@ async fn who_asked_for_less_is_told_less() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reactions_come_to_who_asked_for_them_live_and_replayed() {
+    let mut world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let (seq, emoji) = (ana.says(general, "hi").await, "+1".to_owned());
+    let identify = |intents: Value| json!({"id": 1, "type": "identify", "d": {"token": bob.token, "intents": intents}});
+    let (mut messages, mut reactions) = (bob.opens().await, bob.opens().await);
+    messages.send(&identify(json!(["messages"]))).await;
+    reactions.send(&identify(json!(["reactions"]))).await;
+    for screen in [&mut messages, &mut reactions] {
+        assert_eq!(screen.until("ready").await["s"], 1);
+        screen.everything().await;
+    }
+    let _: Value = bob.does(c::AddReaction { channel_id: general, seq, emoji: emoji.clone() }).await;
+    let last = ana.says(general, "bye").await;
+    let (s, told) = (messages.s, messages.until("message.created").await);
+    assert_eq!((&told["s"], &told["seq"]), (&json!(s + 1), &json!(last)), "`s` is dense, `seq` jumps");
+    let (s, told) = (reactions.s, reactions.next().await);
+    assert_eq!((&told["type"], &told["s"], &told["seq"]), (&json!("reaction.added"), &json!(s + 1), &json!(seq + 1)));
+    world.restart().await;
+    for (intents, kinds) in [
+        (json!(["messages"]), vec!["message.created", "message.created"]),
+        (json!(["reactions"]), vec!["reaction.added"]),
+        (json!(["typing"]), vec![]),
+    ] {
+        let from = json!({"session_id": nobody(), "s": 1, "cursors": {general.to_string(): 1}, "intents": intents});
+        let (mut screen, resumed) = bob.resumes(from).await;
+        assert_eq!(resumed["d"]["mode"], "log");
+        let told: Vec<Value> = screen.everything().await.iter().map(|frame| frame["type"].clone()).collect();
+        assert_eq!(told, kinds);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_intent_is_refused_on_either_door_and_a_session_keeps_those_it_has() {
+    let world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let intents = json!({"intents": ["messages", "gossip"]});
+    assert_eq!(bob.http.post("/v1/events/register", &intents).await.code(), "invalid_request");
+    let mut screen = bob.opens().await;
+    let refused = screen.call("identify", json!({"token": bob.token, "intents": intents["intents"]})).await;
+    assert_eq!(refused["error"], "invalid_request");
+    screen.identifies(&bob.token).await;
+    let from = json!({"session_id": screen.session, "s": 1, "intents": ["typing"]});
+    let (mut screen, resumed) = bob.resumes(from).await;
+    assert_eq!(resumed["d"]["mode"], "buffer");
+    ana.says(general, "hi").await;
+    screen.until("message.created").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_resume_says_how_it_went() {
     let mut world = World::with(|config| config.gateway.replay_events = 3).await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
     let general = world.channel("general", &[&ana, &bob]).await;
     let session = bob.connects().await.session;
+    let mut other = bob.connects().await;
     ana.says(general, "missed").await;
+    // What one session was told waits in the other.
+    other.until("message.created").await;
+    drop(other);
     let mut shown = Shown::default();
     let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": 1})).await;
     shown.add(&resumed);
@@ -474,7 +530,7 @@ async fn a_handshake_needs_the_protocol_and_a_good_token() {
     let cookie = format!("colink_session={}", ana.token);
     let bearer = format!("Bearer {}", ana.token);
     for (status, headers) in [
-        ("400", vec![("sec-websocket-protocol", "colink.v9")]),
+        ("400", vec![("sec-websocket-protocol", "chat, superchat")]),
         ("401", vec![("authorization", "Bearer clk_0")]),
         ("403", vec![("cookie", cookie.as_str()), ("origin", "https://evil.example")]),
         ("101", vec![("cookie", cookie.as_str()), ("origin", "https://chat.example.com")]),

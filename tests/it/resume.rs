@@ -32,8 +32,11 @@ async fn memory_replays_exactly_what_comes_behind_s() {
     }
     let session = screen.session.clone();
     drop(screen);
+    let mut other = bob.connects().await;
     for n in 6..=8 {
         ana.says(general, &n.to_string()).await;
+        // What one session was told waits in the other.
+        other.until("message.created").await;
     }
     let at = |n: usize| seen[n]["s"].as_i64().unwrap();
     for (from, expected) in [(at(4), 3), (at(2), 5), (1, 8)] {
@@ -224,6 +227,101 @@ async fn the_client_goes_on_after_a_resume_from_the_log() {
     assert_eq!(gateway.cursors.offer(&event), Step::Apply);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_absence_is_replayed_as_it_is_read_and_never_told_as_a_lag() {
+    let mut world = World::with(|config| {
+        config.gateway.queue_events = 16;
+        config.gateway.queue_bytes = 65_536;
+        config.gateway.heartbeat_interval_ms = 600_000;
+        config.gateway.write_stall_ms = 0;
+    })
+    .await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let text = "x".repeat(30_000);
+    // More than the sockets' own buffers take.
+    for _ in 0..300 {
+        ana.says(general, &text).await;
+    }
+    world.restart().await;
+    let from = json!({"session_id": nobody(), "s": 1, "cursors": {general.to_string(): 1}});
+    let (mut screen, resumed) = bob.resumes(from).await;
+    assert_eq!((&resumed["d"]["mode"], &resumed["d"]["replayed"]), (&json!("log"), &json!(300)));
+    ana.says(general, "live").await;
+    for seq in 2..=100 {
+        assert_eq!(screen.next().await["seq"], seq);
+    }
+    // Cut in the middle, it goes on where it was.
+    let (session, s) = (resumed["d"]["session_id"].clone(), screen.s);
+    drop(screen);
+    let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": s})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer", "{resumed}");
+    let mut last = 100;
+    while last < 302 {
+        let frame = screen.next().await;
+        let seq = frame["seq"].as_i64().unwrap_or_else(|| panic!("no lag: {frame}"));
+        assert!(seq <= last + 1, "{seq} behind {last}");
+        last = last.max(seq);
+    }
+    assert!(screen.everything().await.iter().all(|frame| frame["type"] != "lagged"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_misses_nothing_of_its_own_stream_the_workspace_and_channels_it_came_into() {
+    let mut world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut gateway = bob.gateway().await;
+    let client = colink::client::Client::new(&world.url).unwrap().with_token(&bob.token);
+    ana.says(general, "seen").await;
+    let mut told = Vec::new();
+    until_told(&mut gateway, &client, &mut told, "message.created").await;
+    world.restart().await;
+    let (later, left) = (world.channel("later", &[&ana, &bob]).await, world.private("left", &[&ana, &bob]).await);
+    ana.says(later, "missed in it").await;
+    ana.removes(left, &bob).await;
+    world.user("new").await;
+    let _: Value = bob.does(c::SetDraft { channel_id: general, thread_seq: None, text: "half a".into() }).await;
+    // As if this session had never been here: what it missed comes from the log.
+    world.restart().await;
+    within("the resume", gateway.resume()).await.unwrap();
+    told.clear();
+    let wanted = ["user.created", "user.draft", "user.channel_added", "user.channel_removed", "message.created"];
+    for kind in wanted {
+        until_told(&mut gateway, &client, &mut told, kind).await;
+    }
+    let of = |channel: ChannelId| told.iter().filter(move |(stream, ..)| *stream == channel.into());
+    let seqs: Vec<i64> = of(later).map(|(_, seq, _)| *seq).collect();
+    assert_eq!(seqs, [1, 2], "all of the new channel, in order: {told:?}");
+    assert_eq!(of(left).count(), 0, "{told:?}");
+    let unique: std::collections::HashSet<_> = told.iter().map(|(stream, seq, _)| (*stream, *seq)).collect();
+    assert_eq!(unique.len(), told.len(), "nothing twice");
+}
+
+/// Applies what comes, gaps and all, until an event of this kind was applied.
+async fn until_told(
+    gateway: &mut Gateway,
+    client: &colink::client::Client,
+    told: &mut Vec<(StreamId, i64, String)>,
+    kind: &str,
+) {
+    within(kind, async {
+        while told.iter().all(|(_, _, told)| told != kind) {
+            let event = gateway.next_event().await.unwrap();
+            let events = match gateway.cursors.offer(&event) {
+                Step::Apply => vec![event],
+                Step::Drop => continue,
+                Step::Gap { stream, after } => {
+                    let missed = client.events(stream, after).await.unwrap();
+                    missed.into_iter().filter(|event| gateway.cursors.offer(event) == Step::Apply).collect()
+                }
+            };
+            told.extend(events.into_iter().filter_map(|e| Some((e.stream()?, e.seq?, e.kind))));
+        }
+    })
+    .await;
+}
+
 const SENDERS: usize = 20;
 const EACH: usize = 25;
 
@@ -253,7 +351,7 @@ on_both! {
                 match gateway.cursors.offer(&event) {
                     Step::Apply => applied.extend(event.message().map(|m| (m.seq, m.text))),
                     Step::Drop => {}
-                    Step::Gap { channel_id, after } => panic!("a gap behind {after} of {channel_id}"),
+                    Step::Gap { stream, after } => panic!("a gap behind {after} of {stream}"),
                 }
                 if applied.len() / 31 > reconnects {
                     reconnects += 1;

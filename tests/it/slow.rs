@@ -1,5 +1,6 @@
 //! One reader that does not read: it slows nobody, is told what it missed, and is let go when it stays away.
 
+use colink::domain::command as c;
 use serde_json::{Value, json};
 
 use crate::protocol::Shown;
@@ -92,6 +93,38 @@ async fn a_stalled_reader_slows_nobody_and_is_told_what_it_missed() {
     ana.says(busy, "and on it goes").await;
     let next = asleep.until("message.created").await;
     assert_eq!((&next["seq"], &next["d"]["text"]), (&json!(MESSAGES + 2), &json!("and on it goes")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lag_of_the_own_stream_is_named_as_a_stream() {
+    let world = World::with(|config| {
+        config.gateway.queue_events = 16;
+        config.gateway.queue_bytes = 65_536;
+        config.gateway.write_stall_ms = 0;
+        config.gateway.heartbeat_interval_ms = 600_000;
+    })
+    .await;
+    let bob = world.user("bob").await;
+    let general = world.channel("general", &[&bob]).await;
+    let mut asleep = bob.connects().await;
+    for n in 0..250 {
+        let text = format!("{n}{}", "x".repeat(30_000));
+        let _: Value = bob.does(c::SetDraft { channel_id: general, thread_seq: None, text }).await;
+    }
+    let mut last = 0;
+    let lagged = loop {
+        let frame = asleep.next().await;
+        if frame["type"] == "lagged" {
+            break frame;
+        }
+        if frame["stream_id"] == json!(bob.id()) {
+            last = frame["seq"].as_i64().unwrap();
+        }
+    };
+    let range = &lagged["d"]["streams"][bob.id().to_string()];
+    assert_eq!((&lagged["d"]["channels"], &range["from"]), (&json!({}), &json!(last + 1)), "{lagged}");
+    let path = format!("/v1/streams/{}/events?after_seq={last}&limit=1000", bob.id());
+    assert_eq!(bob.http.get(&path).await.items().last().unwrap()["seq"], range["to"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,6 +107,11 @@ impl Socket {
         let _ = within("the server to read", self.stream.write_all(bytes)).await;
     }
 
+    /// Sends bytes for as long as that takes.
+    pub(crate) async fn push(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes).await;
+    }
+
     /// Asks for a command and returns its reply; what else comes is set aside.
     pub(crate) async fn call(&mut self, kind: &str, d: Value) -> Value {
         let id = self.asks(kind, d).await;

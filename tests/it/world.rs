@@ -99,7 +99,7 @@ pub(crate) fn config(data: &Path) -> Config {
     let mut config = Config::default();
     config.server.listen = "127.0.0.1:0".parse().unwrap();
     config.server.data = data.to_owned();
-    config.server.drain_s = 1;
+    config.server.drain_s = 0;
     config.database.connections = 4;
     config.auth.argon2_memory_kib = 8;
     config.auth.argon2_iterations = 1;

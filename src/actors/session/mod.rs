@@ -7,7 +7,7 @@
 pub mod queue;
 pub mod resume;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -22,18 +22,20 @@ use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
 use crate::domain::id::{ChannelId, SessionId, StreamId, TokenId, UserId};
 use crate::domain::permission::{self, Action};
-use crate::domain::rate::Bucket;
+use crate::domain::rate::{Bucket, Rate};
 use crate::domain::user::Role;
 use crate::protocol::client::{Intent, Request};
 use crate::protocol::close::CloseCode;
 use crate::protocol::push::Batch;
 use crate::protocol::server;
 use crate::storage::writer::{Answer, Reply};
-use crate::storage::{StoreError, channels, users};
+use crate::storage::{StoreError, channels, tokens, users};
 use queue::{Bounds, Queue};
 
 /// The most channels that `ready` lists; the rest is read by `GET /v1/channels`.
 pub const READY_CHANNELS_MAX: i64 = 1_000;
+/// The longest that a timer is set for.
+const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a session tells the presence tracker that its user is active.
 const ACTIVE_EVERY_S: i64 = 30;
 
@@ -53,7 +55,10 @@ pub struct SessionHandle {
     /// Whether it wants to be told who is online.
     pub wants_presence: bool,
     wants_messages: bool,
+    wants_reactions: bool,
     role: AtomicU8,
+    /// When the sign-in ends, in microseconds; the greatest number if it does not.
+    sign_in_ends: AtomicI64,
     ended: AtomicBool,
     watches: Mutex<Box<[UserId]>>,
     actor: OnceLock<ActorRef<SessionMsg>>,
@@ -70,7 +75,9 @@ impl SessionHandle {
             wants_typing: wants(Intent::Typing),
             wants_presence: wants(Intent::Presence),
             wants_messages: wants(Intent::Messages),
+            wants_reactions: wants(Intent::Reactions),
             role: AtomicU8::new(principal.role as u8),
+            sign_in_ends: AtomicI64::new(i64::MAX),
             ended: AtomicBool::new(false),
             watches: Mutex::default(),
             actor: OnceLock::new(),
@@ -79,9 +86,19 @@ impl SessionHandle {
 
     /// Delivers events.
     pub fn push(&self, batch: &Arc<Batch>) {
-        if self.wants_messages {
-            self.queue.push(batch);
+        if let Some(part) = self.wanted(batch) {
+            self.queue.push(&part);
         }
+    }
+
+    /// Returns what of a batch the session wants.
+    fn wanted(&self, batch: &Arc<Batch>) -> Option<Arc<Batch>> {
+        batch.part(self.wants_messages, self.wants_reactions)
+    }
+
+    /// Returns whether it wants any durable event.
+    fn wants_durable(&self) -> bool {
+        self.wants_messages || self.wants_reactions
     }
 
     /// Returns who asks when this session asks.
@@ -95,6 +112,16 @@ impl SessionHandle {
         self.role.store(role as u8, Ordering::Release);
     }
 
+    /// Returns how long the sign-in still holds; nothing if it does not end by itself.
+    pub fn sign_in_left(&self, now: Timestamp) -> Option<Duration> {
+        let ends = self.sign_in_ends.load(Ordering::Acquire);
+        (ends != i64::MAX).then(|| Timestamp(ends).since(now))
+    }
+
+    fn set_sign_in_ends(&self, at: Option<Timestamp>) {
+        self.sign_in_ends.store(at.map_or(i64::MAX, |at| at.0), Ordering::Release);
+    }
+
     /// Returns whether the session is over.
     pub fn ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
@@ -105,11 +132,11 @@ impl SessionHandle {
         self.watches.lock().expect("no panic under this lock").clone()
     }
 
-    /// Asks the client to move to another connection, at a random time within three seconds.
-    pub fn ask_to_reconnect(&self, url: &str) {
-        let jitter = (self.id.0.as_u128() % 3_000) as u64;
-        self.queue.push_control(server::reconnect(url, jitter));
-        self.queue.close(CloseCode::Restart);
+    /// Asks the client to move to another connection, at a random time within `spread`.
+    pub fn ask_to_reconnect(&self, url: &str, spread: Duration) {
+        // The end of the identifier is random.
+        let jitter = self.id.0.as_u128() % spread.as_millis().max(1);
+        self.queue.push_control(server::reconnect(url, u64::try_from(jitter).unwrap_or(0)));
     }
 
     fn tell(&self, message: SessionMsg) {
@@ -119,8 +146,10 @@ impl SessionHandle {
     }
 
     /// Hands a request to the session. The caller took a credit of the queue; it comes back with the answer.
-    pub fn request(&self, id: Option<u64>, request: Request) {
-        self.tell(SessionMsg::Request(id, Box::new(request)));
+    ///
+    /// One that is refused already comes here too: it costs an answer, and so a turn.
+    pub fn request(&self, id: Option<u64>, request: Result<Request, Refusal>) {
+        self.tell(SessionMsg::Request(id, request.map(Box::new)));
     }
 
     /// Notes that a connection ended; if it was the session's, the session waits for its client from now on.
@@ -209,7 +238,7 @@ impl Hub {
             ring: gateway.ring_events,
             window: Duration::from_secs(gateway.resume_window_s),
         };
-        let queue = Queue::new(bounds, connection);
+        let queue = Queue::new(bounds, connection, principal.user_id.into());
         let session = SessionHandle::new(principal, intents, queue, self.clock.now());
         let arguments = (self.clone(), session.clone());
         let spawned = Actor::spawn_linked(None, Session, arguments, self.actors().sessions.get_cell()).await;
@@ -232,6 +261,7 @@ impl Hub {
     async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
         let mut db = self.store.read().await?;
         let channels = channels::ids_of_user(&mut db, session.user_id).await?;
+        session.set_sign_in_ends(tokens::expiry(&mut db, session.token_id).await?);
         drop(db);
         let own = [StreamId::from(session.user_id), StreamId::WORKSPACE];
         for stream in channels.into_iter().map(StreamId::from).chain(own) {
@@ -240,6 +270,42 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// Ends a session whose sign-in is over. What the session knows of that may be old: the sign-in may have been
+    /// prolonged, so the store is asked when the time has come.
+    pub async fn check_sign_in(&self, session: &SessionHandle) {
+        let over = |now| session.sign_in_left(now).is_some_and(|left| left.is_zero());
+        if !over(self.clock.now()) {
+            return;
+        }
+        let expiry = async {
+            let mut db = self.store.read().await?;
+            tokens::expiry(&mut db, session.token_id).await
+        };
+        match expiry.await {
+            Ok(at) => session.set_sign_in_ends(at),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read when a sign-in ends: asked again in a second");
+                session.set_sign_in_ends(Some(self.clock.now().plus_seconds(1)));
+            }
+        }
+        if over(self.clock.now()) {
+            session.revoke();
+        }
+    }
+
+    /// Ends a session when its sign-in is over; never completes.
+    pub async fn watch_sign_in(&self, session: &SessionHandle) {
+        while let Some(left) = session.sign_in_left(self.clock.now()) {
+            // A timer takes no more than some years.
+            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+            self.check_sign_in(session).await;
+            if session.sign_in_left(self.clock.now()).is_some_and(|left| left.is_zero()) {
+                break;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Sessions that nobody is connected to make way for a new one.
@@ -280,8 +346,8 @@ impl Hub {
 
 /// What a session is told.
 pub enum SessionMsg {
-    /// A request of its client.
-    Request(Option<u64>, Box<Request>),
+    /// A request of its client, or why it is none.
+    Request(Option<u64>, Result<Box<Request>, Refusal>),
     /// The connection ended.
     Detached,
     /// Is the client still away, since the disconnect of this number?
@@ -300,6 +366,8 @@ struct State {
     hub: Arc<Hub>,
     handle: Arc<SessionHandle>,
     commands: Option<Bucket>,
+    /// How many more requests beyond the rate are answered at all.
+    refusals: Option<Bucket>,
     told_active: Option<Timestamp>,
     /// Where the last typing notice was told, and when.
     typed: Option<(ChannelId, Option<i64>, Timestamp)>,
@@ -316,7 +384,7 @@ impl Actor for Session {
         _: ActorRef<SessionMsg>,
         (hub, handle): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, handle, commands: None, told_active: None, typed: None, disconnects: 0 })
+        Ok(State { hub, handle, commands: None, refusals: None, told_active: None, typed: None, disconnects: 0 })
     }
 
     async fn handle(
@@ -363,10 +431,11 @@ impl State {
         myself.send_after(window, move || SessionMsg::Expire(this));
     }
 
-    async fn request(&mut self, id: Option<u64>, request: Box<Request>) {
-        if let Err(refusal) = self.take_turn() {
-            return self.answer(id, Err(refusal));
-        }
+    async fn request(&mut self, id: Option<u64>, request: Result<Box<Request>, Refusal>) {
+        let request = match self.take_turn().and(request) {
+            Ok(request) => request,
+            Err(refusal) => return self.answer(id, Err(refusal)),
+        };
         self.note_active();
         match *request {
             Request::Command(command) => {
@@ -391,7 +460,16 @@ impl State {
     fn take_turn(&mut self) -> Result<(), Refusal> {
         let rate = self.hub.config.gateway.command_rate();
         let now = self.hub.clock.now();
-        self.commands.get_or_insert_with(|| Bucket::full(rate, now)).take(rate, now).map_err(too_many)
+        let taken = self.commands.get_or_insert_with(|| Bucket::full(rate, now)).take(rate, now);
+        if taken.is_err() {
+            let per_minute = self.hub.config.gateway.refusals_per_minute;
+            let rate = Rate { per_minute, burst: per_minute };
+            let refusals = self.refusals.get_or_insert_with(|| Bucket::full(rate, now));
+            if refusals.take(rate, now).is_err() {
+                self.handle.queue.close(CloseCode::RateLimited);
+            }
+        }
+        taken.map_err(too_many)
     }
 
     fn answer(&self, id: Option<u64>, result: Result<&'static str, Refusal>) {

@@ -8,6 +8,8 @@
 //! - At most `events` and `bytes` wait. Beyond that the busiest stream's events are dropped and noted: when the rest is
 //!   out, the client is told `lagged` with the ranges and reads them from the log.
 //! - The ring holds at most `ring` events. What is older cannot be resumed from memory.
+//! - What a resume brings from the log goes out before what waits, read page by page as the connection takes it: when
+//!   [`READ_AHEAD`] events of it wait, no more are read.
 //! - Ephemeral frames are merged: one for each user and kind, the last wins.
 //! - While nobody is connected up to `ring` events wait; then the session can only be resumed from the log.
 
@@ -38,6 +40,8 @@ pub struct Bounds {
 
 /// The most replies and notices that wait; the credits of the connection keep it far from this.
 const CONTROL_MAX: usize = 4_096;
+/// How many events of the log wait for the connection before reading it stops.
+pub const READ_AHEAD: usize = 64;
 /// The most ephemeral frames that wait.
 const EPHEMERAL_MAX: usize = 1_024;
 
@@ -45,6 +49,8 @@ const EPHEMERAL_MAX: usize = 1_024;
 #[derive(Debug)]
 pub struct Queue {
     bounds: Bounds,
+    /// The user's own stream, which is no channel.
+    own: StreamId,
     inner: Mutex<Inner>,
 }
 
@@ -64,6 +70,12 @@ impl Sent {
 #[derive(Debug, Default)]
 struct Inner {
     control: VecDeque<Bytes>,
+    /// Pages of the log, which go out before what waits.
+    pages: VecDeque<Arc<Batch>>,
+    /// How many events of the log are not read yet.
+    unread: usize,
+    /// Whoever reads the log, waiting for room.
+    reader: Option<Waker>,
     waiting: VecDeque<Arc<Batch>>,
     waiting_events: usize,
     waiting_bytes: usize,
@@ -89,16 +101,42 @@ struct Inner {
 impl Inner {
     fn has_work(&self) -> bool {
         !self.control.is_empty()
-            || !self.waiting.is_empty()
+            || !self.pages.is_empty()
             || self.resend < self.ring.len()
             || self.close.is_some()
             || self.credited
             || self.ephemeral.as_ref().is_some_and(|e| !e.is_empty())
-            || self.lagged.as_ref().is_some_and(|l| !l.is_empty())
+            || (self.unread == 0 && (!self.waiting.is_empty() || self.lagged.as_ref().is_some_and(|l| !l.is_empty())))
     }
 
-    fn wake(&mut self) -> Option<Waker> {
-        self.waker.take()
+    fn page_events(&self) -> usize {
+        self.pages.iter().map(|page| page.frames.len()).sum()
+    }
+
+    /// Returns whether the log is to be read on; nothing while there is no room.
+    fn reads_on(&self) -> Option<bool> {
+        let over = self.close.is_some_and(|code| code != CloseCode::RateLimited);
+        if over { Some(false) } else { (self.page_events() < READ_AHEAD).then_some(true) }
+    }
+
+    /// Returns whom to wake: the connection, and whoever reads the log if that has something to do.
+    fn wake(&mut self) -> [Option<Waker>; 2] {
+        let reader = if self.reads_on().is_some() { self.reader.take() } else { None };
+        [self.waker.take(), reader]
+    }
+
+    /// Takes the next batch that was not sent yet.
+    fn next(&mut self) -> Option<Arc<Batch>> {
+        if let Some(page) = self.pages.pop_front() {
+            return Some(page);
+        }
+        if self.unread > 0 {
+            return None;
+        }
+        let batch = self.waiting.pop_front()?;
+        self.waiting_events -= batch.frames.len();
+        self.waiting_bytes -= batch.bytes;
+        Some(batch)
     }
 
     fn keep(&mut self, batch: Arc<Batch>, now: Instant, bounds: &Bounds) -> i64 {
@@ -173,11 +211,11 @@ pub struct Taken {
 }
 
 impl Queue {
-    /// Makes the queue of a new session that the connection `owner` empties.
+    /// Makes the queue of a new session that the connection `owner` empties; `own` is its user's own stream.
     #[must_use]
-    pub fn new(bounds: Bounds, owner: u64) -> Arc<Self> {
+    pub fn new(bounds: Bounds, owner: u64, own: StreamId) -> Arc<Self> {
         let inner = Inner { next_s: 2, owner, ..Inner::default() };
-        Arc::new(Queue { bounds, inner: Mutex::new(inner) })
+        Arc::new(Queue { bounds, own, inner: Mutex::new(inner) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -185,14 +223,12 @@ impl Queue {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let (result, waker) = {
+        let (result, wakers) = {
             let mut inner = self.lock();
             let result = change(&mut inner);
             (result, inner.wake())
         };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().flatten().for_each(Waker::wake);
         result
     }
 
@@ -227,15 +263,30 @@ impl Queue {
         });
     }
 
-    /// Puts events from the log in front of what waits, so that the client sees each stream in order.
-    pub fn push_replayed(&self, batches: Vec<Arc<Batch>>) {
+    /// Announces so many events of the log. What waits is held back until they were put in, so that the client sees each
+    /// stream in order.
+    pub fn expect_pages(&self, events: usize) {
+        self.with(|inner| inner.unread += events);
+    }
+
+    /// Puts in a page of the log, which stands for so many of the events that were announced.
+    pub fn push_page(&self, page: Option<Arc<Batch>>, events: usize) {
         self.with(|inner| {
-            for batch in batches.into_iter().rev() {
-                inner.waiting_events += batch.frames.len();
-                inner.waiting_bytes += batch.bytes;
-                inner.waiting.push_front(batch);
-            }
+            inner.unread = inner.unread.saturating_sub(events);
+            inner.pages.extend(page);
         });
+    }
+
+    /// Completes when there is room for another page of the log, or with `false` when nobody wants it any more.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut inner = self.lock();
+        match inner.reads_on() {
+            Some(reads_on) => Poll::Ready(reads_on),
+            None => {
+                inner.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 
     /// Puts in what is told now and may be lost.
@@ -327,14 +378,16 @@ impl Queue {
             inner.resend += 1;
         }
         while bytes < max {
-            let Some(batch) = inner.waiting.pop_front() else { break };
-            inner.waiting_events -= batch.frames.len();
-            inner.waiting_bytes -= batch.bytes;
+            let Some(batch) = inner.next() else { break };
             taken.oldest = taken.oldest.or(batch.committed);
             let first_s = inner.keep(batch.clone(), now, &self.bounds);
             inner.resend = inner.ring.len();
             bytes += write_batch(first_s, &batch, &mut write);
             taken.frames += batch.frames.len();
+        }
+        let reader = if inner.reads_on().is_some() { inner.reader.take() } else { None };
+        if let Some(reader) = reader {
+            reader.wake();
         }
         if bytes >= max && inner.has_work() {
             return taken;
@@ -345,9 +398,11 @@ impl Queue {
                 write(None, &frame);
             }
         }
-        if let Some(lagged) = inner.lagged.take() {
+        if inner.unread == 0
+            && let Some(lagged) = inner.lagged.take()
+        {
             taken.frames += 1;
-            write(None, server::lagged(&lagged).as_bytes());
+            write(None, server::lagged(&lagged, self.own).as_bytes());
         }
         taken.close = inner.close;
         taken
@@ -379,7 +434,7 @@ impl Queue {
             inner.owner = owner;
             inner.credited = true;
             let again = inner.ring.get(at).map_or(0, |sent| inner.next_s - sent.first_s);
-            Some(usize::try_from(again).unwrap_or(0) + inner.waiting_events)
+            Some(usize::try_from(again).unwrap_or(0) + inner.page_events() + inner.unread + inner.waiting_events)
         })
     }
 
@@ -392,7 +447,8 @@ impl Queue {
         inner.owner = 0;
         inner.waker = None;
         inner.ephemeral = None;
-        inner.in_flight = 0;
+        // That was for the connection: the session can be resumed.
+        inner.close = inner.close.filter(|code| *code != CloseCode::RateLimited);
         // Whatever was dropped for a slow reader is gone from memory.
         inner.overflowed |= inner.lagged.take().is_some();
         true
@@ -454,7 +510,8 @@ mod tests {
     }
 
     fn batch(of: i64, seqs: std::ops::RangeInclusive<i64>) -> Arc<Batch> {
-        let frames = seqs.map(|seq| Encoded { seq, tail: Bytes::from(format!("{of}:{seq}")) }).collect();
+        let frames =
+            seqs.map(|seq| Encoded { seq, reaction: false, tail: Bytes::from(format!("{of}:{seq}")) }).collect();
         Batch::new(stream(of), frames, None)
     }
 
@@ -469,7 +526,7 @@ mod tests {
 
     #[test]
     fn events_are_numbered_when_they_are_taken_and_resumed_by_number() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         queue.push(&batch(1, 1..=2));
         queue.push_control("reply");
         queue.push(&batch(2, 1..=1));
@@ -487,7 +544,7 @@ mod tests {
 
     #[test]
     fn a_slow_reader_loses_its_busiest_stream_and_is_told_which_range() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         queue.push(&batch(2, 7..=7));
         for seq in 1..=20 {
             queue.push(&batch(1, seq..=seq));
@@ -501,8 +558,45 @@ mod tests {
     }
 
     #[test]
+    fn the_log_goes_out_before_what_waits_and_is_read_as_it_is_taken() {
+        let queue = Queue::new(Bounds { ring: 128, ..BOUNDS }, 1, stream(9));
+        let room = || {
+            let mut cx = Context::from_waker(Waker::noop());
+            queue.poll_room(&mut cx)
+        };
+        queue.push(&batch(1, 72..=72));
+        queue.expect_pages(71);
+        assert!(drain(&queue).is_empty(), "what waits comes behind the log");
+        queue.push_page(Some(batch(1, 1..=60)), 60);
+        assert_eq!(room(), Poll::Ready(true));
+        queue.push_page(Some(batch(1, 61..=70)), 10);
+        assert_eq!(room(), Poll::Pending, "that is enough");
+        assert_eq!(drain(&queue).len(), 70);
+        assert_eq!(room(), Poll::Ready(true));
+        queue.detach(1);
+        assert_eq!(queue.resume(1, 69), Some(12), "the second page again, what is not read yet, and what waits");
+        queue.push_page(None, 1);
+        let out = drain(&queue);
+        assert_eq!((out.len(), out[9].as_str()), (11, "71/1:70"));
+        assert_eq!(out[10], "72/1:72", "a page that may no longer be read stands for nothing");
+        queue.close(CloseCode::Revoked);
+        assert_eq!(room(), Poll::Ready(false));
+    }
+
+    #[test]
+    fn a_lag_tells_channels_from_other_streams() {
+        let queue = Queue::new(BOUNDS, 1, stream(9));
+        for seq in 1..=20 {
+            queue.push(&batch(9, seq..=seq));
+        }
+        let told: serde_json::Value = serde_json::from_str(&drain(&queue)[0]).unwrap();
+        let ranges = serde_json::json!({"channels": {}, "streams": {stream(9).to_string(): {"from": 1, "to": 20}}});
+        assert_eq!(told["d"], ranges);
+    }
+
+    #[test]
     fn a_session_nobody_reads_keeps_a_bounded_amount() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         queue.detach(1);
         for seq in 1..=40 {
             queue.push(&batch(1, seq..=seq));
@@ -512,7 +606,7 @@ mod tests {
 
     #[test]
     fn a_retired_queue_is_resumed_by_nobody_and_one_in_use_is_not_retired() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         assert!(!queue.retire(0), "a connection has it");
         assert_eq!(queue.resume(2, 1), Some(0));
         assert!(!queue.retire(1), "another connection has it by now");
@@ -522,7 +616,7 @@ mod tests {
 
     #[test]
     fn ephemeral_frames_are_merged() {
-        let queue = Queue::new(BOUNDS, 1);
+        let queue = Queue::new(BOUNDS, 1, stream(9));
         let user = crate::domain::id::UserId::new(Timestamp(1));
         for n in 0..5 {
             queue.push_ephemeral(Ephemeral::Presence(user), Bytes::from(format!("{n}")));
@@ -533,7 +627,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
-            let queue = Queue::new(BOUNDS, 1);
+            let queue = Queue::new(BOUNDS, 1, stream(9));
             let mut sent = [0i64; 4];
             // What the client has applied of each stream, and which ranges it still has to fetch.
             let mut applied = [0i64; 4];

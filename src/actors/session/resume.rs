@@ -1,10 +1,12 @@
 //! Taking a session up again: from this node's memory by `s`, or on any node from the log by cursors.
 //!
-//! Never partial: either everything that was missed follows, or the client is told where to start anew.
+//! Never partial: either everything that was missed follows, or the client is told where to start anew. What comes from
+//! the log is read page by page as the connection takes it, so a long absence costs no more memory than a short one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::queue::READ_AHEAD;
 use super::{OpenError, SessionHandle};
 use crate::actors::Hub;
 use crate::domain::command::Principal;
@@ -12,9 +14,13 @@ use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::permission::{self, Action};
 use crate::domain::user::Role;
 use crate::protocol::client::Resume;
+use crate::protocol::close::CloseCode;
 use crate::protocol::push::{self, Batch};
 use crate::protocol::server::{self, Mode};
-use crate::storage::{Db, StoreError, channels, events};
+use crate::storage::{StoreError, channels, events};
+
+/// The most events of the log that are read at once.
+const PAGE: i64 = READ_AHEAD as i64;
 
 /// How a resume ended.
 pub enum Resumed {
@@ -71,11 +77,22 @@ impl Hub {
             }
         };
         match missed {
-            Missed::All(batches) => {
+            Missed::All(mut ranges) => {
+                if !session.wants_durable() {
+                    ranges.clear();
+                }
                 metrics::counter!("colink_resumes_total", "mode" => "log").increment(1);
-                let replayed = batches.iter().map(|batch| batch.frames.len()).sum();
-                session.queue.push_replayed(batches);
+                let replayed = ranges.iter().map(Range::events).sum();
+                session.queue.expect_pages(replayed);
                 let text = server::resumed(session.id, session.queue.last_s(), replayed, Mode::Log);
+                let reading = self.clone().replay(session.clone(), ranges);
+                if replayed <= READ_AHEAD {
+                    // There is room for all of it, so this does not wait.
+                    reading.await;
+                } else {
+                    // Ends with the session, at the latest.
+                    tokio::spawn(reading);
+                }
                 Ok(Resumed::Yes { session, text })
             }
             Missed::TooMuch(heads) => {
@@ -116,51 +133,84 @@ impl Hub {
         if most > 0 && total > most {
             return Ok(Missed::TooMuch(readable));
         }
-        let mut batches = Vec::new();
+        let days = self.config.gateway.replay_days;
+        let oldest = self.clock.now().plus_seconds(-i64::from(days) * 86_400);
+        let mut ranges = Vec::new();
         for (stream, head) in &readable {
-            if *head == cursors[stream] {
+            let after = cursors[stream];
+            if after == *head {
                 continue;
             }
-            let read = self.replay(&mut db, user, *stream, cursors[stream], head - cursors[stream]).await?;
-            match read {
-                Some(batch) => batches.extend(batch),
-                None => return Ok(Missed::TooMuch(readable)),
+            if days > 0 && events::after(&mut db, *stream, after, 1).await?.iter().any(|event| event.at < oldest) {
+                return Ok(Missed::TooMuch(readable));
             }
+            ranges.push(Range { stream: *stream, after, head: *head });
         }
-        Ok(Missed::All(batches))
+        Ok(Missed::All(ranges))
     }
 
-    /// Reads one stream's missed events; nothing if they are older than may be replayed.
-    async fn replay(
-        &self,
-        db: &mut Db,
-        user: UserId,
-        stream: StreamId,
-        after: i64,
-        count: i64,
-    ) -> Result<Option<Vec<Arc<Batch>>>, StoreError> {
+    /// Reads what was missed, page by page, as the client takes it.
+    async fn replay(self: Arc<Self>, session: Arc<SessionHandle>, ranges: Vec<Range>) {
+        for mut range in ranges {
+            while range.events() > 0 {
+                if !std::future::poll_fn(|cx| session.queue.poll_room(cx)).await {
+                    return;
+                }
+                match self.page(session.user_id, &range).await {
+                    Ok(Some(page)) => {
+                        let read = page.frames.len();
+                        range.after = page.frames.last().map_or(range.head, |event| event.seq);
+                        session.queue.push_page(session.wanted(&page), read);
+                    }
+                    Ok(None) => {
+                        session.queue.push_page(None, range.events());
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot read on in the log: the client has to resume again");
+                        return session.queue.close(CloseCode::Unknown);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the next page of a stream; nothing if the user may no longer read it.
+    async fn page(&self, user: UserId, range: &Range) -> Result<Option<Arc<Batch>>, StoreError> {
+        let stream = range.stream;
+        let mut db = self.store.read().await?;
         if stream != StreamId::WORKSPACE && stream != user.into() {
-            let facts = channels::facts(db, user, stream.into()).await?;
+            let facts = channels::facts(&mut db, user, stream.into()).await?;
             let may_read = facts.is_some_and(|facts| {
                 facts.who.channel_role.is_some() && permission::allows(facts.who, Action::Read, facts.channel).is_ok()
             });
             if !may_read {
-                return Ok(Some(Vec::new()));
+                return Ok(None);
             }
         }
-        let read = events::after(db, stream, after, count).await?;
-        let days = self.config.gateway.replay_days;
-        let oldest = self.clock.now().plus_seconds(-i64::from(days) * 86_400);
-        if days > 0 && read.first().is_some_and(|event| event.at < oldest) {
-            return Ok(None);
-        }
-        let frames = read.iter().map(push::encode).collect();
-        Ok(Some(vec![Batch::new(stream, frames, None)]))
+        let read = events::after(&mut db, stream, range.after, PAGE.min(range.head - range.after)).await?;
+        let frames: Vec<_> = read.iter().map(push::encode).collect();
+        Ok((!frames.is_empty()).then(|| Batch::new(stream, frames, None)))
+    }
+}
+
+/// What was missed of one stream.
+struct Range {
+    stream: StreamId,
+    /// The last event that the client has.
+    after: i64,
+    /// The last event to be replayed.
+    head: i64,
+}
+
+impl Range {
+    fn events(&self) -> usize {
+        usize::try_from(self.head - self.after).unwrap_or(0)
     }
 }
 
 enum Missed {
-    All(Vec<Arc<Batch>>),
+    All(Vec<Range>),
     TooMuch(HashMap<StreamId, i64>),
     Never,
 }

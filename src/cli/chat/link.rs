@@ -17,7 +17,7 @@ use super::ask::{ask, history, join, open_direct, send, state};
 use super::talk::{News, Post, Want};
 use crate::client::{Client, Error, Event, Gateway, Options, Step};
 use crate::domain::channel::Membership;
-use crate::domain::id::{ChannelId, UserId};
+use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::user::User;
 
 /// How many people are watched: the hub's own limit.
@@ -47,7 +47,7 @@ pub(super) struct Link {
 enum Done {
     Told(Vec<News>),
     Posted(News),
-    Filled { channel: ChannelId, upto: i64, events: Result<Vec<Event>, Error> },
+    Filled { stream: StreamId, upto: i64, events: Result<Vec<Event>, Error> },
     Back { gateway: Result<Box<Gateway>, Error>, anew: bool },
 }
 
@@ -187,7 +187,7 @@ impl Link {
     fn take(&mut self, event: Result<Event, Error>) {
         match event {
             Ok(event) => self.offer(event),
-            Err(error) if comes_back(&error) => {
+            Err(error) if error.may_come_back() => {
                 self.ready.push_back(News::Down);
                 self.come_back();
             }
@@ -200,15 +200,15 @@ impl Link {
         match gateway.cursors.offer(&event) {
             Step::Apply => self.ready.push_back(News::Event(Box::new(event))),
             Step::Drop => {}
-            Step::Gap { channel_id: channel, after } => {
+            Step::Gap { stream, after } => {
                 self.filling = true;
                 let (client, upto) = (self.client.clone(), event.seq.unwrap_or(after));
                 self.jobs.spawn(async move {
                     let mut pause = Duration::from_millis(200);
                     loop {
-                        match client.events(channel, after).await {
+                        match client.events(stream, after).await {
                             Err(error) if error.may_come_back() => sleep(pause).await,
-                            events => return Done::Filled { channel, upto, events },
+                            events => return Done::Filled { stream, upto, events },
                         }
                         pause = (pause * 2).min(Duration::from_secs(5));
                     }
@@ -225,7 +225,7 @@ impl Link {
                 self.posting = false;
                 self.post_next();
             }
-            Done::Filled { channel, upto, events } => self.filled(channel, upto, events),
+            Done::Filled { stream, upto, events } => self.filled(stream, upto, events),
             Done::Back { gateway: Ok(gateway), anew } => {
                 self.gateway = Some(gateway);
                 self.ready.push_back(News::Up { anew });
@@ -236,10 +236,10 @@ impl Link {
         }
     }
 
-    fn filled(&mut self, channel: ChannelId, upto: i64, events: Result<Vec<Event>, Error>) {
+    fn filled(&mut self, stream: StreamId, upto: i64, events: Result<Vec<Event>, Error>) {
         self.filling = false;
         let Some(gateway) = &mut self.gateway else { return };
-        let (mut applied, refused) = (gateway.cursors.get(channel), events.is_err());
+        let (mut applied, refused) = (gateway.cursors.get(stream), events.is_err());
         // The log is the truth: what it does not have is not waited for.
         for event in events.unwrap_or_default() {
             if event.seq > applied {
@@ -247,9 +247,9 @@ impl Link {
                 self.ready.push_back(News::Event(Box::new(event)));
             }
         }
-        gateway.cursors.set(channel, applied.map_or(upto, |seq| seq.max(upto)));
+        gateway.cursors.set(stream, applied.map_or(upto, |seq| seq.max(upto)));
         if refused {
-            // The user is no longer in it, or it is the user's own stream: what matters of that is read anew.
+            // The user is no longer in it: what matters of that is read anew.
             self.refresh();
         }
     }
@@ -301,12 +301,11 @@ impl Link {
                         }
                         return Done::Back { gateway: Ok(gateway), anew };
                     }
-                    Err(error) if !comes_back(&error) || deadline.is_some_and(|at| Instant::now() > at) => {
+                    Err(error) if !error.may_come_back() || deadline.is_some_and(|at| Instant::now() > at) => {
                         return Done::Back { gateway: Err(error), anew };
                     }
                     // The hub does not know where this session stands.
-                    Err(Error::Closed { code: 4003 | 4007, .. }) => anew = true,
-                    Err(_) => {}
+                    Err(error) => anew |= error.begins_anew(),
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(10));
@@ -330,10 +329,6 @@ async fn heard(gateway: &mut Option<Box<Gateway>>) -> Result<Event, Error> {
         Some(gateway) => gateway.next_event().await,
         None => std::future::pending().await,
     }
-}
-
-fn comes_back(error: &Error) -> bool {
-    error.may_come_back() || matches!(error, Error::Closed { code: 4003, .. })
 }
 
 #[cfg(test)]

@@ -1,0 +1,117 @@
+//! Clients that send too much, or read nothing: each is bounded, and nobody else notices.
+//!
+//! A server of its own, with every rate switched off, so that only the bounds of memory hold; its size is read from /proc.
+
+use std::path::Path;
+
+use colink::client::{Client, Gateway, Options};
+use colink::domain::command::SendMessage;
+use colink::domain::id::ChannelId;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::cli::{Serving, run_json};
+use crate::socket::{CONTINUATION, Incoming, PING, Socket, TEXT, frame};
+use crate::world::{LIMIT, eventually, message, within};
+
+const MIB: usize = 1_024 * 1_024;
+/// How much is sent in each way, if the server takes it.
+const FLOOD: usize = 8 * MIB;
+/// How much larger the server may be after all of it.
+const GROWTH: usize = 24 * MIB;
+
+struct Flooded {
+    server: Serving,
+    token: String,
+    room: ChannelId,
+}
+
+impl Flooded {
+    async fn start(data: &Path) -> Flooded {
+        let off = ["gateway.commands_per_minute", "gateway.identifies_per_minute", "limits.messages_per_minute"];
+        let mut args: Vec<String> = off.iter().flat_map(|key| ["--set".to_owned(), format!("{key}=0")]).collect();
+        let patience = ["--set", "gateway.heartbeat_interval_ms=600000", "--set", "gateway.write_stall_ms=1000"];
+        args.extend(patience.map(str::to_owned));
+        let server = Serving::start(data, &args.iter().map(String::as_str).collect::<Vec<_>>());
+        run_json(data, &["user", "add", "ana", "--admin"]);
+        let token = run_json(data, &["token", "add", "--user", "ana"])["token"].as_str().unwrap().to_owned();
+        let room = run_json(data, &["channel", "add", "room", "--member", "ana"])["id"].as_str().unwrap().parse();
+        Flooded { server, token, room: room.unwrap() }
+    }
+
+    async fn connects(&self) -> Socket {
+        let mut socket = Socket::open(&self.server.url, &[]).await;
+        socket.next().await;
+        socket.identifies(&self.token).await;
+        socket
+    }
+
+    /// The server's resident memory, in bytes.
+    fn size(&self) -> usize {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.server.pid())).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4_096
+    }
+
+    /// Sends a piece again and again, reading nothing, until enough was sent or the server takes no more.
+    async fn floods(&self, piece: &[u8]) -> Socket {
+        let mut socket = self.connects().await;
+        let many = piece.repeat(MIB / piece.len() + 1);
+        for _ in 0..FLOOD / many.len() {
+            // A server that reads no more is one that holds no more.
+            if timeout(LIMIT / 20, socket.push(&many)).await.is_err() {
+                break;
+            }
+        }
+        socket
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_flood_makes_the_server_grow_or_others_wait() {
+    let data = tempfile::tempdir().unwrap();
+    let world = Flooded::start(data.path()).await;
+    let room = world.room;
+    let others = Gateway::connect(&world.server.url, &world.token, Options::default()).await.unwrap();
+    let says = |text: &str| SendMessage { ..message(room, text) };
+    let request = |kind: &str, d: serde_json::Value| {
+        frame(true, TEXT, json!({"id": 1, "type": kind, "d": d}).to_string().as_bytes())
+    };
+    let users: Vec<_> = (0..500).map(|_| room).collect();
+    let small = [frame(false, TEXT, b"{"), frame(false, CONTINUATION, b"").repeat(60)].concat();
+    let whole = [small, frame(true, CONTINUATION, br#""id":1,"type":"time.travel"}"#)].concat();
+    let floods = [
+        ("typing", request("typing.start", json!({"channel_id": room}))),
+        ("presence", request("presence.subscribe", json!({"user_ids": users}))),
+        ("what is not known", request("time.travel", json!({}))),
+        ("heartbeats", frame(true, TEXT, br#"{"type":"heartbeat"}"#)),
+        ("pings", frame(true, PING, &[b'x'; 125])),
+        ("fragments", whole),
+        ("reads", request("channel.mark_read", json!({"channel_id": room, "seq": 1}))),
+    ];
+    // Once around before it is measured: buffers, caches and the allocator's own take what they take.
+    others.call(says("before")).await.unwrap();
+    drop(world.floods(&floods[0].1).await);
+    let before = world.size();
+    for (what, piece) in &floods {
+        let flood = world.floods(piece).await;
+        let now = world.size();
+        assert!(now < before + GROWTH, "{what}: from {} to {} MiB", before / MIB, now / MIB);
+        within(what, others.call(says(what))).await.unwrap();
+        drop(flood);
+    }
+    let client = Client::new(&world.server.url).unwrap().with_token(&world.token);
+    assert!(client.me().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_and_never_reads_is_4010() {
+    let data = tempfile::tempdir().unwrap();
+    let world = Flooded::start(data.path()).await;
+    let ask = frame(true, TEXT, br#"{"id":1,"type":"time.travel"}"#);
+    let mut socket = world.floods(&ask).await;
+    eventually("the server to give up", || async {
+        Client::new(&world.server.url).unwrap().text("/metrics").await.unwrap().contains("code=\"4010\"")
+    })
+    .await;
+    while matches!(socket.read().await, Incoming::Text(_)) {}
+}
