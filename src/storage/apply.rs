@@ -223,12 +223,12 @@ async fn follow_participants(
     let root = standing_message(scope, reply.channel_id, thread).await?;
     let still_in = channels::facts(scope.db, root.author_id, reply.channel_id).await?;
     if still_in.is_some_and(|f| f.who.channel_role.is_some()) {
-        personal::follow_by_default(scope, reply.channel_id, thread, root.author_id, 0).await?;
+        personal::follow_by_default(scope, reply.channel_id, thread, root.author_id, (thread, 0)).await?;
     }
     for user in &reply.mentions.users {
-        personal::follow_by_default(scope, reply.channel_id, thread, *user, number - 1).await?;
+        personal::follow_by_default(scope, reply.channel_id, thread, *user, (reply.seq - 1, number - 1)).await?;
     }
-    personal::follow_by_default(scope, reply.channel_id, thread, reply.author_id, number).await?;
+    personal::follow_by_default(scope, reply.channel_id, thread, reply.author_id, (reply.seq, number)).await?;
     personal::set_thread_read(scope, reply.channel_id, thread, reply.seq, number).await?;
     Ok(())
 }

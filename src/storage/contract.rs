@@ -241,7 +241,9 @@ on_both! {
         assert_eq!(top[0].reply_count, 2);
         let threads = personal::followed(&mut db, ana.user_id, 10).await.unwrap();
         assert_eq!(threads[0].unread_count, 2, "who started a thread follows it");
-        assert_eq!(personal::followed(&mut db, bob.user_id, 10).await.unwrap()[0].unread_count, 0);
+        assert_eq!(threads[0].read_seq, root.seq);
+        let threads = personal::followed(&mut db, bob.user_id, 10).await.unwrap();
+        assert_eq!((threads[0].unread_count, threads[0].read_seq), (0, second.seq), "who replies has read up to there");
         drop(db);
         world.ask(ana, command::MarkThreadRead { channel_id: room, thread_seq: root.seq, seq: second.seq - 1 }).await.unwrap();
         let mut db = world.store.read().await.unwrap();

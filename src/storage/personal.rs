@@ -113,18 +113,19 @@ pub(super) async fn set_follow(
     Ok(())
 }
 
-/// Follows a thread for somebody who takes part in it, unless they said otherwise; `read_no` replies count as read.
+/// Follows a thread for somebody who takes part in it, unless they said otherwise; what came up to the event `read_seq`,
+/// `read_no` replies, counts as read.
 pub(super) async fn follow_by_default(
     scope: &mut Scope<'_>,
     channel: ChannelId,
     thread_seq: i64,
     user: UserId,
-    read_no: i64,
+    (read_seq, read_no): (i64, i64),
 ) -> Result<(), StoreError> {
     let sql = "INSERT INTO thread_follows (channel_id, thread_seq, user_id, following, read_seq, read_no) \
-               VALUES ($1, $2, $3, $4, $2, $5) ON CONFLICT (channel_id, thread_seq, user_id) DO NOTHING";
-    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(true).bind(read_no)
-        .execute(db).await?; });
+               VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (channel_id, thread_seq, user_id) DO NOTHING";
+    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(true).bind(read_seq)
+        .bind(read_no).execute(db).await?; });
     Ok(())
 }
 
