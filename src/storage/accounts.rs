@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{Scope, make_user};
 use super::tokens::{self, Token};
-use super::{StoreError, events, users};
+use super::writer::Reply;
+use super::{StoreError, events, idempotency, users};
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{conflict, forbidden, not_found};
@@ -70,6 +71,15 @@ pub enum Account {
     },
     /// Ends custom statuses and manual presence whose time is over.
     EndStatuses,
+    /// Looks for the first answer to an idempotency key; changes nothing.
+    FirstAnswer {
+        /// Whose key.
+        user: UserId,
+        /// The key.
+        key: String,
+        /// What it has to be bound to.
+        hash: [u8; 32],
+    },
     /// Forgets idempotency keys from before a time.
     ForgetKeys {
         /// The time.
@@ -77,7 +87,7 @@ pub enum Account {
     },
 }
 
-/// Carries account work out; the answer is the user as JSON, or `{}`.
+/// Carries account work out; the answer is JSON: the user, the first answer, or `{}`.
 pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<String, StoreError> {
     let now = scope.now;
     match account {
@@ -124,8 +134,12 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             }
             Ok("{}".to_owned())
         }
+        Account::FirstAnswer { user, key, hash } => {
+            let first = idempotency::find(scope.db, *user, key, hash).await?;
+            Ok(Reply::repeated(first.ok_or_else(|| not_found("first answer"))?).json)
+        }
         Account::ForgetKeys { before } => {
-            let forgotten = super::idempotency::forget_before(scope.db, *before).await?;
+            let forgotten = idempotency::forget_before(scope.db, *before).await?;
             Ok(format!("{{\"forgotten\":{forgotten}}}"))
         }
     }

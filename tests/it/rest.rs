@@ -82,6 +82,37 @@ on_both! {
 }
 
 on_both! {
+    a_repeat_gets_the_first_answer_however_fast_one_posts(database) {
+        let world = World::on(database, |config| {
+            (config.limits.messages_per_minute, config.limits.messages_burst) = (1, 1);
+        })
+        .await;
+        let ana = world.user("ana").await;
+        let general = world.channel("general", &[&ana]).await;
+        let says = |text: &str| c::Command::from(message(general, text));
+        let hi = says("hi");
+        let first = ana.http.command(&hi, Some("k1")).await.good();
+        assert_eq!(ana.http.command(&says("ho"), Some("k2")).await.code(), "rate_limited", "the limit holds");
+        let again = ana.http.command(&hi, Some("k1")).await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, "true"), "{}", again.text());
+        assert_eq!((&again.json()["seq"], &again.json()["duplicate"]), (&first["seq"], &json!(true)));
+        assert_eq!(ana.http.command(&says("ho"), Some("k1")).await.code(), "idempotency_key_reused");
+        let mut socket = ana.connects().await;
+        let d = json!({"channel_id": general, "text": "hi", "client_msg_id": "k1"});
+        let again = socket.call("message.send", d).await;
+        assert_eq!((&again["d"]["seq"], &again["d"]["duplicate"]), (&first["seq"], &json!(true)), "{again}");
+
+        // Whoever repeats before there is an answer waits for the first one's.
+        let bob = world.user("bob").await;
+        ana.invites(general, &bob).await;
+        let many = futures_util::future::join_all((0..8).map(|_| bob.http.command(&hi, Some("k1")))).await;
+        let seqs: HashSet<String> = many.iter().map(|answer| answer.good()["seq"].to_string()).collect();
+        assert_eq!(seqs.len(), 1);
+        assert_eq!(many.iter().filter(|answer| answer.header("idempotency-replayed").is_empty()).count(), 1);
+    }
+}
+
+on_both! {
     what_one_client_asks_is_done_in_its_order(database) {
         let world = World::on(database, |_| ()).await;
         let (ana, bob) = (world.user("ana").await, world.user("bob").await);
