@@ -4,7 +4,7 @@
 //! `colink_session` cookie, never in a URL; with a cookie, the request's Origin must be this server's or an allowed one.
 
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params as Argon2Params, PasswordHasher, PasswordVerifier, Version};
@@ -25,7 +25,7 @@ use crate::domain::command::{Invite, Principal};
 use crate::domain::error::{Code, Refusal, forbidden, not_found, unavailable};
 use crate::domain::id::{TokenId, UserId};
 use crate::domain::permission::may_manage_users;
-use crate::domain::rate::Rate;
+use crate::domain::rate::{Rate, Standing};
 use crate::domain::user::{self, User};
 use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::tokens::{self, Secret, Token};
@@ -38,6 +38,10 @@ fn unauthenticated() -> Refusal {
     Refusal::new(Code::Unauthenticated, "sign in first: send a valid token as `Authorization: Bearer …`")
 }
 
+/// Where a request's standing with its rate is noted, for the headers of its answer.
+#[derive(Clone, Default)]
+pub struct Standings(pub Arc<OnceLock<Standing>>);
+
 /// Returns who is asking, within their rate.
 pub async fn caller(hub: &Hub, request: &Parts) -> Result<Principal, Refusal> {
     let (token, from_cookie) = token_of(&request.headers).ok_or_else(unauthenticated)?;
@@ -46,8 +50,11 @@ pub async fn caller(hub: &Hub, request: &Parts) -> Result<Principal, Refusal> {
     }
     let principal = identify(hub, &token).await?;
     let rate = hub.config.limits.request_rate();
-    hub.requests.take(principal.user_id, rate, hub.clock.now()).map_err(too_many)?;
-    Ok(principal)
+    let Some(standing) = hub.requests.ask(principal.user_id, rate, hub.clock.now()) else { return Ok(principal) };
+    if let Some(Standings(noted)) = request.extensions.get() {
+        let _ = noted.set(standing);
+    }
+    standing.wait.map_or(Ok(principal), |wait| Err(too_many(wait)))
 }
 
 /// Returns the token that a request carries, and whether it came in a cookie.

@@ -295,11 +295,19 @@ pub fn router(hub: Arc<Hub>) -> Router {
         .with_state(hub)
 }
 
+/// How many requests may come at once, how many of these are left, and the seconds until all are there again.
+static RATE_HEADERS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+];
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Bounds every request, names it, and turns refusals into problem details.
-async fn outermost(State(hub): State<Arc<Hub>>, request: Request, next: Next) -> Response {
+/// Bounds every request, names it, turns refusals into problem details, and tells how much the caller may still ask.
+async fn outermost(State(hub): State<Arc<Hub>>, mut request: Request, next: Next) -> Response {
     let id = request_id(&hub, &request);
+    let standings = auth::Standings::default();
+    request.extensions_mut().insert(standings.clone());
     let server = &hub.config.server;
     let waits = ["/v1/events", "/v1/events/stream"].contains(&request.uri().path());
     let mut response = if request.uri().query().is_some_and(|query| query.len() > server.max_query_bytes) {
@@ -328,6 +336,11 @@ async fn outermost(State(hub): State<Arc<Hub>>, request: Request, next: Next) ->
         headers.insert(REQUEST_ID.clone(), value);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(standing) = standings.0.get() {
+        headers.insert(RATE_HEADERS[0].clone(), standing.limit.into());
+        headers.insert(RATE_HEADERS[1].clone(), standing.left.into());
+        headers.insert(RATE_HEADERS[2].clone(), HeaderValue::from(standing.full_in.as_secs_f64().ceil() as u64));
+    }
     response
 }
 

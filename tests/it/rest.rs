@@ -453,6 +453,34 @@ async fn who_asks_too_much_is_told_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_answer_says_how_many_requests_are_left() {
+    let world = World::with(|config| {
+        (config.limits.requests_per_minute, config.limits.requests_burst) = (6, 3);
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let told = |answer: &Answer| -> Vec<Option<u32>> {
+        let header = |name| answer.header(name).parse().ok();
+        ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"].map(header).to_vec()
+    };
+    let first = ana.http.get("/v1/users/me").await;
+    assert_eq!(told(&first), [Some(3), Some(2), Some(10)]);
+    let refused = ana.http.get("/v1/channels/nowhere").await;
+    assert_eq!((refused.status, told(&refused)[1]), (400, Some(1)), "refusals count and tell too");
+    ana.tries(c::SetStatus { emoji: String::new(), text: "busy".into(), until: None }).await.good();
+    let over = ana.http.get("/v1/users/me").await;
+    assert_eq!((over.status, told(&over)[1]), (429, Some(0)));
+    let reset = told(&over)[2].unwrap();
+    assert!((20..=30).contains(&reset), "{reset} s until three are there again, one every 10 s");
+    assert_eq!(told(&world.stranger().get("/health").await), [None, None, None], "nobody is counted here");
+    let unlimited = World::start().await;
+    let bob = unlimited.user("bob").await;
+    assert_eq!(told(&bob.http.get("/v1/users/me").await), [None, None, None]);
+    let document = world.stranger().get("/v1/openapi.json").await.good();
+    assert!(document["paths"]["/v1/users/me"]["get"]["responses"]["200"]["headers"]["X-RateLimit-Remaining"].is_object());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn posting_signing_in_and_identifying_have_limits_of_their_own() {
     let world = World::with(|config| {
         (config.limits.messages_per_minute, config.limits.messages_burst) = (60, 2);
