@@ -145,7 +145,7 @@ sections! {
         request_timeout_ms: u64 = 30_000, 0 or [100..=HOUR_MS];
         /// The longest body of a request, in bytes. There is no "off": a body is read into memory.
         max_body_bytes: usize = MIB, [1_024..=1_024 * MIB];
-        /// The longest header of a request, in bytes; the HTTP library needs 8,192.
+        /// The longest head of a request, its line and all headers, in bytes; the HTTP library needs 8,192.
         max_header_bytes: usize = 16_384, [8_192..=MIB];
         /// The longest query string, in bytes; 0: only the header's limit.
         max_query_bytes: usize = 4_096, 0 or [256..=MIB];

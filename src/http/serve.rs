@@ -82,7 +82,9 @@ async fn connection(
     });
     let server = &hub.config.server;
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).max_buf_size(server.max_header_bytes.max(8_192)).half_close(false);
+    // What is over the limits is read up to here, so that the router can say so; beyond, hyper answers a bare 431.
+    let (most_bytes, most_headers) = (4 * server.max_header_bytes, 256);
+    builder.timer(TokioTimer::new()).max_buf_size(most_bytes).max_headers(most_headers).half_close(false);
     if server.header_timeout_ms > 0 {
         builder.header_read_timeout(Duration::from_millis(server.header_timeout_ms));
     }

@@ -241,9 +241,27 @@ async fn every_refusal_is_a_problem_with_a_stable_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_is_too_long_is_refused_and_the_server_lives() {
+async fn a_head_that_is_too_large_is_refused_and_the_server_lives() {
     let world = World::with(|config| config.server.max_header_bytes = 8_192).await;
-    let request = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(20_000));
+    let ana = world.user("ana").await;
+    let (long, many) = ("x".repeat(8_192), (0..150).map(|n| format!("x-{n}")).collect::<Vec<_>>());
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "y")).collect();
+    for (what, path, headers, status, code) in [
+        ("a long header", "/health", vec![("x-long", long.as_str())], 431, "headers_too_large"),
+        ("many headers", "/health", many.clone(), 431, "headers_too_large"),
+        ("a long path", &format!("/v1/{}", "x".repeat(3_000)), vec![], 414, "uri_too_long"),
+        ("a very long path", &format!("/v1/{}", "x".repeat(20_000)), vec![], 414, "uri_too_long"),
+        ("a long query", &format!("/health?{}", "x".repeat(5_000)), vec![], 413, "too_large"),
+    ] {
+        let answer = ana.http.send("GET", path, &headers, "".into()).await;
+        is_problem(what, &answer, status, code);
+        let named: Vec<_> = headers.into_iter().chain([("x-request-id", "mine")]).collect();
+        let answer = ana.http.send("POST", path, &named, "{}".into()).await;
+        assert_eq!((answer.status, answer.header("x-request-id")), (status, "mine"), "{what}");
+    }
+    assert_eq!(ana.http.send("GET", "/health", &many[..90], "".into()).await.status, 200);
+    // What nobody sends by mistake is not even read.
+    let request = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(100_000));
     let answer = world.stranger().raw(request.as_bytes()).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     for nonsense in ["nonsense\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\r\n\r\n"] {
@@ -251,6 +269,9 @@ async fn a_header_that_is_too_long_is_refused_and_the_server_lives() {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
     assert_eq!(world.stranger().get("/health").await.json(), json!({"status": "ok"}));
+    let generous = World::with(|config| config.server.max_query_bytes = 0).await;
+    let answer = generous.stranger().get(&format!("/health?{}", "x".repeat(8_000))).await;
+    assert_eq!(answer.status, 200, "0 is no limit of its own: {}", answer.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
