@@ -142,9 +142,8 @@ mod tests {
     fn a_key_is_told_how_it_stands() {
         let (rate, now) = (Rate { per_minute: 60, burst: 2 }, Timestamp(0));
         let buckets = Buckets::default();
-        let standing = |left, full_s, wait| {
-            Some(Standing { limit: 2, left, full_in: Duration::from_secs(full_s), wait })
-        };
+        let standing =
+            |left, full_s, wait| Some(Standing { limit: 2, left, full_in: Duration::from_secs(full_s), wait });
         assert_eq!(buckets.ask("a", rate, now), standing(1, 1, None));
         assert_eq!(buckets.ask("a", rate, now), standing(0, 2, None));
         assert_eq!(buckets.ask("a", rate, now), standing(0, 2, Some(Duration::from_secs(1))));

@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use super::channels::{ByTime, List, Paging, cut, page_size};
 use super::endpoint::{Params, json_response};
 use super::error::{Refused, refusal};
 use crate::actors::Hub;
@@ -288,7 +289,7 @@ pub async fn logout(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> 
     Ok(response)
 }
 
-/// A list that fits on one page.
+/// A list that always fits on one page.
 #[derive(Serialize, JsonSchema)]
 pub struct Items<T> {
     /// The entries.
@@ -296,9 +297,12 @@ pub struct Items<T> {
 }
 
 /// `GET /v1/auth/sessions`
-pub async fn sessions(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Token>, Refused> {
+pub async fn sessions(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Token>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
+    let end = paging.cursor()?.map(|ByTime(at, id)| (at, id));
     let mut db = hub.store.read().await?;
-    Ok(Items { items: tokens::of_user(&mut db, caller.user_id, hub.clock.now()).await? })
+    let found = tokens::of_user(&mut db, caller.user_id, hub.clock.now(), end, limit + 1).await?;
+    Ok(cut(found, limit, |token| format!("{}_{}", token.created_at.0, token.id)))
 }
 
 /// `DELETE /v1/auth/sessions/{token_id}`
@@ -372,9 +376,10 @@ pub async fn make_token(hub: Arc<Hub>, caller: Principal, path: Params, body: Ne
 }
 
 /// `GET /v1/invites`
-pub async fn invites(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Invite>, Refused> {
+pub async fn invites(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Invite>, Refused> {
     may_manage_users(caller.role)?;
+    let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
-    let items = tokens::open_invites(&mut db, hub.clock.now()).await?;
-    Ok(Items { items })
+    let found = tokens::open_invites(&mut db, hub.clock.now(), paging.cursor()?, limit + 1).await?;
+    Ok(cut(found, limit, |invite| invite.id.to_string()))
 }

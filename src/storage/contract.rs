@@ -239,13 +239,13 @@ on_both! {
         let (top, _) = messages::history(&mut db, room, Page::Newest, 10).await.unwrap();
         assert_eq!(top.iter().map(|m| m.seq).collect::<Vec<_>>(), [root.seq, second.seq]);
         assert_eq!(top[0].reply_count, 2);
-        let threads = personal::followed(&mut db, ana.user_id, 10).await.unwrap();
+        let threads = personal::followed(&mut db, ana.user_id, None, 10).await.unwrap();
         assert_eq!(threads[0].unread_count, 2, "who started a thread follows it");
-        assert_eq!(personal::followed(&mut db, bob.user_id, 10).await.unwrap()[0].unread_count, 0);
+        assert_eq!(personal::followed(&mut db, bob.user_id, None, 10).await.unwrap()[0].unread_count, 0);
         drop(db);
         world.ask(ana, command::MarkThreadRead { channel_id: room, thread_seq: root.seq, seq: second.seq - 1 }).await.unwrap();
         let mut db = world.store.read().await.unwrap();
-        assert_eq!(personal::followed(&mut db, ana.user_id, 10).await.unwrap()[0].unread_count, 1);
+        assert_eq!(personal::followed(&mut db, ana.user_id, None, 10).await.unwrap()[0].unread_count, 1);
     }
 
     an_edit_keeps_the_earlier_text_and_a_deletion_forgets_all(world) {
@@ -258,13 +258,13 @@ on_both! {
         let mut db = world.store.read().await.unwrap();
         let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
         assert_eq!((message.text.as_str(), message.pinned, message.reactions.len()), ("second secret", true, 1));
-        assert_eq!(messages::edits(&mut db, room, sent.seq).await.unwrap()[0].text, "first secret");
+        assert_eq!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap()[0].text, "first secret");
         drop(db);
         world.ask(ana, command::DeleteMessage { channel_id: room, seq: sent.seq }).await.unwrap();
         let mut db = world.store.read().await.unwrap();
         let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
         assert!(message.text.is_empty() && message.deleted_at.is_some() && message.reactions.is_empty());
-        assert!(messages::edits(&mut db, room, sent.seq).await.unwrap().is_empty());
+        assert!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap().is_empty());
         drop(db);
         for event in world.log(room).await {
             assert!(!event.payload.contains("secret"), "{}", event.payload);

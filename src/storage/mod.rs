@@ -33,7 +33,19 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 
+use crate::clock::Timestamp;
+use crate::domain::id::ChannelId;
+
 pub use migrations::newest as newest_migration;
+
+/// Where a page of a list that is ordered by time ends. What one commit wrote has one time, so it takes the entry too:
+/// its channel and its `seq`.
+pub type End = (Timestamp, ChannelId, i64);
+
+/// The end of the page before the first one: newer than every entry.
+pub(crate) const NEWEST: End = (LATEST, ChannelId(uuid::Uuid::max()), i64::MAX);
+/// Later than every time that is stored; both databases can hold it.
+pub(crate) const LATEST: Timestamp = Timestamp(i64::MAX / 2);
 
 /// Which database it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

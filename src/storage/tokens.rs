@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Db, StoreError, from_row, on};
+use super::{Db, LATEST, StoreError, from_row, on};
 use crate::clock::Timestamp;
 use crate::domain::command::{Invite, Principal};
 use crate::domain::id::{InviteId, TokenId, UserId};
@@ -97,11 +97,19 @@ pub(super) async fn insert(db: &mut Db, token: &Token, user: UserId, hash: &[u8;
     Ok(())
 }
 
-/// Returns a user's valid sign-ins, newest first, at most 200.
-pub async fn of_user(db: &mut Db, user: UserId, now: Timestamp) -> Result<Vec<Token>, StoreError> {
+/// Returns a user's valid sign-ins, newest first, those behind `end`.
+pub async fn of_user(
+    db: &mut Db,
+    user: UserId,
+    now: Timestamp,
+    end: Option<(Timestamp, TokenId)>,
+    limit: i64,
+) -> Result<Vec<Token>, StoreError> {
     let sql = "SELECT id, label, created_at, expires_at FROM tokens WHERE user_id = $1 AND revoked_at IS NULL \
-               AND (expires_at IS NULL OR expires_at > $2) ORDER BY created_at DESC LIMIT 200";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(now).fetch_all(c).await?))
+               AND (expires_at IS NULL OR expires_at > $2) AND (created_at, id) < ($3, $4) \
+               ORDER BY created_at DESC, id DESC LIMIT $5";
+    let (at, id) = end.unwrap_or((LATEST, TokenId(uuid::Uuid::max())));
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(now).bind(at).bind(id).bind(limit).fetch_all(c).await?))
 }
 
 /// Ends one of a user's sign-ins; returns whether it was there.
@@ -140,11 +148,17 @@ pub(super) async fn use_invite(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> 
     Ok(on!(db, c => sqlx::query_scalar(sql).bind(&hash[..]).bind(now).fetch_optional(c).await?))
 }
 
-/// Returns the invitations that can still be used, newest first, at most 200.
-pub async fn open_invites(db: &mut Db, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
+/// Returns the invitations that can still be used, newest first, those made before `end`.
+pub async fn open_invites(
+    db: &mut Db,
+    now: Timestamp,
+    end: Option<InviteId>,
+    limit: i64,
+) -> Result<Vec<Invite>, StoreError> {
     let sql = "SELECT id, role, max_uses, uses, expires_at FROM invites WHERE revoked_at IS NULL AND expires_at > $1 \
-               AND uses < max_uses ORDER BY created_at DESC LIMIT 200";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(now).fetch_all(c).await?))
+               AND uses < max_uses AND id < $2 ORDER BY id DESC LIMIT $3";
+    let end = end.unwrap_or(InviteId(uuid::Uuid::max()));
+    Ok(on!(db, c => sqlx::query_as(sql).bind(now).bind(end).bind(limit).fetch_all(c).await?))
 }
 
 /// Ends an invitation; returns whether it was open.

@@ -323,35 +323,76 @@ async fn pages(http: &Http, path: &str, limit: usize) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_list_is_read_page_by_page() {
     let world = World::start().await;
-    let ana = world.user("ana").await;
+    let (root, ana) = (world.person("root", colink::domain::user::Role::Admin).await, world.user("ana").await);
     let mut others = Vec::new();
-    for n in 0..6 {
+    for n in 0..5 {
         others.push(world.user(&format!("user{n}")).await);
     }
     let people: Vec<&Person> = std::iter::once(&ana).chain(&others).collect();
     let general = world.channel("general", &people).await;
+    let edited = ana.says(general, "first").await;
     for n in 0..6 {
-        world.channel(&format!("room{n}"), &[&ana]).await;
+        let channel_id = world.channel(&format!("room{n}"), &[&ana]).await;
         let seq = ana.says(general, &n.to_string()).await;
         let _: Value = ana.does(c::AddSaved { channel_id: general, seq }).await;
+        let _: Value = ana.does(c::SetDraft { channel_id, thread_seq: None, text: "later".into() }).await;
+        let _: Value = ana.does(c::EditMessage { channel_id: general, seq: edited, text: n.to_string() }).await;
+        let _: Value = ana.does(c::FollowThread { channel_id: general, thread_seq: seq }).await;
+        if n % 2 == 0 {
+            others[0].replies(general, seq, "re").await;
+        }
+        world.token(ana.id()).await;
+        let _: Value = root.does(c::CreateInvite { role: None, max_uses: None, expires_in_s: None }).await;
     }
     let members = format!("/v1/channels/{general}/members");
-    for path in ["/v1/users", "/v1/channels", "/v1/channels/browse", "/v1/saved", &members] {
-        let whole = ana.http.get(&format!("{path}?limit=200")).await.items();
+    let edits = format!("/v1/channels/{general}/messages/{edited}/edits");
+    let threads = root.http.get("/v1/threads").await.items();
+    assert!(threads.is_empty(), "threads are one's own: {threads:?}");
+    let times = |items: &[Value], field: &str| -> Vec<String> {
+        items.iter().map(|item| item[field].as_str().unwrap().to_owned()).collect()
+    };
+    for (path, field) in [("/v1/threads", "last_at"), ("/v1/drafts", "updated_at"), ("/v1/auth/sessions", "created_at")]
+    {
+        let newest_first = times(&ana.http.get(path).await.items(), field);
+        assert!(newest_first.is_sorted_by(|a, b| a >= b), "{path}: {newest_first:?}");
+    }
+    let (of_ana, of_root) = (
+        [
+            "/v1/users",
+            "/v1/channels",
+            "/v1/channels/browse",
+            "/v1/saved",
+            "/v1/drafts",
+            "/v1/threads",
+            "/v1/auth/sessions",
+            &members,
+            &edits,
+        ],
+        ["/v1/invites"],
+    );
+    let lists = of_ana.map(|path| (&ana, path)).into_iter().chain(of_root.map(|path| (&root, path)));
+    for (who, path) in lists {
+        let whole = who.http.get(&format!("{path}?limit=200")).await.items();
         assert!((6..=7).contains(&whole.len()), "{path}: {}", whole.len());
         for limit in [1, 2, 3, 6, 7] {
-            assert_eq!(pages(&ana.http, path, limit).await, whole, "{path} by {limit}");
+            assert_eq!(pages(&who.http, path, limit).await, whole, "{path} by {limit}");
         }
         for limit in ["0", "-1", "201", "9223372036854775807", "x"] {
             assert_eq!(
-                ana.http.get(&format!("{path}?limit={limit}")).await.code(),
+                who.http.get(&format!("{path}?limit={limit}")).await.code(),
                 "invalid_request",
                 "{path} {limit}"
             );
         }
     }
-    for path in ["/v1/channels", &members, "/v1/saved"] {
-        assert_eq!(ana.http.get(&format!("{path}?cursor=made-up")).await.code(), "invalid_request", "{path}");
+    for path in ["/v1/channels", &members, "/v1/saved", "/v1/drafts", "/v1/threads", "/v1/auth/sessions", &edits] {
+        for cursor in
+            ["made-up", "1", "_", "1_x", &format!("{}_{general}_1", i64::MIN), &format!("{}_{general}", i64::MAX)]
+        {
+            let answer = ana.http.get(&format!("{path}?cursor={cursor}")).await;
+            let refused = if path == edits && cursor == "1" { "ok" } else { "invalid_request" };
+            assert_eq!(answer.code(), refused, "{path} {cursor}");
+        }
     }
 }
 
@@ -498,7 +539,9 @@ async fn every_answer_says_how_many_requests_are_left() {
     let bob = unlimited.user("bob").await;
     assert_eq!(told(&bob.http.get("/v1/users/me").await), [None, None, None]);
     let document = world.stranger().get("/v1/openapi.json").await.good();
-    assert!(document["paths"]["/v1/users/me"]["get"]["responses"]["200"]["headers"]["X-RateLimit-Remaining"].is_object());
+    assert!(
+        document["paths"]["/v1/users/me"]["get"]["responses"]["200"]["headers"]["X-RateLimit-Remaining"].is_object()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
