@@ -16,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::domain::rate::Rate;
 
 mod load;
+mod network;
 
 pub use load::{ConfigErrors, Sources};
+pub use network::Network;
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
@@ -151,6 +153,8 @@ sections! {
         max_query_bytes: usize = 4_096, 0 or [256..=MIB];
         /// Origins whose pages may open a WebSocket with a cookie, besides the public URL's own.
         allowed_origins: Vec<String> = Vec::new();
+        /// Proxies, by address or network, whose `X-Forwarded-For` is believed; without any, nobody's is.
+        trusted_proxies: Vec<Network> = Vec::new();
     }
 
     /// What is logged, and how.

@@ -175,14 +175,22 @@ pub struct SignedIn {
     pub expires_at: Option<Timestamp>,
 }
 
-/// Counts an attempt to sign in, by name and by address.
+/// Returns what an address is counted as: one IPv6 client has a whole /64.
+fn counted(from: IpAddr) -> IpAddr {
+    match from {
+        IpAddr::V4(_) => from,
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (u128::MAX << 64)).into()),
+    }
+}
+
+/// Counts an attempt to guess a password, by name and by address.
 fn attempt(hub: &Hub, from: IpAddr, name: &str) -> Result<(), Refusal> {
     let per_minute = hub.config.auth.logins_per_minute;
     let now = hub.clock.now();
     // An address may stand for a whole office behind one gateway.
-    let of_address = Rate { per_minute: per_minute * 10, burst: per_minute * 10 };
+    let of_address = Rate { per_minute: per_minute.saturating_mul(10), burst: per_minute.saturating_mul(10) };
     let of_name = Rate { per_minute, burst: per_minute };
-    hub.sign_ins.take(from.to_string(), of_address, now).map_err(too_many)?;
+    hub.sign_ins.take(counted(from).to_string(), of_address, now).map_err(too_many)?;
     hub.sign_ins.take(format!("@{}", name.to_lowercase()), of_name, now).map_err(too_many)?;
     Ok(())
 }
@@ -327,14 +335,14 @@ pub struct ChangePassword {
 pub async fn change_password(
     hub: Arc<Hub>,
     caller: Principal,
-    _: Params,
+    params: Params,
     body: ChangePassword,
 ) -> Result<Response, Refused> {
     let mut db = hub.store.read().await?;
     let found = users::by_id(&mut db, caller.user_id).await?.ok_or_else(|| not_found("user"))?;
     let stored = users::for_login(&mut db, &found.name).await?.and_then(|(_, hash)| hash);
     drop(db);
-    attempt(&hub, IpAddr::from([0, 0, 0, 0]), &found.name)?;
+    attempt(&hub, params.origin(), &found.name)?;
     if !verify(&hub, body.current, stored).await? {
         return Err(forbidden("the present password is wrong").into());
     }

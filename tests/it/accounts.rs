@@ -155,6 +155,62 @@ async fn logging_out_ends_the_sockets_of_that_sign_in_alone() {
     assert_eq!(there.call("user.set_status", json!({})).await["ok"], true);
 }
 
+/// Tries to sign in as `name` from behind a proxy that says where it comes from.
+async fn guesses(world: &World, from: &str, name: &str) -> String {
+    let body = json!({"name": name, "password": "wrong password"}).to_string();
+    let headers = [("content-type", "application/json"), ("x-forwarded-for", from)];
+    world.stranger().send("POST", "/v1/auth/login", &headers, body.into()).await.code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_are_counted_by_address_behind_a_trusted_proxy() {
+    let world = World::with(|config| {
+        config.auth.logins_per_minute = 1;
+        config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    for n in 0..10 {
+        assert_eq!(guesses(&world, "203.0.113.1", &format!("user{n}")).await, "unauthenticated");
+    }
+    assert_eq!(guesses(&world, "203.0.113.1", "user10").await, "rate_limited", "ten by address");
+    assert_eq!(guesses(&world, "1.2.3.4, 203.0.113.1, 127.0.0.2", "user10").await, "rate_limited", "made up in front");
+    assert_eq!(guesses(&world, "203.0.113.2", "user10").await, "unauthenticated", "another address");
+    assert_eq!(guesses(&world, "203.0.113.3", "user10").await, "rate_limited", "one by name");
+    // Without a trusted proxy the header says nothing.
+    let world = World::with(|config| config.auth.logins_per_minute = 1).await;
+    for n in 0..10 {
+        assert_eq!(guesses(&world, &format!("203.0.113.{n}"), &format!("user{n}")).await, "unauthenticated");
+    }
+    assert_eq!(guesses(&world, "203.0.113.10", "user10").await, "rate_limited");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changing_a_password_is_counted_by_address_and_by_name() {
+    let world = World::with(|config| {
+        config.auth.logins_per_minute = 1;
+        config.server.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let change = |who: &Person, from: &'static str| {
+        let http = who.http.clone();
+        let body = json!({"current": "wrong password", "new": "another horse"}).to_string();
+        async move {
+            let headers = [("content-type", "application/json"), ("x-forwarded-for", from)];
+            http.send("PUT", "/v1/auth/password", &headers, body.into()).await.code()
+        }
+    };
+    assert_eq!(change(&ana, "203.0.113.1").await, "forbidden");
+    assert_eq!(change(&ana, "203.0.113.2").await, "rate_limited", "one by name, wherever from");
+    for n in 0..10 {
+        let somebody = world.user(&format!("user{n}")).await;
+        assert_eq!(change(&somebody, "203.0.113.3").await, "forbidden");
+    }
+    let last = world.user("last").await;
+    assert_eq!(change(&last, "203.0.113.3").await, "rate_limited", "ten by address");
+    assert_eq!(change(&last, "203.0.113.4").await, "forbidden", "others are not slowed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_sees_only_shared_channels_and_people() {
     let world = World::start().await;
