@@ -77,8 +77,15 @@ pub fn store_options(config: &Config) -> Options {
     } else {
         url.to_owned()
     };
-    let timeout = Duration::from_millis(config.database.timeout_ms.max(1));
-    Options { url, connections: config.database.connections, timeout }
+    let ms = Duration::from_millis;
+    let database = &config.database;
+    Options {
+        url,
+        connections: database.connections,
+        timeout: ms(database.timeout_ms),
+        statement: ms(database.statement_timeout_ms),
+        lock: ms(database.lock_timeout_ms),
+    }
 }
 
 /// Makes the data directory, readable by its owner alone.

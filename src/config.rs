@@ -171,8 +171,12 @@ sections! {
         url: Secret = Secret::default();
         /// Connections for reading; writing has its own.
         connections: u32 = 8, [1..=1_000];
-        /// Milliseconds to wait for a connection or a statement; 0: no limit.
-        timeout_ms: u64 = 3_000, 0 or [100..=HOUR_MS];
+        /// Milliseconds to wait for a connection. There is no "off": a request would wait for ever.
+        timeout_ms: u64 = 3_000, [100..=HOUR_MS];
+        /// Milliseconds that one statement may take on Postgres; 0: no limit.
+        statement_timeout_ms: u64 = 10_000, 0 or [100..=HOUR_MS];
+        /// Milliseconds to wait for what another connection has locked. There is no "off".
+        lock_timeout_ms: u64 = 5_000, [100..=HOUR_MS];
         /// The most writes in one commit.
         batch: usize = 1_024, [1..=65_536];
         /// The most writes waiting; one more is refused for the moment.
@@ -449,6 +453,20 @@ mod tests {
         config.gateway.write_stall_ms = 5;
         let errors = config.validate().unwrap_err();
         assert_eq!(errors.to_string(), "`gateway.write_stall_ms` must be 0 or from 100 to 3600000, not 5");
+    }
+
+    #[test]
+    fn a_wait_without_an_end_is_refused() {
+        let mut config = Config::default();
+        config.database.timeout_ms = 0;
+        config.database.lock_timeout_ms = 0;
+        config.database.statement_timeout_ms = 0;
+        let ConfigErrors(errors) = config.validate().unwrap_err();
+        let expected = [
+            "`database.timeout_ms` must be from 100 to 3600000, not 0",
+            "`database.lock_timeout_ms` must be from 100 to 3600000, not 0",
+        ];
+        assert_eq!(errors, expected);
     }
 
     #[test]

@@ -45,8 +45,7 @@ impl World {
     async fn open(dialect: Dialect) -> Option<World> {
         let dir = tempfile::tempdir().unwrap();
         let url = new_database(dialect, dir.path()).await?;
-        let options = Options { url, connections: 4, timeout: std::time::Duration::from_secs(5) };
-        let store = Store::open(&options).await.unwrap();
+        let store = Store::open(&Options::new(url)).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
         let told = Arc::new(Mutex::new(Vec::new()));

@@ -26,6 +26,7 @@ pub mod users;
 pub mod writer;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -157,6 +158,19 @@ pub struct Options {
     pub connections: u32,
     /// How long to wait for a connection.
     pub timeout: Duration,
+    /// How long one statement may take on Postgres; zero: no limit.
+    pub statement: Duration,
+    /// How long to wait for what another connection has locked.
+    pub lock: Duration,
+}
+
+impl Options {
+    /// Reaches the database at `url` by a few connections, with a few seconds for everything.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        let few = Duration::from_secs(5);
+        Options { url: url.into(), connections: 4, timeout: few, statement: few, lock: few }
+    }
 }
 
 /// Why the store could not be opened.
@@ -209,7 +223,21 @@ impl Store {
     async fn open_postgres(options: &Options) -> Result<Store, OpenError> {
         let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
         let connect = connect.application_name("colink");
-        let pool = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout);
+        let limits = format!(
+            "SET statement_timeout = {}; SET lock_timeout = {}",
+            options.statement.as_millis(),
+            options.lock.as_millis()
+        );
+        let limits: Arc<str> = limits.into();
+        let pool = |most| {
+            let limits = limits.clone();
+            PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout).after_connect(
+                move |connection, _| {
+                    let limits = sqlx::AssertSqlSafe(limits.to_string());
+                    Box::pin(async move { sqlx::raw_sql(limits).execute(connection).await.map(drop) })
+                },
+            )
+        };
         let readers = pool(options.connections).connect_with(connect.clone()).await.map_err(OpenError::Connect)?;
         // A writer looks up a few rows by their keys. Plans are made once, when the tables are still small, and kept.
         let by_key = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
@@ -238,7 +266,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(options.timeout)
+            .busy_timeout(options.lock)
             .statement_cache_capacity(256)
             .pragma("temp_store", "memory")
             .pragma("wal_autocheckpoint", "4000");
@@ -258,7 +286,13 @@ impl Store {
     /// Brings the schema up to date. Safe to run again, and on several nodes at once.
     pub async fn migrate(&self) -> Result<(), OpenError> {
         match self {
-            Store::Postgres { readers, .. } => migrations::migrator(Dialect::Postgres).run(readers).await?,
+            Store::Postgres { readers, .. } => {
+                // A migration takes as long as it takes; and the connection is closed behind it, for no other is so patient.
+                let mut patient = readers.acquire().await.map_err(OpenError::Connect)?.detach();
+                let unlimited = "SET statement_timeout = 0; SET lock_timeout = 0";
+                sqlx::raw_sql(unlimited).execute(&mut patient).await.map_err(OpenError::Connect)?;
+                migrations::migrator(Dialect::Postgres).run(&mut patient).await?;
+            }
             Store::Sqlite { writer, .. } => migrations::migrator(Dialect::Sqlite).run(writer).await?,
         }
         Ok(())

@@ -7,7 +7,7 @@ use colink::domain::error::Code;
 use serde_json::{Value, json};
 
 use crate::http::{Answer, Http, escaped};
-use crate::world::{PASSWORD, Person, World, message, nobody, on_both};
+use crate::world::{Database, PASSWORD, Person, World, eventually, message, nobody, on_both};
 
 // ---- repeats -------------------------------------------------------------------------------------------------------
 
@@ -542,6 +542,41 @@ async fn every_answer_says_how_many_requests_are_left() {
     assert!(
         document["paths"]["/v1/users/me"]["get"]["responses"]["200"]["headers"]["X-RateLimit-Remaining"].is_object()
     );
+}
+
+on_both! {
+    what_another_program_has_locked_holds_a_request_only_so_long(database) {
+        let mut limits = vec![(200, 0)];
+        if database == Database::Postgres {
+            limits.push((60_000, 200));
+        }
+        for (lock_ms, statement_ms) in limits {
+            let world = World::on(database, |config| {
+                (config.database.lock_timeout_ms, config.database.statement_timeout_ms) = (lock_ms, statement_ms);
+            })
+            .await;
+            let ana = world.user("ana").await;
+            let general = world.channel("general", &[&ana]).await;
+            let other = locks_messages(&colink::app::store_options(&world.app().hub.config).url).await;
+            assert_eq!(ana.tries(message(general, "hi")).await.code(), "unavailable");
+            drop(other);
+            eventually("the lock to be gone", || async { ana.tries(message(general, "hi")).await.code() == "ok" }).await;
+        }
+    }
+}
+
+/// Locks the messages for writing, in the way of another program.
+async fn locks_messages(url: &str) -> Box<dyn Send> {
+    use sqlx::{Connection as _, Executor as _};
+    if url.starts_with("sqlite") {
+        let mut other = sqlx::SqliteConnection::connect(url).await.unwrap();
+        other.execute("BEGIN IMMEDIATE").await.unwrap();
+        return Box::new(other);
+    }
+    let mut other = sqlx::PgConnection::connect(url).await.unwrap();
+    other.execute("BEGIN").await.unwrap();
+    other.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    Box::new(other)
 }
 
 #[tokio::test(flavor = "multi_thread")]
