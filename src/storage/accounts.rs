@@ -80,12 +80,47 @@ pub enum Account {
         /// What it has to be bound to.
         hash: [u8; 32],
     },
-    /// Forgets idempotency keys from before a time.
-    ForgetKeys {
+    /// Deletes some of what ended before a time: at most [`PRUNED_MAX`] rows, the answer says how many.
+    Prune {
+        /// Of what.
+        what: Ended,
         /// The time.
         before: Timestamp,
     },
 }
+
+/// What is deleted some time after it no longer counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Ended {
+    /// First answers, with their idempotency keys.
+    Keys,
+    /// Sign-ins that expired or were ended.
+    Tokens,
+    /// Invitations that expired, were ended or are used up.
+    Invites,
+}
+
+impl Ended {
+    /// Returns its name in the metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ended::Keys => "keys",
+            Ended::Tokens => "tokens",
+            Ended::Invites => "invites",
+        }
+    }
+}
+
+/// The answer to [`Account::Prune`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Pruned {
+    /// How many rows are gone.
+    pub pruned: u64,
+}
+
+/// The most rows that one [`Account::Prune`] deletes, so that no other write waits for long.
+pub const PRUNED_MAX: u64 = 1_000;
 
 /// Carries account work out; the answer is JSON: the user, the first answer, or `{}`.
 pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<String, StoreError> {
@@ -138,9 +173,14 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             let first = idempotency::find(scope.db, *user, key, hash).await?;
             Ok(Reply::repeated(first.ok_or_else(|| not_found("first answer"))?).json)
         }
-        Account::ForgetKeys { before } => {
-            let forgotten = idempotency::forget_before(scope.db, *before).await?;
-            Ok(format!("{{\"forgotten\":{forgotten}}}"))
+        Account::Prune { what, before } => {
+            let most = PRUNED_MAX as i64;
+            let pruned = match what {
+                Ended::Keys => idempotency::prune(scope.db, *before, most).await?,
+                Ended::Tokens => tokens::prune(scope.db, *before, most).await?,
+                Ended::Invites => tokens::prune_invites(scope.db, *before, most).await?,
+            };
+            Ok(serde_json::to_string(&Pruned { pruned }).expect("a count has only string keys"))
         }
     }
 }

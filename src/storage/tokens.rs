@@ -167,3 +167,17 @@ pub(super) async fn revoke_invite(db: &mut Db, id: InviteId, now: Timestamp) -> 
     let rows = on!(db, c => sqlx::query(sql).bind(id).bind(now).execute(c).await?.rows_affected());
     Ok(rows == 1)
 }
+
+/// Deletes up to `most` sign-ins that ended before a time; returns how many.
+pub(super) async fn prune(db: &mut Db, before: Timestamp, most: i64) -> Result<u64, StoreError> {
+    let sql = "DELETE FROM tokens WHERE id IN \
+               (SELECT id FROM tokens WHERE expires_at < $1 OR revoked_at < $1 LIMIT $2)";
+    Ok(on!(db, c => sqlx::query(sql).bind(before).bind(most).execute(c).await?.rows_affected()))
+}
+
+/// Deletes up to `most` invitations that ended before a time, or were made before it and are used up; returns how many.
+pub(super) async fn prune_invites(db: &mut Db, before: Timestamp, most: i64) -> Result<u64, StoreError> {
+    let sql = "DELETE FROM invites WHERE id IN (SELECT id FROM invites WHERE expires_at < $1 OR revoked_at < $1 \
+               OR (uses >= max_uses AND created_at < $1) LIMIT $2)";
+    Ok(on!(db, c => sqlx::query(sql).bind(before).bind(most).execute(c).await?.rows_affected()))
+}
