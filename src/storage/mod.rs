@@ -16,6 +16,7 @@ pub mod channels;
 mod contract;
 pub mod events;
 pub mod idempotency;
+pub mod lock;
 pub mod messages;
 mod migrations;
 pub mod personal;
@@ -171,6 +172,11 @@ impl Options {
         let few = Duration::from_secs(5);
         Options { url: url.into(), connections: 4, timeout: few, statement: few, lock: few }
     }
+
+    /// Returns the file, if it is SQLite.
+    fn sqlite_path(&self) -> Option<&Path> {
+        self.url.strip_prefix("sqlite://").or_else(|| self.url.strip_prefix("sqlite:")).map(Path::new)
+    }
 }
 
 /// Why the store could not be opened.
@@ -182,6 +188,9 @@ pub enum OpenError {
     /// The database does not answer or refuses the connection.
     #[error("cannot open the database: {0}")]
     Connect(sqlx::Error),
+    /// The file that keeps other servers off cannot be had.
+    #[error("cannot lock the database: {0}")]
+    Lock(String),
     /// The schema could not be brought up to date.
     #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -216,8 +225,7 @@ impl Store {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Store::open_postgres(options).await;
         }
-        let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).ok_or(OpenError::Url)?;
-        Store::open_sqlite(Path::new(path), options).await
+        Store::open_sqlite(options.sqlite_path().ok_or(OpenError::Url)?, options).await
     }
 
     async fn open_postgres(options: &Options) -> Result<Store, OpenError> {

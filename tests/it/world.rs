@@ -112,7 +112,7 @@ pub(crate) fn config(data: &Path) -> Config {
     config
 }
 
-async fn new_postgres_database() -> String {
+pub(crate) async fn new_postgres_database() -> String {
     let server = std::env::var("COLINK_TEST_POSTGRES").expect("there is a Postgres");
     let name = format!("it_{}", UserId::new(colink::clock::Clock::default().now()).0.simple());
     let pool = sqlx::PgPool::connect(&server).await.unwrap();
