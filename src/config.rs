@@ -159,7 +159,7 @@ sections! {
 
     /// What is logged, and how.
     log: Log {
-        /// A filter of tracing, such as `info` or `info,colink::gateway=debug`.
+        /// A filter of tracing, such as `info` or `info,colink::http=debug`.
         level: String = "info".to_owned();
         /// `auto` (text on a terminal, JSON elsewhere), `text` or `json`.
         format: LogFormat = LogFormat::Auto;
@@ -263,7 +263,7 @@ sections! {
         merge_ms: u64 = 500, 0 or [1..=MINUTE_MS];
         /// The most users whose presence one session follows; 0: no limit.
         subscriptions: usize = 500, 0 or [1..=MANY];
-        /// Milliseconds that a typing notice lasts, and so the shortest time between two; 0: there are none.
+        /// Milliseconds that a typing notice lasts; others are told at most twice in that time; 0: there are none.
         typing_ms: u64 = 5_000, 0 or [500..=MINUTE_MS];
     }
 

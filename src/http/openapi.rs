@@ -46,7 +46,7 @@ pub fn build(endpoints: &[Endpoint]) -> Value {
             "description": format!("A self-hosted realtime collaboration hub. Errors are RFC 9457 problem details; `code` is \
                 one of: {}. Lists are paged by `next_cursor`. Answers to a signed-in caller say in `X-RateLimit-Limit`, `X-RateLimit-Remaining` and \
                 `X-RateLimit-Reset` how many requests may still come. Every command takes an \
-                `Idempotency-Key` (1 to 64 printable ASCII characters, kept 24 hours): a repeat gets the first answer. \
+                `Idempotency-Key` (1 to 64 printable ASCII characters, kept for `limits.idempotency_hours`, 24 by default): a repeat gets the first answer. \
                 Signing in and out and making tokens are no commands: their answers carry secrets, which are not kept. The realtime protocol is in docs/PROTOCOL.md.", codes.join(", ")),
         },
         "security": [{"token": []}],

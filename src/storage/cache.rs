@@ -35,12 +35,12 @@ pub struct PageKey {
 pub struct Cache {
     believe: Duration,
     tokens: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
-    /// How often each stream has changed since this process started: a page read before a change is not kept after it.
     pages: Mutex<Pages>,
 }
 
 #[derive(Debug, Default)]
 struct Pages {
+    /// How often anything here was forgotten: what was read from the store before a change is not kept after it.
     changes: u64,
     rendered: HashMap<PageKey, Bytes>,
     facts: HashMap<(ChannelId, UserId), Facts>,

@@ -1,5 +1,8 @@
 //! The schema's history: one set of files for both databases, built into the binary.
 //!
+//! Two columns wait for several nodes to share a database, and nothing reads them yet: `streams.owner_epoch` and
+//! `users.version`.
+//!
 //! Migrations are append-only. A line that starts with `--@sqlite ` or `--@postgres ` is active on that database alone.
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
