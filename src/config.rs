@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Timestamp;
 use crate::domain::rate::Rate;
 
 mod load;
@@ -185,7 +186,7 @@ sections! {
 
     /// Passwords and tokens.
     auth: Auth {
-        /// Days that a sign-in lasts without use.
+        /// Days that a sign-in with a password lasts behind its last use.
         session_days: u32 = 30, [1..=3_650];
         /// Memory to hash a password, in KiB.
         argon2_memory_kib: u32 = 19_456, [8..=4_194_304];
@@ -361,6 +362,14 @@ impl Server {
     #[must_use]
     pub fn gateway_url(&self) -> String {
         format!("{}/v1/ws", self.url().replacen("http", "ws", 1))
+    }
+}
+
+impl Auth {
+    /// Returns when a sign-in ends that was last used at `now`.
+    #[must_use]
+    pub fn session_until(&self, now: Timestamp) -> Timestamp {
+        now.plus_seconds(i64::from(self.session_days) * DAY_S as i64)
     }
 }
 

@@ -1,8 +1,10 @@
-//! What nobody asks for and has to happen: statuses end when their time is over, and what no longer counts is deleted.
+//! What nobody asks for and has to happen: statuses end when their time is over, sign-ins with an open connection last,
+//! and what no longer counts is deleted.
 //!
 //! One task a node, which ends with it. All of it goes through the writer, a thousand rows at a time, so that whatever
 //! else is to be written waits for one small piece at most. Events stay: they are the log.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Hub;
 use crate::domain::error::Refusal;
+use crate::domain::id::TokenId;
 use crate::storage::accounts::{Account, Ended, PRUNED_MAX, Pruned, SYSTEM};
 use crate::storage::writer::Work;
 
@@ -18,6 +21,8 @@ use crate::storage::writer::Work;
 const EVERY: Duration = Duration::from_secs(30);
 /// Sign-ins and invitations are looked through once in so many turns: an hour.
 const HOURLY: u64 = 120;
+/// Sign-ins whose end one commit moves.
+const PIECE: usize = 500;
 /// Seconds that a sign-in or an invitation is kept behind its end.
 const KEPT_S: i64 = 24 * 60 * 60;
 
@@ -45,8 +50,21 @@ impl Hub {
         let hours = i64::from(self.config.limits.idempotency_hours);
         self.prune(Ended::Keys, hours * 3_600).await?;
         if all {
+            self.prolong_open().await?;
             self.prune(Ended::Tokens, KEPT_S).await?;
             self.prune(Ended::Invites, KEPT_S).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves the end of the sign-ins that have an open session.
+    pub async fn prolong_open(&self) -> Result<(), Refusal> {
+        let open: BTreeSet<TokenId> = self.directory.all_sessions().iter().map(|session| session.token_id).collect();
+        let open: Vec<TokenId> = open.into_iter().collect();
+        let until = self.config.auth.session_until(self.clock.now());
+        for piece in open.chunks(PIECE) {
+            let work = Account::Prolong { tokens: piece.to_vec(), until };
+            self.writer.write(SYSTEM, Work::Account(work), None).await?;
         }
         Ok(())
     }

@@ -28,12 +28,14 @@ use crate::domain::id::{TokenId, UserId};
 use crate::domain::permission::may_manage_users;
 use crate::domain::rate::{Rate, Standing};
 use crate::domain::user::{self, User};
-use crate::storage::accounts::{Account, SYSTEM};
-use crate::storage::tokens::{self, Secret, Token};
+use crate::storage::accounts::{Account, PROLONGED_EVERY_S, SYSTEM};
+use crate::storage::tokens::{self, Identity, Secret, Token};
 use crate::storage::users;
 use crate::storage::writer::Work;
 
 const COOKIE: &str = "colink_session";
+/// As long as browsers keep one; it is the sign-in that ends.
+const COOKIE_DAYS: i64 = 400;
 
 fn unauthenticated() -> Refusal {
     Refusal::new(Code::Unauthenticated, "sign in first: send a valid token as `Authorization: Bearer …`")
@@ -78,12 +80,30 @@ pub async fn identify(hub: &Hub, token: &str) -> Result<Principal, Refusal> {
     let now = hub.clock.now();
     let valid = |expires: Option<Timestamp>| expires.is_none_or(|at| at > now);
     if let Some(known) = hub.cache.identity(&hash).filter(|known| valid(known.expires_at)) {
+        prolong(hub, &hash, known).await;
         return Ok(known.principal);
     }
     let mut db = hub.store.read().await.map_err(refusal)?;
     let found = tokens::identify(&mut db, &hash, now).await.map_err(refusal)?.ok_or_else(unauthenticated)?;
+    drop(db);
     hub.cache.keep_identity(hash, found);
+    prolong(hub, &hash, found).await;
     Ok(found.principal)
+}
+
+/// Moves the end of a sign-in that is used, if that is due.
+async fn prolong(hub: &Hub, hash: &[u8; 32], known: Identity) {
+    let until = hub.config.auth.session_until(hub.clock.now());
+    let due = known.expires_at.is_some_and(|ends| ends < until.plus_seconds(-PROLONGED_EVERY_S));
+    if !known.slides || !due {
+        return;
+    }
+    // Before the write, so that requests beside this one do not write it too.
+    hub.cache.prolong_identity(hash, until);
+    let work = Account::Prolong { tokens: vec![known.principal.token_id], until };
+    if let Err(error) = hub.writer.write(SYSTEM, Work::Account(work), None).await {
+        tracing::warn!(%error, "cannot prolong a sign-in: its next use tries again");
+    }
 }
 
 /// Refuses a browser's request that comes from another site's page.
@@ -170,7 +190,7 @@ pub struct SignedIn {
     pub token: String,
     /// Who is signed in.
     pub user: User,
-    /// When the sign-in ends.
+    /// When the sign-in ends if it is not used until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 }
@@ -212,16 +232,15 @@ pub async fn login(hub: Arc<Hub>, from: IpAddr, body: Login) -> Result<Response,
 
 /// Makes a sign-in for a user and answers with it.
 async fn signed_in(hub: &Arc<Hub>, id: UserId, label: &str, cookie: bool) -> Result<Response, Refused> {
-    let days = i64::from(hub.config.auth.session_days);
-    let expires_at = Some(hub.clock.now().plus_seconds(days * 86_400));
-    let secret = new_token(hub, id, label, expires_at).await?;
+    let expires_at = Some(hub.config.auth.session_until(hub.clock.now()));
+    let secret = keep_token(hub, id, label, expires_at, true).await?;
     let mut db = hub.store.read().await?;
     let user = users::by_id(&mut db, id).await?.ok_or_else(|| not_found("user"))?;
     let body = SignedIn { token: secret.clone(), user, expires_at };
     let bytes = serde_json::to_vec(&body).expect("a sign-in has only string keys");
     let mut response = json_response(StatusCode::OK, bytes.into());
     if cookie {
-        set_cookie(hub, &mut response, secret, days);
+        set_cookie(hub, &mut response, secret, COOKIE_DAYS);
     }
     Ok(response)
 }
@@ -239,11 +258,21 @@ fn set_cookie(hub: &Hub, response: &mut Response, value: String, days: i64) {
     }
 }
 
-/// Stores a new sign-in and returns its secret.
+/// Stores a new token that ends at a time, or never, and returns its secret.
 pub async fn new_token(hub: &Hub, user: UserId, label: &str, expires_at: Option<Timestamp>) -> Result<String, Refusal> {
+    keep_token(hub, user, label, expires_at, false).await
+}
+
+async fn keep_token(
+    hub: &Hub,
+    user: UserId,
+    label: &str,
+    expires_at: Option<Timestamp>,
+    slides: bool,
+) -> Result<String, Refusal> {
     let label = user::one_line("label", label, 100)?;
     let now = hub.clock.now();
-    let token = Token { id: TokenId::new(now), label, created_at: now, expires_at };
+    let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides };
     let secret = Secret::generate("clk_");
     let hash = Secret::hash(&secret.0);
     hub.writer.write(SYSTEM, Work::Account(Account::SignIn { user, token, hash }), None).await?;

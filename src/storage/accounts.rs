@@ -53,6 +53,13 @@ pub enum Account {
         /// The SHA-256 of its secret.
         hash: [u8; 32],
     },
+    /// Moves the end of sign-ins that are in use, at most once in [`PROLONGED_EVERY_S`] each.
+    Prolong {
+        /// Which.
+        tokens: Vec<TokenId>,
+        /// When they end if they are not used again.
+        until: Timestamp,
+    },
     /// Ends a sign-in.
     SignOut {
         /// Whose.
@@ -119,6 +126,9 @@ pub struct Pruned {
     pub pruned: u64,
 }
 
+/// The shortest time in seconds between two moves of a sign-in's end: using it costs no write each time.
+pub const PROLONGED_EVERY_S: i64 = 60 * 60;
+
 /// The most rows that one [`Account::Prune`] deletes, so that no other write waits for long.
 pub const PRUNED_MAX: u64 = 1_000;
 
@@ -148,6 +158,13 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
                 return Err(not_found("user").into());
             }
             tokens::insert(scope.db, token, *user, hash).await?;
+            Ok("{}".to_owned())
+        }
+        Account::Prolong { tokens, until } => {
+            let stale = until.plus_seconds(-PROLONGED_EVERY_S);
+            for token in tokens {
+                tokens::prolong(scope.db, *token, now, *until, stale).await?;
+            }
             Ok("{}".to_owned())
         }
         Account::SignOut { user, token } => {

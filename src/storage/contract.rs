@@ -351,7 +351,7 @@ on_both! {
         let start = world.clock.now();
         let in_a_minute = start.plus_seconds(60);
         let sign_in = async |name: &str, expires_at| {
-            let token = Token { id: TokenId::new(start), label: String::new(), created_at: start, expires_at };
+            let token = Token { id: TokenId::new(start), label: String::new(), created_at: start, expires_at, slides: false };
             let (user, id, hash) = (root.user_id, token.id, Secret::hash(name));
             world.writer.write(SYSTEM, Work::Account(Account::SignIn { user, token, hash }), None).await.unwrap();
             id

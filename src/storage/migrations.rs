@@ -12,6 +12,7 @@ use super::Dialect;
 const FILES: &[(i64, &str, &str)] = &[
     (1, "users", include_str!("../../migrations/0001_users.sql")),
     (2, "channels", include_str!("../../migrations/0002_channels.sql")),
+    (3, "sliding_sign_ins", include_str!("../../migrations/0003_sliding_sign_ins.sql")),
 ];
 
 /// Returns the migrations as `dialect` runs them.

@@ -20,6 +20,9 @@ pub struct Token {
     /// When it ends; never, if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires_at: Option<Timestamp>,
+    /// Whether its end moves on while it is used.
+    #[serde(default)]
+    pub slides: bool,
 }
 
 from_row!(Token, row => Token {
@@ -27,6 +30,7 @@ from_row!(Token, row => Token {
     label: row.try_get("label")?,
     created_at: row.try_get("created_at")?,
     expires_at: row.try_get("expires_at")?,
+    slides: row.try_get("slides")?,
 });
 
 from_row!(Invite, row => Invite {
@@ -69,6 +73,8 @@ pub struct Identity {
     pub principal: Principal,
     /// When the sign-in ends.
     pub expires_at: Option<Timestamp>,
+    /// Whether that moves on while it is used.
+    pub slides: bool,
 }
 
 from_row!(Identity, row => Identity {
@@ -78,11 +84,12 @@ from_row!(Identity, row => Identity {
         token_id: row.try_get("id")?,
     },
     expires_at: row.try_get("expires_at")?,
+    slides: row.try_get("slides")?,
 });
 
 /// Returns who a token speaks for, if it is valid at `now` and its user active.
 pub async fn identify(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> Result<Option<Identity>, StoreError> {
-    let sql = "SELECT t.id, t.user_id, t.expires_at, u.role FROM tokens t JOIN users u ON u.id = t.user_id \
+    let sql = "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role FROM tokens t JOIN users u ON u.id = t.user_id \
                WHERE t.token_hash = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > $2) \
                AND u.deactivated_at IS NULL";
     Ok(on!(db, c => sqlx::query_as(sql).bind(&hash[..]).bind(now).fetch_optional(c).await?))
@@ -90,10 +97,23 @@ pub async fn identify(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> Result<Op
 
 /// Stores a sign-in.
 pub(super) async fn insert(db: &mut Db, token: &Token, user: UserId, hash: &[u8; 32]) -> Result<(), StoreError> {
-    let sql =
-        "INSERT INTO tokens (id, user_id, token_hash, label, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)";
+    let sql = "INSERT INTO tokens (id, user_id, token_hash, label, created_at, expires_at, slides) VALUES ($1, $2, $3, $4, $5, $6, $7)";
     on!(db, c => { sqlx::query(sql).bind(token.id).bind(user).bind(&hash[..]).bind(&token.label).bind(token.created_at)
-        .bind(token.expires_at).execute(c).await?; });
+        .bind(token.expires_at).bind(token.slides).execute(c).await?; });
+    Ok(())
+}
+
+/// Moves the end of a sign-in that slides and still holds to `until`, if it ended before `stale`.
+pub(super) async fn prolong(
+    db: &mut Db,
+    id: TokenId,
+    now: Timestamp,
+    until: Timestamp,
+    stale: Timestamp,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE tokens SET expires_at = $3 WHERE id = $1 AND slides AND revoked_at IS NULL \
+               AND expires_at > $2 AND expires_at < $4";
+    on!(db, c => { sqlx::query(sql).bind(id).bind(now).bind(until).bind(stale).execute(c).await?; });
     Ok(())
 }
 
@@ -105,7 +125,7 @@ pub async fn of_user(
     end: Option<(Timestamp, TokenId)>,
     limit: i64,
 ) -> Result<Vec<Token>, StoreError> {
-    let sql = "SELECT id, label, created_at, expires_at FROM tokens WHERE user_id = $1 AND revoked_at IS NULL \
+    let sql = "SELECT id, label, created_at, expires_at, slides FROM tokens WHERE user_id = $1 AND revoked_at IS NULL \
                AND (expires_at IS NULL OR expires_at > $2) AND (created_at, id) < ($3, $4) \
                ORDER BY created_at DESC, id DESC LIMIT $5";
     let (at, id) = end.unwrap_or((LATEST, TokenId(uuid::Uuid::max())));

@@ -1,5 +1,6 @@
 //! Coming in, going out, and being shown the door.
 
+use colink::clock::{Clock, Timestamp};
 use colink::domain::command as c;
 use colink::domain::user::Role;
 use serde_json::{Value, json};
@@ -119,10 +120,47 @@ async fn an_expired_invitation_and_an_expired_token_are_no_good() {
     }
 }
 
+on_both! {
+    a_sign_in_lasts_while_it_is_used_and_a_token_as_long_as_it_says(database) {
+        let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
+        let world = World::at(database, clock.clone(), |_| ()).await;
+        let ana = world.user("ana").await;
+        let day = |n: u64| std::time::Duration::from_secs(n * 86_400);
+        let login = json!({"name": "ana", "password": PASSWORD, "cookie": true});
+        let login = || async {
+            let signed_in = world.stranger().post("/v1/auth/login", &login).await.good();
+            ana.with_token(signed_in["token"].as_str().unwrap())
+        };
+        let (used, unused, watching) = (login().await, login().await, login().await);
+        let path = format!("/v1/users/{}/tokens", ana.id());
+        let made = ana.http.post(&path, &json!({"expires_in_s": 30 * 86_400})).await.good();
+        let fixed = ana.with_token(made["token"].as_str().unwrap());
+        let _screen = watching.connects().await;
+        let expiry = || async {
+            let sessions = used.http.get("/v1/auth/sessions").await.items();
+            sessions.iter().filter(|s| s["slides"] == true).map(|s| s["expires_at"].clone()).max_by_key(Value::to_string)
+        };
+        let first = expiry().await;
+        clock.advance(std::time::Duration::from_secs(3_000));
+        assert_eq!(expiry().await, first, "no write within the hour");
+        clock.advance(day(29));
+        assert_eq!((used.http.get("/v1/users/me").await.code(), fixed.http.get("/v1/users/me").await.code()), ("ok".into(), "ok".into()));
+        world.app().hub.prolong_open().await.unwrap();
+        assert_ne!(expiry().await, first);
+        clock.advance(day(29));
+        assert_eq!(used.http.get("/v1/users/me").await.code(), "ok", "used a month ago");
+        assert_eq!(watching.http.get("/v1/users/me").await.code(), "ok", "an open connection is use");
+        assert_eq!(unused.http.get("/v1/users/me").await.code(), "unauthenticated");
+        assert_eq!(fixed.http.get("/v1/users/me").await.code(), "unauthenticated", "its time is over, used or not");
+        clock.advance(day(31));
+        assert_eq!(used.http.get("/v1/users/me").await.code(), "unauthenticated");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invitation_ends_by_the_clock() {
     let data = tempfile::tempdir().unwrap();
-    let clock = colink::clock::Clock::manual(colink::clock::Timestamp(1_790_000_000_000_000));
+    let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
     let config = crate::world::config(data.path());
     let app = Box::pin(colink::app::App::start_at(config, clock.clone())).await.unwrap();
     let world = World::of(app, data);
