@@ -1,7 +1,6 @@
 //! What storing costs on SQLite: messages that wait together commit together.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use colink::clock::Clock;
 use colink::domain::channel::Channel;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 async fn open(dir: &std::path::Path) -> (Writer, Principal, ChannelId) {
     let url = format!("sqlite://{}", dir.join("bench.db").display());
-    let options = Options { url, connections: 2, timeout: Duration::from_secs(5) };
+    let options = Options::new(url);
     let store = Store::open(&options).await.expect("the database opens");
     store.migrate().await.expect("the schema is made");
     let limits = Limits { queue: 8_192, batch: 1_024 };

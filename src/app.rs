@@ -20,6 +20,7 @@ use crate::actors::Hub;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http;
+use crate::storage::lock::Lock;
 use crate::storage::tokens::Secret;
 use crate::storage::{Options, Store};
 use crate::telemetry;
@@ -33,7 +34,7 @@ pub struct App {
     stop: CancellationToken,
     serving: JoinHandle<()>,
     data: PathBuf,
-    _lock: File,
+    _locks: (File, Lock),
 }
 
 /// What a running server leaves in its data directory for the command line, readable by its owner alone.
@@ -77,8 +78,15 @@ pub fn store_options(config: &Config) -> Options {
     } else {
         url.to_owned()
     };
-    let timeout = Duration::from_millis(config.database.timeout_ms.max(1));
-    Options { url, connections: config.database.connections, timeout }
+    let ms = Duration::from_millis;
+    let database = &config.database;
+    Options {
+        url,
+        connections: database.connections,
+        timeout: ms(database.timeout_ms),
+        statement: ms(database.statement_timeout_ms),
+        lock: ms(database.lock_timeout_ms),
+    }
 }
 
 /// Makes the data directory, readable by its owner alone.
@@ -136,6 +144,11 @@ impl App {
                 data.display()
             );
         };
+        let Some(database_lock) = Lock::take(&store_options(&config)).await? else {
+            bail!(
+                "another server runs on this database: stop it, or give this one a database of its own (database.url)"
+            );
+        };
         let store = open_store(&config).await?;
         let listen = config.server.listen;
         let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
@@ -147,7 +160,7 @@ impl App {
         Running { url: local_url(address), operator_token: operator.0, pid: std::process::id() }.write(&data)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(http::serve::serve(hub.clone(), listener, stop.clone()));
-        Ok(App { hub, address, stop, serving, data, _lock: lock })
+        Ok(App { hub, address, stop, serving, data, _locks: (lock, database_lock) })
     }
 
     /// Stops the node in order: nothing that was accepted is lost.

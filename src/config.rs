@@ -13,11 +13,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Timestamp;
 use crate::domain::rate::Rate;
 
 mod load;
+mod network;
 
 pub use load::{ConfigErrors, Sources};
+pub use network::Network;
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
@@ -145,17 +148,19 @@ sections! {
         request_timeout_ms: u64 = 30_000, 0 or [100..=HOUR_MS];
         /// The longest body of a request, in bytes. There is no "off": a body is read into memory.
         max_body_bytes: usize = MIB, [1_024..=1_024 * MIB];
-        /// The longest header of a request, in bytes; the HTTP library needs 8,192.
+        /// The longest head of a request, its line and all headers, in bytes; the HTTP library needs 8,192.
         max_header_bytes: usize = 16_384, [8_192..=MIB];
         /// The longest query string, in bytes; 0: only the header's limit.
         max_query_bytes: usize = 4_096, 0 or [256..=MIB];
         /// Origins whose pages may open a WebSocket with a cookie, besides the public URL's own.
         allowed_origins: Vec<String> = Vec::new();
+        /// Proxies, by address or network, whose `X-Forwarded-For` is believed; without any, nobody's is.
+        trusted_proxies: Vec<Network> = Vec::new();
     }
 
     /// What is logged, and how.
     log: Log {
-        /// A filter of tracing, such as `info` or `info,colink::gateway=debug`.
+        /// A filter of tracing, such as `info` or `info,colink::http=debug`.
         level: String = "info".to_owned();
         /// `auto` (text on a terminal, JSON elsewhere), `text` or `json`.
         format: LogFormat = LogFormat::Auto;
@@ -167,8 +172,12 @@ sections! {
         url: Secret = Secret::default();
         /// Connections for reading; writing has its own.
         connections: u32 = 8, [1..=1_000];
-        /// Milliseconds to wait for a connection or a statement; 0: no limit.
-        timeout_ms: u64 = 3_000, 0 or [100..=HOUR_MS];
+        /// Milliseconds to wait for a connection. There is no "off": a request would wait for ever.
+        timeout_ms: u64 = 3_000, [100..=HOUR_MS];
+        /// Milliseconds that one statement may take on Postgres; 0: no limit.
+        statement_timeout_ms: u64 = 10_000, 0 or [100..=HOUR_MS];
+        /// Milliseconds to wait for what another connection has locked. There is no "off".
+        lock_timeout_ms: u64 = 5_000, [100..=HOUR_MS];
         /// The most writes in one commit.
         batch: usize = 1_024, [1..=65_536];
         /// The most writes waiting; one more is refused for the moment.
@@ -177,7 +186,7 @@ sections! {
 
     /// Passwords and tokens.
     auth: Auth {
-        /// Days that a sign-in lasts without use.
+        /// Days that a sign-in with a password lasts behind its last use.
         session_days: u32 = 30, [1..=3_650];
         /// Memory to hash a password, in KiB.
         argon2_memory_kib: u32 = 19_456, [8..=4_194_304];
@@ -257,7 +266,7 @@ sections! {
         merge_ms: u64 = 500, 0 or [1..=MINUTE_MS];
         /// The most users whose presence one session follows; 0: no limit.
         subscriptions: usize = 500, 0 or [1..=MANY];
-        /// Milliseconds that a typing notice lasts, and so the shortest time between two; 0: there are none.
+        /// Milliseconds that a typing notice lasts; others are told at most twice in that time; 0: there are none.
         typing_ms: u64 = 5_000, 0 or [500..=MINUTE_MS];
     }
 
@@ -358,6 +367,14 @@ impl Server {
     }
 }
 
+impl Auth {
+    /// Returns when a sign-in ends that was last used at `now`.
+    #[must_use]
+    pub fn session_until(&self, now: Timestamp) -> Timestamp {
+        now.plus_seconds(i64::from(self.session_days) * DAY_S as i64)
+    }
+}
+
 impl Gateway {
     /// Returns how fast a session may send commands.
     #[must_use]
@@ -447,6 +464,20 @@ mod tests {
         config.gateway.write_stall_ms = 5;
         let errors = config.validate().unwrap_err();
         assert_eq!(errors.to_string(), "`gateway.write_stall_ms` must be 0 or from 100 to 3600000, not 5");
+    }
+
+    #[test]
+    fn a_wait_without_an_end_is_refused() {
+        let mut config = Config::default();
+        config.database.timeout_ms = 0;
+        config.database.lock_timeout_ms = 0;
+        config.database.statement_timeout_ms = 0;
+        let ConfigErrors(errors) = config.validate().unwrap_err();
+        let expected = [
+            "`database.timeout_ms` must be from 100 to 3600000, not 0",
+            "`database.lock_timeout_ms` must be from 100 to 3600000, not 0",
+        ];
+        assert_eq!(errors, expected);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Logs and metrics: what operators see.
 //!
-//! Logs go to standard error, as text on a terminal and as JSON elsewhere. Field names are dotted and the same
-//! everywhere: `user.id`, `channel.id`, `stream.id`, `session.id`, `request.id`. Never tokens, addresses or texts.
+//! Logs go to standard error, as text on a terminal and as JSON elsewhere. Fields are named the
+//! same everywhere: `stream.id`, `request.id`, `error`, `writes` (how many a failure touched). Never tokens, addresses or texts.
 
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;

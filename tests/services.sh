@@ -38,6 +38,22 @@ free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' 2>/dev/null || echo $((20000 + RANDOM % 20000))
 }
 
+start_postgres() {
+  local bin=$1 dir=$2 port=$3
+  as_postgres "$bin/initdb -D $dir/postgres -U colink -A trust --no-sync -E UTF8 --locale=C.UTF-8" >"$dir/initdb.log" 2>&1 &&
+    as_postgres "$bin/pg_ctl -D $dir/postgres -l $dir/postgres.log -w -t 60 -o '-p $port -h 127.0.0.1 -k $dir -c max_connections=400' start" \
+      </dev/null >"$dir/start.log" 2>&1
+}
+
+# Stops a Postgres if it runs, and removes its directory.
+remove() {
+  local dir=$1 bin
+  if bin=$(postgres_bin) && [ -d "$dir/postgres" ]; then
+    as_postgres "$bin/pg_ctl -D $dir/postgres -m immediate stop" >/dev/null 2>&1 || true
+  fi
+  rm -rf "$dir"
+}
+
 start() {
   if [ -n "${COLINK_TEST_POSTGRES:-}" ]; then return 0; fi
   local bin dir port
@@ -47,23 +63,27 @@ start() {
       return 0
     fi
   fi
-  dir=$(mktemp -d /tmp/colink-test-services.XXXXXX)
+  dir=$(mktemp -d "${TMPDIR:-/tmp}/colink-test-services.XXXXXX")
   chmod 755 "$dir"
   [ "$(id -u)" != 0 ] || chown postgres "$dir"
+  # Until it runs, whatever goes wrong leaves nothing behind.
+  # shellcheck disable=SC2064 # the name is wanted as it is now: it is gone with this function
+  trap "remove '$dir'" EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
   port=$(free_port)
-  as_postgres "$bin/initdb -D $dir/postgres -U colink -A trust --no-sync -E UTF8 --locale=C.UTF-8" >"$dir/initdb.log" 2>&1
-  as_postgres "$bin/pg_ctl -D $dir/postgres -l $dir/postgres.log -w -t 60 -o '-p $port -h 127.0.0.1 -k $dir -c max_connections=400' start" \
-    </dev/null >"$dir/start.log" 2>&1
+  if ! start_postgres "$bin" "$dir" "$port"; then
+    say "tests: Postgres does not start; its logs say:"
+    tail -n 30 "$dir"/*.log >&2 || true
+    return 1
+  fi
+  trap - EXIT INT TERM HUP
   echo "export COLINK_TEST_SERVICES=$dir"
   echo "export COLINK_TEST_POSTGRES=postgres://colink@127.0.0.1:$port/postgres"
 }
 
 stop() {
-  local dir=${COLINK_TEST_SERVICES:-} bin
-  [ -n "$dir" ] || return 0
-  bin=$(postgres_bin)
-  as_postgres "$bin/pg_ctl -D $dir/postgres -m immediate stop" >/dev/null 2>&1 || true
-  rm -rf "$dir"
+  [ -z "${COLINK_TEST_SERVICES:-}" ] || remove "$COLINK_TEST_SERVICES"
 }
 
 case "${1:-}" in

@@ -16,6 +16,7 @@
 
 pub mod channel;
 pub mod directory;
+mod housekeeping;
 pub mod presence;
 pub mod router;
 pub mod session;
@@ -135,6 +136,7 @@ impl Hub {
         let (presence, _) = Actor::spawn_linked(None, PresenceActor, hub.clone(), root.get_cell()).await?;
         hub.directory.set_presence(presence);
         let _ = hub.actors.set(Actors { root, channels, sessions });
+        housekeeping::start(&hub, hub.writing.clone());
         Ok(hub)
     }
 

@@ -13,12 +13,15 @@ use super::Hub;
 use super::channel::room::UNKNOWN;
 use super::channel::{ChannelMsg, ChannelsMsg};
 use super::directory::Credit;
+use super::session::too_many;
 use crate::domain::command::{Command, Principal, key_fits};
 use crate::domain::error::{Code, Refusal, not_found, unavailable};
 use crate::domain::event::Event;
 use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::storage::StoreError;
+use crate::storage::accounts::Account;
 use crate::storage::channels::{self, Facts};
+use crate::storage::idempotency::body_hash;
 use crate::storage::writer::{Answer, Reply, Work, Write};
 
 /// How long REST waits for an answer.
@@ -65,6 +68,25 @@ impl Hub {
             Ok(Ok(result)) => result,
             _ => Err(Refusal::new(Code::Timeout, "no answer in time: repeat the request with the same key")),
         }
+    }
+
+    /// Answers a write that is over its rate: with the first answer to its key if it has one, for a repeat does nothing
+    /// anew, else with a refusal. The writer looks, behind all that was handed to it before: so a repeat waits for a
+    /// first one that is being written.
+    pub(super) fn repeat_or_refuse(&self, write: Write, wait: Duration) {
+        let Write { caller, work, key, answer } = write;
+        let (Work::Command(command), Some(key)) = (work, key) else {
+            return answer.give(Err(too_many(wait)));
+        };
+        let look = Account::FirstAnswer { user: caller.user_id, key, hash: body_hash(&command) };
+        let answer = Answer::new(move |found: Result<Reply, Refusal>| {
+            answer.give(match found {
+                Ok(first) => Ok(Reply { duplicate: true, ..first }),
+                Err(none) if none.code == Code::NotFound => Err(too_many(wait)),
+                Err(refusal) => Err(refusal),
+            });
+        });
+        self.writer.submit(Write { caller, work: Work::Account(look), key: None, answer });
     }
 
     /// Returns what decides about a user and a channel. Remembered until the channel changes.

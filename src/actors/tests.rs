@@ -111,7 +111,7 @@ impl World {
 
 async fn open_store(dir: &std::path::Path) -> Store {
     let url = format!("sqlite://{}", dir.join("test.db").display());
-    Store::open(&Options { url, connections: 4, timeout: Duration::from_secs(5) }).await.unwrap()
+    Store::open(&Options::new(url)).await.unwrap()
 }
 
 /// A message whose text is also its key.

@@ -19,6 +19,7 @@ use crate::domain::id::TokenId;
 use crate::domain::user::User;
 use crate::http::operator::Order;
 use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::lock::Lock;
 use crate::storage::writer::{Limits, Work, Writer};
 use crate::storage::{Store, users};
 
@@ -33,25 +34,29 @@ pub(super) struct Door {
 
 enum Way {
     Running(Client),
-    Stopped { writer: Writer, _lock: File },
+    Stopped { writer: Writer, _locks: (File, Lock) },
 }
 
 impl Door {
     /// Opens the way to the data that `config` names.
     pub(super) async fn open(config: Config) -> Result<Door> {
         let data = config.server.data.clone();
-        let lock = app::lock_data_dir(&data)?;
-        let store = app::open_store(&config).await?;
-        let way = match lock {
-            Some(lock) => {
-                let limits = Limits { queue: config.database.queue, batch: config.database.batch };
-                let nobody_listens = Arc::new(|_| ());
-                let (writer, _) =
-                    Writer::start(store.clone(), Clock::default(), limits, nobody_listens, CancellationToken::new())?;
-                Way::Stopped { writer, _lock: lock }
-            }
-            None => Way::Running(running(&data)?),
+        let Some(lock) = app::lock_data_dir(&data)? else {
+            let way = Way::Running(running(&data)?);
+            return Ok(Door { store: app::open_store(&config).await?, config, way });
         };
+        let Some(database_lock) = Lock::take(&app::store_options(&config)).await? else {
+            bail!(
+                "a server with another data directory runs on this database and has to hear of it: name its directory \
+                 by --data"
+            );
+        };
+        let store = app::open_store(&config).await?;
+        let limits = Limits { queue: config.database.queue, batch: config.database.batch };
+        let nobody_listens = Arc::new(|_| ());
+        let (writer, _) =
+            Writer::start(store.clone(), Clock::default(), limits, nobody_listens, CancellationToken::new())?;
+        let way = Way::Stopped { writer, _locks: (lock, database_lock) };
         Ok(Door { store, config, way })
     }
 

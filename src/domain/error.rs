@@ -65,14 +65,18 @@ codes! {
     Archived = "channel_archived", 409, false;
     /// The session's queue is gone: register anew.
     QueueGone = "queue_gone", 410, false;
-    /// The body, a header or the query is larger than allowed.
+    /// The body or the query is larger than allowed.
     TooLarge = "too_large", 413, false;
+    /// The path is longer than any of the API's.
+    UriTooLong = "uri_too_long", 414, false;
     /// The body is not JSON.
     NotJson = "unsupported_media_type", 415, false;
     /// The idempotency key was used with another body.
     KeyReused = "idempotency_key_reused", 422, false;
     /// Too many requests.
     RateLimited = "rate_limited", 429, true;
+    /// The request's head is larger than allowed, or has too many headers.
+    HeadersTooLarge = "headers_too_large", 431, false;
     /// The gateway knows no such frame type.
     UnknownType = "unknown_type", 400, false;
     /// A fault of the server's own; it is in the log under the request id.

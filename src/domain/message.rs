@@ -94,6 +94,8 @@ fn is_zero(n: &i64) -> bool {
 /// An earlier text of an edited message.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Edit {
+    /// The number of the event that replaced this text.
+    pub edit_seq: i64,
     /// The text before the edit.
     pub text: String,
     /// Who edited it.

@@ -6,13 +6,19 @@
 //!
 //! | action | guest | member | workspace moderator | admin |
 //! |---|---|---|---|---|
-//! | read, post, react, pin, follow | if in it | if in it (public: may read) | the same | the same |
+//! | read | if in it | if in it, or it is public | the same | the same |
+//! | post | if in it, as its posting policy says | the same | the same | the same |
+//! | reply, react, pin, follow, leave | if in it | the same | the same | the same |
+//! | bring somebody in | no | if in it | the same | the same |
 //! | browse, join a public channel, make channels | no | yes | yes | yes |
 //! | edit a message | author | author | author | author |
-//! | delete a message | author | author, channel moderator | any in a public channel or where they are in | the same |
-//! | topic, purpose, remove a member | channel moderator | channel moderator | public channels | public, or where they are in |
-//! | rename, archive, posting policy, roles | channel owner | channel owner | no | public, or where they are in |
+//! | delete a message | author, channel moderator | the same | any in public channels and where they are in | the same |
+//! | topic, purpose, remove a member | channel moderator | the same | any that is public, or where they are in | the same |
+//! | rename, archive, posting policy, roles | channel owner | the same | the same | any that is public, or where they are in |
 //! | manage users and invitations | no | no | no | yes |
+//!
+//! In a direct message or group nobody changes names, roles or members, or deletes what others wrote. An archived channel
+//! can be read, left and brought back; what is one's own about it still changes.
 
 use super::channel::{ChannelKind, ChannelRole, Posting};
 use super::error::{Code, Refusal, forbidden, not_found};

@@ -52,12 +52,32 @@ impl Bucket {
         self.tokens.max(0.0).floor() as u32
     }
 
+    /// Returns how long it takes from the last token until the bucket is full again.
+    #[must_use]
+    pub fn full_in(&self, rate: Rate) -> Duration {
+        let missing = (f64::from(rate.burst) - self.tokens).max(0.0);
+        Duration::from_secs_f64(missing * 60.0 / f64::from(rate.per_minute.max(1)))
+    }
+
     /// Returns whether the bucket would be full at `now`, so that forgetting it changes nothing.
     #[must_use]
     pub fn is_full(&self, rate: Rate, now: Timestamp) -> bool {
         let per_second = f64::from(rate.per_minute) / 60.0;
         self.tokens + now.since(self.at).as_secs_f64() * per_second >= f64::from(rate.burst)
     }
+}
+
+/// How a key stands after it asked for a token.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Standing {
+    /// Tokens a full bucket holds.
+    pub limit: u32,
+    /// Whole tokens left.
+    pub left: u32,
+    /// How long until the bucket is full again.
+    pub full_in: Duration,
+    /// How long until there is a token, if there was none.
+    pub wait: Option<Duration>,
 }
 
 /// The most keys that [`Buckets`] counts at a time.
@@ -76,15 +96,25 @@ impl<K> Default for Buckets<K> {
 impl<K: Eq + Hash> Buckets<K> {
     /// Takes one token of a key's and returns how many are left, or says how long until there is one.
     pub fn take(&self, key: K, rate: Rate, now: Timestamp) -> Result<u32, Duration> {
+        match self.ask(key, rate, now) {
+            None => Ok(u32::MAX),
+            Some(Standing { wait: None, left, .. }) => Ok(left),
+            Some(Standing { wait: Some(wait), .. }) => Err(wait),
+        }
+    }
+
+    /// Takes one token of a key's, if there is one, and returns how the key stands then; nothing if there is no limit.
+    pub fn ask(&self, key: K, rate: Rate, now: Timestamp) -> Option<Standing> {
         if rate.per_minute == 0 {
-            return Ok(u32::MAX);
+            return None;
         }
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= COUNTED_MAX {
             buckets.retain(|_, bucket| !bucket.is_full(rate, now));
         }
         let bucket = buckets.entry(key).or_insert_with(|| Bucket::full(rate, now));
-        bucket.take(rate, now).map(|()| bucket.left())
+        let wait = bucket.take(rate, now).err();
+        Some(Standing { limit: rate.burst, left: bucket.left(), full_in: bucket.full_in(rate), wait })
     }
 }
 
@@ -116,6 +146,20 @@ mod tests {
         assert!(bucket.take(rate, now).is_err());
         assert!(!bucket.is_full(rate, now));
         assert!(bucket.is_full(rate, now.plus_seconds(3)));
+    }
+
+    #[test]
+    fn a_key_is_told_how_it_stands() {
+        let (rate, now) = (Rate { per_minute: 60, burst: 2 }, Timestamp(0));
+        let buckets = Buckets::default();
+        let standing =
+            |left, full_s, wait| Some(Standing { limit: 2, left, full_in: Duration::from_secs(full_s), wait });
+        assert_eq!(buckets.ask("a", rate, now), standing(1, 1, None));
+        assert_eq!(buckets.ask("a", rate, now), standing(0, 2, None));
+        assert_eq!(buckets.ask("a", rate, now), standing(0, 2, Some(Duration::from_secs(1))));
+        assert_eq!(buckets.ask("b", rate, now), standing(1, 1, None));
+        assert_eq!(buckets.ask("a", rate, now.plus_seconds(60)), standing(1, 1, None));
+        assert_eq!(buckets.ask("a", Rate { per_minute: 0, burst: 2 }, now), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! `colink_session` cookie, never in a URL; with a cookie, the request's Origin must be this server's or an allowed one.
 
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params as Argon2Params, PasswordHasher, PasswordVerifier, Version};
@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use super::channels::{ByTime, List, Paging, cut, page_size};
 use super::endpoint::{Params, json_response};
 use super::error::{Refused, refusal};
 use crate::actors::Hub;
@@ -25,18 +26,24 @@ use crate::domain::command::{Invite, Principal};
 use crate::domain::error::{Code, Refusal, forbidden, not_found, unavailable};
 use crate::domain::id::{TokenId, UserId};
 use crate::domain::permission::may_manage_users;
-use crate::domain::rate::Rate;
+use crate::domain::rate::{Rate, Standing};
 use crate::domain::user::{self, User};
-use crate::storage::accounts::{Account, SYSTEM};
-use crate::storage::tokens::{self, Secret, Token};
+use crate::storage::accounts::{Account, PROLONGED_EVERY_S, SYSTEM};
+use crate::storage::tokens::{self, Identity, Secret, Token};
 use crate::storage::users;
 use crate::storage::writer::Work;
 
 const COOKIE: &str = "colink_session";
+/// As long as browsers keep one; it is the sign-in that ends.
+const COOKIE_DAYS: i64 = 400;
 
 fn unauthenticated() -> Refusal {
     Refusal::new(Code::Unauthenticated, "sign in first: send a valid token as `Authorization: Bearer …`")
 }
+
+/// Where a request's standing with its rate is noted, for the headers of its answer.
+#[derive(Clone, Default)]
+pub struct Standings(pub Arc<OnceLock<Standing>>);
 
 /// Returns who is asking, within their rate.
 pub async fn caller(hub: &Hub, request: &Parts) -> Result<Principal, Refusal> {
@@ -46,8 +53,11 @@ pub async fn caller(hub: &Hub, request: &Parts) -> Result<Principal, Refusal> {
     }
     let principal = identify(hub, &token).await?;
     let rate = hub.config.limits.request_rate();
-    hub.requests.take(principal.user_id, rate, hub.clock.now()).map_err(too_many)?;
-    Ok(principal)
+    let Some(standing) = hub.requests.ask(principal.user_id, rate, hub.clock.now()) else { return Ok(principal) };
+    if let Some(Standings(noted)) = request.extensions.get() {
+        let _ = noted.set(standing);
+    }
+    standing.wait.map_or(Ok(principal), |wait| Err(too_many(wait)))
 }
 
 /// Returns the token that a request carries, and whether it came in a cookie.
@@ -70,12 +80,30 @@ pub async fn identify(hub: &Hub, token: &str) -> Result<Principal, Refusal> {
     let now = hub.clock.now();
     let valid = |expires: Option<Timestamp>| expires.is_none_or(|at| at > now);
     if let Some(known) = hub.cache.identity(&hash).filter(|known| valid(known.expires_at)) {
+        prolong(hub, &hash, known).await;
         return Ok(known.principal);
     }
     let mut db = hub.store.read().await.map_err(refusal)?;
     let found = tokens::identify(&mut db, &hash, now).await.map_err(refusal)?.ok_or_else(unauthenticated)?;
+    drop(db);
     hub.cache.keep_identity(hash, found);
+    prolong(hub, &hash, found).await;
     Ok(found.principal)
+}
+
+/// Moves the end of a sign-in that is used, if that is due.
+async fn prolong(hub: &Hub, hash: &[u8; 32], known: Identity) {
+    let until = hub.config.auth.session_until(hub.clock.now());
+    let due = known.expires_at.is_some_and(|ends| ends < until.plus_seconds(-PROLONGED_EVERY_S));
+    if !known.slides || !due {
+        return;
+    }
+    // Before the write, so that requests beside this one do not write it too.
+    hub.cache.prolong_identity(hash, until);
+    let work = Account::Prolong { tokens: vec![known.principal.token_id], until };
+    if let Err(error) = hub.writer.write(SYSTEM, Work::Account(work), None).await {
+        tracing::warn!(%error, "cannot prolong a sign-in: its next use tries again");
+    }
 }
 
 /// Refuses a browser's request that comes from another site's page.
@@ -162,19 +190,27 @@ pub struct SignedIn {
     pub token: String,
     /// Who is signed in.
     pub user: User,
-    /// When the sign-in ends.
+    /// When the sign-in ends if it is not used until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 }
 
-/// Counts an attempt to sign in, by name and by address.
+/// Returns what an address is counted as: one IPv6 client has a whole /64.
+fn counted(from: IpAddr) -> IpAddr {
+    match from {
+        IpAddr::V4(_) => from,
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (u128::MAX << 64)).into()),
+    }
+}
+
+/// Counts an attempt to guess a password, by name and by address.
 fn attempt(hub: &Hub, from: IpAddr, name: &str) -> Result<(), Refusal> {
     let per_minute = hub.config.auth.logins_per_minute;
     let now = hub.clock.now();
     // An address may stand for a whole office behind one gateway.
-    let of_address = Rate { per_minute: per_minute * 10, burst: per_minute * 10 };
+    let of_address = Rate { per_minute: per_minute.saturating_mul(10), burst: per_minute.saturating_mul(10) };
     let of_name = Rate { per_minute, burst: per_minute };
-    hub.sign_ins.take(from.to_string(), of_address, now).map_err(too_many)?;
+    hub.sign_ins.take(counted(from).to_string(), of_address, now).map_err(too_many)?;
     hub.sign_ins.take(format!("@{}", name.to_lowercase()), of_name, now).map_err(too_many)?;
     Ok(())
 }
@@ -196,16 +232,15 @@ pub async fn login(hub: Arc<Hub>, from: IpAddr, body: Login) -> Result<Response,
 
 /// Makes a sign-in for a user and answers with it.
 async fn signed_in(hub: &Arc<Hub>, id: UserId, label: &str, cookie: bool) -> Result<Response, Refused> {
-    let days = i64::from(hub.config.auth.session_days);
-    let expires_at = Some(hub.clock.now().plus_seconds(days * 86_400));
-    let secret = new_token(hub, id, label, expires_at).await?;
+    let expires_at = Some(hub.config.auth.session_until(hub.clock.now()));
+    let secret = keep_token(hub, id, label, expires_at, true).await?;
     let mut db = hub.store.read().await?;
     let user = users::by_id(&mut db, id).await?.ok_or_else(|| not_found("user"))?;
     let body = SignedIn { token: secret.clone(), user, expires_at };
     let bytes = serde_json::to_vec(&body).expect("a sign-in has only string keys");
     let mut response = json_response(StatusCode::OK, bytes.into());
     if cookie {
-        set_cookie(hub, &mut response, secret, days);
+        set_cookie(hub, &mut response, secret, COOKIE_DAYS);
     }
     Ok(response)
 }
@@ -223,11 +258,21 @@ fn set_cookie(hub: &Hub, response: &mut Response, value: String, days: i64) {
     }
 }
 
-/// Stores a new sign-in and returns its secret.
+/// Stores a new token that ends at a time, or never, and returns its secret.
 pub async fn new_token(hub: &Hub, user: UserId, label: &str, expires_at: Option<Timestamp>) -> Result<String, Refusal> {
+    keep_token(hub, user, label, expires_at, false).await
+}
+
+async fn keep_token(
+    hub: &Hub,
+    user: UserId,
+    label: &str,
+    expires_at: Option<Timestamp>,
+    slides: bool,
+) -> Result<String, Refusal> {
     let label = user::one_line("label", label, 100)?;
     let now = hub.clock.now();
-    let token = Token { id: TokenId::new(now), label, created_at: now, expires_at };
+    let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides };
     let secret = Secret::generate("clk_");
     let hash = Secret::hash(&secret.0);
     hub.writer.write(SYSTEM, Work::Account(Account::SignIn { user, token, hash }), None).await?;
@@ -281,7 +326,7 @@ pub async fn logout(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> 
     Ok(response)
 }
 
-/// A list that fits on one page.
+/// A list that always fits on one page.
 #[derive(Serialize, JsonSchema)]
 pub struct Items<T> {
     /// The entries.
@@ -289,9 +334,12 @@ pub struct Items<T> {
 }
 
 /// `GET /v1/auth/sessions`
-pub async fn sessions(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Token>, Refused> {
+pub async fn sessions(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Token>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
+    let end = paging.cursor()?.map(|ByTime(at, id)| (at, id));
     let mut db = hub.store.read().await?;
-    Ok(Items { items: tokens::of_user(&mut db, caller.user_id, hub.clock.now()).await? })
+    let found = tokens::of_user(&mut db, caller.user_id, hub.clock.now(), end, limit + 1).await?;
+    Ok(cut(found, limit, |token| format!("{}_{}", token.created_at.0, token.id)))
 }
 
 /// `DELETE /v1/auth/sessions/{token_id}`
@@ -316,14 +364,14 @@ pub struct ChangePassword {
 pub async fn change_password(
     hub: Arc<Hub>,
     caller: Principal,
-    _: Params,
+    params: Params,
     body: ChangePassword,
 ) -> Result<Response, Refused> {
     let mut db = hub.store.read().await?;
     let found = users::by_id(&mut db, caller.user_id).await?.ok_or_else(|| not_found("user"))?;
     let stored = users::for_login(&mut db, &found.name).await?.and_then(|(_, hash)| hash);
     drop(db);
-    attempt(&hub, IpAddr::from([0, 0, 0, 0]), &found.name)?;
+    attempt(&hub, params.origin(), &found.name)?;
     if !verify(&hub, body.current, stored).await? {
         return Err(forbidden("the present password is wrong").into());
     }
@@ -365,9 +413,10 @@ pub async fn make_token(hub: Arc<Hub>, caller: Principal, path: Params, body: Ne
 }
 
 /// `GET /v1/invites`
-pub async fn invites(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Invite>, Refused> {
+pub async fn invites(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Invite>, Refused> {
     may_manage_users(caller.role)?;
+    let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
-    let items = tokens::open_invites(&mut db, hub.clock.now()).await?;
-    Ok(Items { items })
+    let found = tokens::open_invites(&mut db, hub.clock.now(), paging.cursor()?, limit + 1).await?;
+    Ok(cut(found, limit, |invite| invite.id.to_string()))
 }

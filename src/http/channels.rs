@@ -1,6 +1,7 @@
 //! Channels and what is in them, as REST reads it. What changes them are commands.
 
 use std::marker::PhantomData;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,9 +23,9 @@ use crate::domain::permission::{self, Action, may_make_channels};
 use crate::protocol::push;
 use crate::storage::cache::PageKey;
 use crate::storage::channels::{self, Facts};
-use crate::storage::messages::{self, Page, Saved, SavedEnd};
+use crate::storage::messages::{self, Page, Saved};
 use crate::storage::personal::{self, Draft, FollowedThread};
-use crate::storage::{Db, StoreError, events};
+use crate::storage::{Db, End, LATEST, StoreError, events};
 
 /// How many entries a page has if nobody says.
 const PAGE: i64 = 50;
@@ -61,10 +62,44 @@ pub fn page_size(hub: &Hub, asked: Option<i64>) -> Result<i64, Refusal> {
 
 impl Paging {
     /// Reads a cursor that is an identifier.
-    pub fn cursor<T: std::str::FromStr>(&self) -> Result<Option<T>, Refusal> {
+    pub fn cursor<T: FromStr>(&self) -> Result<Option<T>, Refusal> {
         let parse = |text: &String| text.parse().map_err(|_| invalid("cursor is none that this list gave"));
         self.cursor.as_ref().map(parse).transpose()
     }
+}
+
+/// The cursor of a list that is ordered by time: the time of a page's last entry, and which entry that is.
+pub struct ByTime<T>(pub Timestamp, pub T);
+
+impl<T: FromStr> FromStr for ByTime<T> {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (at, entry) = text.split_once('_').ok_or(())?;
+        let at = at.parse().ok().filter(|at| (0..=LATEST.0).contains(at)).ok_or(())?;
+        Ok(ByTime(Timestamp(at), entry.parse().map_err(drop)?))
+    }
+}
+
+/// A place in a channel, as it stands in a cursor.
+struct Place(ChannelId, i64);
+
+impl FromStr for Place {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (channel, seq) = text.split_once('_').ok_or(())?;
+        Ok(Place(channel.parse().map_err(drop)?, seq.parse().map_err(drop)?))
+    }
+}
+
+impl Paging {
+    /// Reads the cursor of a list that is ordered by time and then by place.
+    fn end(&self) -> Result<Option<End>, Refusal> {
+        Ok(self.cursor::<ByTime<Place>>()?.map(|ByTime(at, Place(channel, seq))| (at, channel, seq)))
+    }
+}
+
+fn end_of(at: Timestamp, channel: ChannelId, seq: i64) -> String {
+    format!("{}_{channel}_{seq}", at.0)
 }
 
 /// Cuts a list that was read one entry too long.
@@ -219,12 +254,15 @@ pub async fn message_at(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothi
 }
 
 /// `GET /v1/channels/{channel_id}/messages/{seq}/edits`
-pub async fn edits(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Items<Edit>, Refused> {
+pub async fn edits(hub: Arc<Hub>, caller: Principal, path: Params, paging: Paging) -> Result<List<Edit>, Refused> {
     let (channel, seq) = (path.channel()?, path.seq()?);
+    let limit = page_size(&hub, paging.limit)?;
     readable(&hub, caller, channel).await?;
     let mut db = hub.store.read().await?;
     message(&mut db, channel, seq).await?;
-    Ok(Items { items: messages::edits(&mut db, channel, seq).await? })
+    let after = paging.cursor()?.unwrap_or(0);
+    let found = messages::edits(&mut db, channel, seq, after, limit + 1).await?;
+    Ok(cut(found, limit, |edit| edit.edit_seq.to_string()))
 }
 
 /// Which part of a thread.
@@ -322,38 +360,19 @@ async fn events_of(hub: &Hub, stream: StreamId, query: EventsQuery) -> Result<Ev
 }
 
 /// `GET /v1/drafts`
-pub async fn drafts(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Items<Draft>, Refused> {
+pub async fn drafts(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Draft>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
-    Ok(Items { items: personal::drafts(&mut db, caller.user_id).await? })
-}
-
-struct SavedCursor(SavedEnd);
-
-impl std::str::FromStr for SavedCursor {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut parts = text.splitn(3, '_');
-        let mut part = || parts.next().ok_or(());
-        let (at, channel, seq) = (part()?.parse(), part()?.parse(), part()?.parse());
-        Ok(SavedCursor((Timestamp(at.map_err(drop)?), channel.map_err(drop)?, seq.map_err(drop)?)))
-    }
+    let found = personal::drafts(&mut db, caller.user_id, paging.end()?, limit + 1).await?;
+    Ok(cut(found, limit, |draft| end_of(draft.updated_at, draft.channel_id, draft.thread_seq.unwrap_or(0))))
 }
 
 /// `GET /v1/saved`
 pub async fn saved(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Saved>, Refused> {
     let limit = page_size(&hub, paging.limit)?;
-    let end = paging.cursor::<SavedCursor>()?.map(|cursor| cursor.0);
     let mut db = hub.store.read().await?;
-    let found = messages::saved(&mut db, caller.user_id, end, limit + 1).await?;
-    Ok(cut(found, limit, |saved| format!("{}_{}_{}", saved.saved_at.0, saved.message.channel_id, saved.message.seq)))
-}
-
-/// How many.
-#[derive(Deserialize, JsonSchema)]
-pub struct Limit {
-    /// How many entries, 1 to 200; 50, if left out.
-    #[serde(default)]
-    limit: Option<i64>,
+    let found = messages::saved(&mut db, caller.user_id, paging.end()?, limit + 1).await?;
+    Ok(cut(found, limit, |saved| end_of(saved.saved_at, saved.message.channel_id, saved.message.seq)))
 }
 
 /// `GET /v1/threads`: those with the newest replies.
@@ -361,9 +380,10 @@ pub async fn threads(
     hub: Arc<Hub>,
     caller: Principal,
     _: Params,
-    query: Limit,
-) -> Result<Items<FollowedThread>, Refused> {
-    let limit = page_size(&hub, query.limit)?;
+    paging: Paging,
+) -> Result<List<FollowedThread>, Refused> {
+    let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
-    Ok(Items { items: personal::followed(&mut db, caller.user_id, limit).await? })
+    let found = personal::followed(&mut db, caller.user_id, paging.end()?, limit + 1).await?;
+    Ok(cut(found, limit, |thread| end_of(thread.last_at, thread.channel_id, thread.thread_seq)))
 }

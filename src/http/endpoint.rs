@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use serde_json::{Map, Value};
 
 use super::auth;
 use super::error::Refused;
+use super::serve::origin;
 use crate::actors::Hub;
 use crate::domain::command::{Principal, Spec};
 use crate::domain::error::{Code, Refusal, invalid};
@@ -93,14 +95,19 @@ pub fn json_response(status: StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// The parameters of a path.
+/// The parameters of a path, and the address that the request comes from.
 #[derive(Debug)]
-pub struct Params(HashMap<String, String>);
+pub struct Params(HashMap<String, String>, IpAddr);
 
 impl Params {
     fn get<T: FromStr>(&self, name: &str) -> Result<T, Refusal> {
         let text = self.0.get(name).map_or("", String::as_str);
         text.parse().map_err(|_| invalid(format!("{name} in the path is malformed")))
+    }
+
+    /// Returns the address that the request comes from.
+    pub fn origin(&self) -> IpAddr {
+        self.1
     }
 
     /// Returns the channel that the path names.
@@ -157,7 +164,7 @@ fn schema_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 pub fn command<C: Spec>(method: Method, path: &'static str, status: StatusCode, summary: &'static str) -> Endpoint {
     let on_method = filter(&method);
     let handler = move |State(hub): State<Arc<Hub>>, Path(path): Path<HashMap<String, String>>, request: Request| {
-        run_command::<C>(hub, Params(path), request, status)
+        run_command::<C>(hub, path, request, status)
     };
     Endpoint {
         method,
@@ -175,11 +182,12 @@ pub fn command<C: Spec>(method: Method, path: &'static str, status: StatusCode, 
 
 async fn run_command<C: Spec>(
     hub: Arc<Hub>,
-    path: Params,
+    path: HashMap<String, String>,
     request: Request,
     status: StatusCode,
 ) -> Result<Response, Refused> {
     let (parts, body) = request.into_parts();
+    let path = Params(path, origin(&parts.extensions));
     let caller = auth::caller(&hub, &parts).await?;
     let key = idempotency_key(&parts.headers)?;
     let mut fields = body_fields(&hub, &parts.headers, body).await?;
@@ -237,7 +245,7 @@ where
             let (parts, _) = request.into_parts();
             let caller = auth::caller(&hub, &parts).await?;
             let query = read_query::<Q>(&parts)?;
-            let answer = run(hub, caller, Params(path), query).await?;
+            let answer = run(hub, caller, Params(path, origin(&parts.extensions)), query).await?;
             Ok::<_, Refused>(json_response(StatusCode::OK, answer.into_json()))
         }
     };
@@ -283,7 +291,7 @@ where
             let (parts, body) = request.into_parts();
             let caller = auth::caller(&hub, &parts).await?;
             let body = read(Value::Object(body_fields(&hub, &parts.headers, body).await?))?;
-            run(hub, caller, Params(path), body).await
+            run(hub, caller, Params(path, origin(&parts.extensions)), body).await
         }
     };
     Endpoint {
@@ -305,7 +313,7 @@ pub fn open<B, R, F, Fut>(path: &'static str, status: StatusCode, summary: &'sta
 where
     B: DeserializeOwned + JsonSchema + Send + 'static,
     R: JsonSchema + 'static,
-    F: Fn(Arc<Hub>, std::net::IpAddr, B) -> Fut + Clone + Send + Sync + 'static,
+    F: Fn(Arc<Hub>, IpAddr, B) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Response, Refused>> + Send,
 {
     let handler = move |State(hub): State<Arc<Hub>>, request: Request| {
@@ -313,7 +321,7 @@ where
         async move {
             let (parts, body) = request.into_parts();
             auth::same_origin(&hub, &parts.headers)?;
-            let from = super::serve::peer(&parts.extensions);
+            let from = origin(&parts.extensions);
             let body = read(Value::Object(body_fields(&hub, &parts.headers, body).await?))?;
             run(hub, from, body).await
         }

@@ -29,6 +29,7 @@ use error::Refused;
 use serde_json::json;
 
 use crate::actors::Hub;
+use crate::config::Server;
 use crate::domain::command as c;
 use crate::domain::error::{Code, Refusal, invalid, not_found};
 use crate::domain::id::EventId;
@@ -295,16 +296,23 @@ pub fn router(hub: Arc<Hub>) -> Router {
         .with_state(hub)
 }
 
+/// How many requests may come at once, how many of these are left, and the seconds until all are there again.
+static RATE_HEADERS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit"),
+    HeaderName::from_static("x-ratelimit-remaining"),
+    HeaderName::from_static("x-ratelimit-reset"),
+];
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Bounds every request, names it, and turns refusals into problem details.
-async fn outermost(State(hub): State<Arc<Hub>>, request: Request, next: Next) -> Response {
+/// Bounds every request, names it, turns refusals into problem details, and tells how much the caller may still ask.
+async fn outermost(State(hub): State<Arc<Hub>>, mut request: Request, next: Next) -> Response {
     let id = request_id(&hub, &request);
+    let standings = auth::Standings::default();
+    request.extensions_mut().insert(standings.clone());
     let server = &hub.config.server;
     let waits = ["/v1/events", "/v1/events/stream"].contains(&request.uri().path());
-    let mut response = if request.uri().query().is_some_and(|query| query.len() > server.max_query_bytes) {
-        let why = format!("the query is longer than {} bytes", server.max_query_bytes);
-        Refused(Refusal::new(Code::TooLarge, why)).into_response()
+    let mut response = if let Some(refusal) = too_large(server, &request) {
+        Refused(refusal).into_response()
     } else if waits || server.request_timeout_ms == 0 {
         next.run(request).await
     } else {
@@ -328,7 +336,38 @@ async fn outermost(State(hub): State<Arc<Hub>>, request: Request, next: Next) ->
         headers.insert(REQUEST_ID.clone(), value);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(standing) = standings.0.get() {
+        headers.insert(RATE_HEADERS[0].clone(), standing.limit.into());
+        headers.insert(RATE_HEADERS[1].clone(), standing.left.into());
+        headers.insert(RATE_HEADERS[2].clone(), HeaderValue::from(standing.full_in.as_secs_f64().ceil() as u64));
+    }
     response
+}
+
+/// The longest path, in bytes: twice what the longest of the API's takes with every letter escaped.
+const PATH_MAX: usize = 2_048;
+/// The most headers of a request.
+const HEADERS_MAX: usize = 100;
+
+/// Refuses a request whose head is over a limit. The HTTP library is given room for more, for it answers without a word.
+fn too_large(server: &Server, request: &Request) -> Option<Refusal> {
+    let (uri, headers) = (request.uri(), request.headers());
+    let (most, longest_query) = (server.max_header_bytes, server.max_query_bytes);
+    let lines: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if uri.path().len() > PATH_MAX {
+        return Some(Refusal::new(Code::UriTooLong, format!("the path is longer than {PATH_MAX} bytes")));
+    }
+    if longest_query > 0 && uri.query().is_some_and(|query| query.len() > longest_query) {
+        return Some(Refusal::new(Code::TooLarge, format!("the query is longer than {longest_query} bytes")));
+    }
+    if lines + uri.path().len() + uri.query().map_or(0, str::len) > most {
+        return Some(Refusal::new(Code::HeadersTooLarge, format!("the request's head is longer than {most} bytes")));
+    }
+    if headers.len() > HEADERS_MAX {
+        let why = format!("the request has {} headers: at most {HEADERS_MAX} are read", headers.len());
+        return Some(Refusal::new(Code::HeadersTooLarge, why));
+    }
+    None
 }
 
 /// A caller may name its requests itself, so that they are found in several logs.

@@ -44,8 +44,9 @@ pub fn build(endpoints: &[Endpoint]) -> Value {
         "info": {
             "title": "Colink", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": format!("A self-hosted realtime collaboration hub. Errors are RFC 9457 problem details; `code` is \
-                one of: {}. Lists are paged by `next_cursor`. Every command takes an \
-                `Idempotency-Key` (1 to 64 printable ASCII characters, kept 24 hours): a repeat gets the first answer. \
+                one of: {}. Lists are paged by `next_cursor`. Answers to a signed-in caller say in `X-RateLimit-Limit`, `X-RateLimit-Remaining` and \
+                `X-RateLimit-Reset` how many requests may still come. Every command takes an \
+                `Idempotency-Key` (1 to 64 printable ASCII characters, kept for `limits.idempotency_hours`, 24 by default): a repeat gets the first answer. \
                 Signing in and out and making tokens are no commands: their answers carry secrets, which are not kept. The realtime protocol is in docs/PROTOCOL.md.", codes.join(", ")),
         },
         "security": [{"token": []}],
@@ -55,9 +56,20 @@ pub fn build(endpoints: &[Endpoint]) -> Value {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "responses": {"Problem": {
                 "description": "Refused", "content": {"application/problem+json": {"schema": problem}},
+                "headers": {"Retry-After": {"$ref": "#/components/headers/Retry-After"}},
             }},
+            "headers": {
+                "X-RateLimit-Limit": header("How many requests of the caller may come at once"),
+                "X-RateLimit-Remaining": header("How many of these are left"),
+                "X-RateLimit-Reset": header("Seconds until all of them are there again"),
+                "Retry-After": header("Seconds after which trying again makes sense"),
+            },
         },
     })
+}
+
+fn header(description: &str) -> Value {
+    json!({"description": description, "schema": {"type": "integer", "minimum": 0}})
 }
 
 fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
@@ -87,7 +99,11 @@ fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
             "default": {"$ref": "#/components/responses/Problem"},
         },
     });
-    if !endpoint.signed_in {
+    if endpoint.signed_in {
+        let names = ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"];
+        let headers = names.map(|name| (name.to_owned(), json!({"$ref": format!("#/components/headers/{name}")})));
+        operation["responses"][endpoint.status.as_str()]["headers"] = Value::Object(headers.into_iter().collect());
+    } else {
         operation["security"] = json!([]);
     }
     if let Some(command) = endpoint.command {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::Extensions;
+use axum::http::{Extensions, HeaderMap};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,14 +18,35 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
 use crate::actors::Hub;
+use crate::config::Network;
 
-/// Where a connection comes from.
+/// Where a request comes from.
 #[derive(Clone, Copy)]
-struct Peer(SocketAddr);
+struct Origin(IpAddr);
 
-/// Returns the address that a request comes from.
-pub fn peer(extensions: &Extensions) -> IpAddr {
-    extensions.get::<Peer>().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip())
+/// Returns the address that a request comes from: the peer's, or what a trusted proxy says of it.
+pub fn origin(extensions: &Extensions) -> IpAddr {
+    extensions.get::<Origin>().map_or(IpAddr::from([0, 0, 0, 0]), |origin| origin.0)
+}
+
+/// Follows `X-Forwarded-For` from its end, where the nearest proxy wrote, back to the first address that is no trusted
+/// proxy. What stands before that one, and what a stranger sends, may be made up.
+fn forwarded(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
+    let mut address = peer.to_canonical();
+    for value in headers.get_all("x-forwarded-for").iter().rev() {
+        for hop in value.to_str().unwrap_or("").rsplit(',') {
+            if !is_trusted(address) {
+                return address;
+            }
+            let hop = hop.trim();
+            // Some proxies write the port too.
+            let with_port = || hop.parse::<SocketAddr>().map(|at| at.ip());
+            let Ok(before) = hop.parse::<IpAddr>().or_else(|_| with_port()) else { return address };
+            address = before.to_canonical();
+        }
+    }
+    address
 }
 
 /// Serves until `stop` is cancelled, then finishes the requests that are running.
@@ -73,16 +94,20 @@ async fn connection(
     stop: CancellationToken,
     place: Place,
 ) {
+    let shared = hub.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(Peer(from));
+        let origin = forwarded(from.ip(), request.headers(), &shared.config.server.trusted_proxies);
+        request.extensions_mut().insert(Origin(origin));
         request.extensions_mut().insert(place.clone());
         let mut router = router.clone();
         async move { Ok::<_, Infallible>(router.call(request).await.unwrap_or_else(|never| match never {})) }
     });
     let server = &hub.config.server;
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).max_buf_size(server.max_header_bytes.max(8_192)).half_close(false);
+    // What is over the limits is read up to here, so that the router can say so; beyond, hyper answers a bare 431.
+    let (most_bytes, most_headers) = (4 * server.max_header_bytes, 256);
+    builder.timer(TokioTimer::new()).max_buf_size(most_bytes).max_headers(most_headers).half_close(false);
     if server.header_timeout_ms > 0 {
         builder.header_read_timeout(Duration::from_millis(server.header_timeout_ms));
     }
@@ -94,5 +119,31 @@ async fn connection(
             served.as_mut().graceful_shutdown();
             let _ = served.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_trusted_proxies_say_is_believed() {
+        let trusted: Vec<Network> = ["10.0.0.0/8", "::1"].map(|text| text.parse().expect("a network")).to_vec();
+        let from = |peer: &str, said: &[&str]| -> String {
+            let mut headers = HeaderMap::new();
+            for value in said {
+                headers.append("x-forwarded-for", value.parse().expect("a header"));
+            }
+            forwarded(peer.parse().expect("an address"), &headers, &trusted).to_string()
+        };
+        assert_eq!(from("198.51.100.7", &["203.0.113.9"]), "198.51.100.7", "a stranger's word");
+        assert_eq!(from("10.0.0.1", &[]), "10.0.0.1");
+        assert_eq!(from("10.0.0.1", &["203.0.113.9"]), "203.0.113.9");
+        assert_eq!(from("10.0.0.1", &["1.1.1.1, 203.0.113.9, 10.2.2.2"]), "203.0.113.9", "the first is made up");
+        assert_eq!(from("10.0.0.1", &["1.1.1.1", "203.0.113.9"]), "203.0.113.9", "several headers are one list");
+        assert_eq!(from("10.0.0.1", &["203.0.113.9:4711"]), "203.0.113.9");
+        assert_eq!(from("::1", &["[2001:db8::9]:4711"]), "2001:db8::9");
+        assert_eq!(from("::ffff:10.0.0.1", &["203.0.113.9, unknown"]), "10.0.0.1");
+        assert_eq!(from("10.0.0.1", &["10.0.0.3, 10.0.0.2"]), "10.0.0.3", "all of them are proxies");
     }
 }

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::auth;
 use super::error::Refused;
-use super::serve::{Place, peer};
+use super::serve::{Place, origin};
 use crate::actors::Hub;
 use crate::actors::session::resume::Resumed;
 use crate::actors::session::{OpenError, SessionHandle, too_many};
@@ -64,7 +64,7 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
     if hub.draining.is_cancelled() {
         return Err(unavailable("this node is being drained: connect to another").into());
     }
-    let from = peer(request.extensions());
+    let from = origin(request.extensions());
     let chosen = subprotocol(request.headers())?;
     let spoken = chosen.as_deref().is_none_or(|name| name == SUBPROTOCOL);
     let known = match auth::token_of(request.headers()) {

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{Scope, make_user};
 use super::tokens::{self, Token};
-use super::{StoreError, events, users};
+use super::writer::Reply;
+use super::{StoreError, events, idempotency, users};
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{conflict, forbidden, not_found};
@@ -52,6 +53,13 @@ pub enum Account {
         /// The SHA-256 of its secret.
         hash: [u8; 32],
     },
+    /// Moves the end of sign-ins that are in use, at most once in [`PROLONGED_EVERY_S`] each.
+    Prolong {
+        /// Which.
+        tokens: Vec<TokenId>,
+        /// When they end if they are not used again.
+        until: Timestamp,
+    },
     /// Ends a sign-in.
     SignOut {
         /// Whose.
@@ -70,14 +78,61 @@ pub enum Account {
     },
     /// Ends custom statuses and manual presence whose time is over.
     EndStatuses,
-    /// Forgets idempotency keys from before a time.
-    ForgetKeys {
+    /// Looks for the first answer to an idempotency key; changes nothing.
+    FirstAnswer {
+        /// Whose key.
+        user: UserId,
+        /// The key.
+        key: String,
+        /// What it has to be bound to.
+        hash: [u8; 32],
+    },
+    /// Deletes some of what ended before a time: at most [`PRUNED_MAX`] rows, the answer says how many.
+    Prune {
+        /// Of what.
+        what: Ended,
         /// The time.
         before: Timestamp,
     },
 }
 
-/// Carries account work out; the answer is the user as JSON, or `{}`.
+/// What is deleted some time after it no longer counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Ended {
+    /// First answers, with their idempotency keys.
+    Keys,
+    /// Sign-ins that expired or were ended.
+    Tokens,
+    /// Invitations that expired, were ended or are used up.
+    Invites,
+}
+
+impl Ended {
+    /// Returns its name in the metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ended::Keys => "keys",
+            Ended::Tokens => "tokens",
+            Ended::Invites => "invites",
+        }
+    }
+}
+
+/// The answer to [`Account::Prune`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Pruned {
+    /// How many rows are gone.
+    pub pruned: u64,
+}
+
+/// The shortest time in seconds between two moves of a sign-in's end: using it costs no write each time.
+pub const PROLONGED_EVERY_S: i64 = 60 * 60;
+
+/// The most rows that one [`Account::Prune`] deletes, so that no other write waits for long.
+pub const PRUNED_MAX: u64 = 1_000;
+
+/// Carries account work out; the answer is JSON: the user, the first answer, or `{}`.
 pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<String, StoreError> {
     let now = scope.now;
     match account {
@@ -105,6 +160,13 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             tokens::insert(scope.db, token, *user, hash).await?;
             Ok("{}".to_owned())
         }
+        Account::Prolong { tokens, until } => {
+            let stale = until.plus_seconds(-PROLONGED_EVERY_S);
+            for token in tokens {
+                tokens::prolong(scope.db, *token, now, *until, stale).await?;
+            }
+            Ok("{}".to_owned())
+        }
         Account::SignOut { user, token } => {
             if !tokens::revoke(scope.db, *user, *token, now).await? {
                 return Err(not_found("session").into());
@@ -124,9 +186,18 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             }
             Ok("{}".to_owned())
         }
-        Account::ForgetKeys { before } => {
-            let forgotten = super::idempotency::forget_before(scope.db, *before).await?;
-            Ok(format!("{{\"forgotten\":{forgotten}}}"))
+        Account::FirstAnswer { user, key, hash } => {
+            let first = idempotency::find(scope.db, *user, key, hash).await?;
+            Ok(Reply::repeated(first.ok_or_else(|| not_found("first answer"))?).json)
+        }
+        Account::Prune { what, before } => {
+            let most = PRUNED_MAX as i64;
+            let pruned = match what {
+                Ended::Keys => idempotency::prune(scope.db, *before, most).await?,
+                Ended::Tokens => tokens::prune(scope.db, *before, most).await?,
+                Ended::Invites => tokens::prune_invites(scope.db, *before, most).await?,
+            };
+            Ok(serde_json::to_string(&Pruned { pruned }).expect("a count has only string keys"))
         }
     }
 }

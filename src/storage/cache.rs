@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::channels::Facts;
 use super::messages::Page;
 use super::tokens::Identity;
+use crate::clock::Timestamp;
 use crate::domain::event::{Audience, Event};
 use crate::domain::id::{ChannelId, StreamId, UserId};
 
@@ -35,12 +36,12 @@ pub struct PageKey {
 pub struct Cache {
     believe: Duration,
     tokens: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
-    /// How often each stream has changed since this process started: a page read before a change is not kept after it.
     pages: Mutex<Pages>,
 }
 
 #[derive(Debug, Default)]
 struct Pages {
+    /// How often anything here was forgotten: what was read from the store before a change is not kept after it.
     changes: u64,
     rendered: HashMap<PageKey, Bytes>,
     facts: HashMap<(ChannelId, UserId), Facts>,
@@ -71,6 +72,14 @@ impl Cache {
         }
         if tokens.len() < TOKENS_MAX {
             tokens.insert(hash, (identity, Instant::now()));
+        }
+    }
+
+    /// Notes that a sign-in ends later, if it is remembered.
+    pub fn prolong_identity(&self, hash: &[u8; 32], until: Timestamp) {
+        let mut tokens = self.tokens.lock().expect("no panic under this lock");
+        if let Some((identity, _)) = tokens.get_mut(hash) {
+            identity.expires_at = Some(until);
         }
     }
 

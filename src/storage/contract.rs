@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::accounts::{Account, SYSTEM};
+use super::accounts::{Account, Ended, Pruned, SYSTEM};
 use super::messages::Page;
+use super::tokens::{Secret, Token};
 use super::writer::{Limits, Reply, Work, Writer};
-use super::{Dialect, Options, Store, channels, events, messages, personal, users};
+use super::{Dialect, Options, Store, channels, events, messages, personal, tokens, users};
 use crate::clock::{Clock, Timestamp};
 use crate::domain::channel::{Channel, ChannelKind, Membership};
-use crate::domain::command::{self, Command, Principal};
+use crate::domain::command::{self, Command, Invite, Principal};
 use crate::domain::error::{Code, Refusal};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ChannelId, StreamId, TokenId, UserId};
@@ -45,8 +46,7 @@ impl World {
     async fn open(dialect: Dialect) -> Option<World> {
         let dir = tempfile::tempdir().unwrap();
         let url = new_database(dialect, dir.path()).await?;
-        let options = Options { url, connections: 4, timeout: std::time::Duration::from_secs(5) };
-        let store = Store::open(&options).await.unwrap();
+        let store = Store::open(&Options::new(url)).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
         let told = Arc::new(Mutex::new(Vec::new()));
@@ -239,15 +239,15 @@ on_both! {
         let (top, _) = messages::history(&mut db, room, Page::Newest, 10).await.unwrap();
         assert_eq!(top.iter().map(|m| m.seq).collect::<Vec<_>>(), [root.seq, second.seq]);
         assert_eq!(top[0].reply_count, 2);
-        let threads = personal::followed(&mut db, ana.user_id, 10).await.unwrap();
+        let threads = personal::followed(&mut db, ana.user_id, None, 10).await.unwrap();
         assert_eq!(threads[0].unread_count, 2, "who started a thread follows it");
         assert_eq!(threads[0].read_seq, root.seq);
-        let threads = personal::followed(&mut db, bob.user_id, 10).await.unwrap();
+        let threads = personal::followed(&mut db, bob.user_id, None, 10).await.unwrap();
         assert_eq!((threads[0].unread_count, threads[0].read_seq), (0, second.seq), "who replies has read up to there");
         drop(db);
         world.ask(ana, command::MarkThreadRead { channel_id: room, thread_seq: root.seq, seq: second.seq - 1 }).await.unwrap();
         let mut db = world.store.read().await.unwrap();
-        assert_eq!(personal::followed(&mut db, ana.user_id, 10).await.unwrap()[0].unread_count, 1);
+        assert_eq!(personal::followed(&mut db, ana.user_id, None, 10).await.unwrap()[0].unread_count, 1);
     }
 
     an_edit_keeps_the_earlier_text_and_a_deletion_forgets_all(world) {
@@ -260,13 +260,13 @@ on_both! {
         let mut db = world.store.read().await.unwrap();
         let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
         assert_eq!((message.text.as_str(), message.pinned, message.reactions.len()), ("second secret", true, 1));
-        assert_eq!(messages::edits(&mut db, room, sent.seq).await.unwrap()[0].text, "first secret");
+        assert_eq!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap()[0].text, "first secret");
         drop(db);
         world.ask(ana, command::DeleteMessage { channel_id: room, seq: sent.seq }).await.unwrap();
         let mut db = world.store.read().await.unwrap();
         let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
         assert!(message.text.is_empty() && message.deleted_at.is_some() && message.reactions.is_empty());
-        assert!(messages::edits(&mut db, room, sent.seq).await.unwrap().is_empty());
+        assert!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap().is_empty());
         drop(db);
         for event in world.log(room).await {
             assert!(!event.payload.contains("secret"), "{}", event.payload);
@@ -340,6 +340,66 @@ on_both! {
                 assert!(event.kind.fields().contains(&field.as_str()), "{} has {field}", event.kind.as_str());
             }
         }
+    }
+
+    what_has_ended_is_deleted_in_small_pieces(world) {
+        let root = world.user("root", Role::Admin).await;
+        let room = world.channel(root, "room", &[]).await;
+        let prune = async |what, before| -> u64 {
+            let work = Work::Account(Account::Prune { what, before });
+            let reply = world.writer.write(SYSTEM, work, None).await.unwrap();
+            serde_json::from_str::<Pruned>(&reply.json).unwrap().pruned
+        };
+        let start = world.clock.now();
+        let in_a_minute = start.plus_seconds(60);
+        let sign_in = async |name: &str, expires_at| {
+            let token = Token { id: TokenId::new(start), label: String::new(), created_at: start, expires_at, slides: false };
+            let (user, id, hash) = (root.user_id, token.id, Secret::hash(name));
+            world.writer.write(SYSTEM, Work::Account(Account::SignIn { user, token, hash }), None).await.unwrap();
+            id
+        };
+        sign_in("brief", Some(in_a_minute)).await;
+        let ended = sign_in("ended", None).await;
+        sign_in("lasting", None).await;
+        let out = Account::SignOut { user: root.user_id, token: ended };
+        world.writer.write(SYSTEM, Work::Account(out), None).await.unwrap();
+        let invite = |max_uses, s| command::CreateInvite { role: None, max_uses: Some(max_uses), expires_in_s: Some(s) };
+        let used_up: Invite = world.get(root, invite(1, 86_400)).await;
+        let sign_up = Account::SignUp {
+            code_hash: Secret::hash(&used_up.code.unwrap()),
+            name: "new".into(),
+            display_name: None,
+            password_hash: String::new(),
+        };
+        world.writer.write(SYSTEM, Work::Account(sign_up), None).await.unwrap();
+        world.get::<Invite>(root, invite(5, 60)).await;
+        let revoked: Invite = world.get(root, invite(5, 86_400)).await;
+        world.ask(root, command::RevokeInvite { invite_id: revoked.id }).await.unwrap();
+        let open: Invite = world.get(root, invite(5, 86_400)).await;
+        let sends = (0..1_200).map(|n| {
+            let world = &world;
+            async move { world.ask(root, says(room, "hi", Some(&format!("k{n}")))).await.unwrap() }
+        });
+        futures_util::future::join_all(sends).await;
+        world.clock.advance(std::time::Duration::from_secs(3_600));
+        world.ask(root, says(room, "hi", Some("young"))).await.unwrap();
+
+        let later = start.plus_seconds(600);
+        for what in [Ended::Keys, Ended::Tokens, Ended::Invites] {
+            assert_eq!(prune(what, start).await, 0, "nothing had ended yet: {what:?}");
+        }
+        assert_eq!((prune(Ended::Keys, later).await, prune(Ended::Keys, later).await), (1_000, 200));
+        assert_eq!(prune(Ended::Keys, later).await, 0);
+        assert!(world.ask(root, says(room, "hi", Some("young"))).await.unwrap().duplicate, "a young one is kept");
+        assert!(!world.ask(root, says(room, "hi", Some("k0"))).await.unwrap().duplicate, "an old one is forgotten");
+        assert_eq!(prune(Ended::Tokens, later).await, 2);
+        assert_eq!(prune(Ended::Invites, later).await, 3);
+        let mut db = world.store.read().await.unwrap();
+        let now = world.clock.now();
+        assert_eq!(tokens::of_user(&mut db, root.user_id, now, None, 10).await.unwrap().len(), 1);
+        let invites = tokens::open_invites(&mut db, now, None, 10).await.unwrap();
+        assert_eq!(invites.iter().map(|invite| invite.id).collect::<Vec<_>>(), [open.id]);
+        assert_eq!(prune(Ended::Tokens, now).await + prune(Ended::Invites, now).await, 0);
     }
 
     the_last_administrator_stays_and_names_are_unique(world) {

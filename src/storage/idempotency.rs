@@ -59,9 +59,9 @@ pub(super) async fn keep(
     Ok(())
 }
 
-/// Forgets up to 50,000 answers from before a time; returns how many.
-pub(super) async fn forget_before(db: &mut Db, before: Timestamp) -> Result<u64, StoreError> {
+/// Deletes up to `most` answers from before a time; returns how many.
+pub(super) async fn prune(db: &mut Db, before: Timestamp, most: i64) -> Result<u64, StoreError> {
     let sql = "DELETE FROM idempotency WHERE (user_id, key) IN \
-               (SELECT user_id, key FROM idempotency WHERE created_at < $1 LIMIT 50000)";
-    Ok(on!(db, c => sqlx::query(sql).bind(before).execute(c).await?.rows_affected()))
+               (SELECT user_id, key FROM idempotency WHERE created_at < $1 LIMIT $2)";
+    Ok(on!(db, c => sqlx::query(sql).bind(before).bind(most).execute(c).await?.rows_affected()))
 }

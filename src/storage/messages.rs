@@ -1,7 +1,7 @@
 //! Messages and what hangs on them, as rows.
 
 use super::apply::Scope;
-use super::{Db, StoreError, from_row, on};
+use super::{Db, End, NEWEST, StoreError, from_row, on};
 use crate::clock::Timestamp;
 use crate::domain::id::{ChannelId, UserId};
 use crate::domain::message::{Edit, Message, Reaction};
@@ -135,20 +135,21 @@ pub(super) async fn bare(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Op
     Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).fetch_optional(c).await?))
 }
 
-/// Returns a channel's pinned messages, newest pin first, at most 200.
+/// Returns a channel's pinned messages, newest pin first: all of them, for a channel takes no more than 200.
 pub async fn pinned(db: &mut Db, channel: ChannelId) -> Result<Vec<Message>, StoreError> {
     let sql = concat!(select!(), "WHERE p.channel_id = $1 ORDER BY p.pinned_at DESC LIMIT 200");
     Ok(on!(db, c => sqlx::query_as(sql).bind(channel).fetch_all(c).await?))
 }
 
-/// Returns a message's earlier texts, oldest first, at most 200.
-pub async fn edits(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Vec<Edit>, StoreError> {
-    let sql =
-        "SELECT text, editor_id, edited_at FROM edits WHERE channel_id = $1 AND seq = $2 ORDER BY edit_seq LIMIT 200";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).fetch_all(c).await?))
+/// Returns a message's earlier texts, oldest first, those that an event behind `after` replaced.
+pub async fn edits(db: &mut Db, channel: ChannelId, seq: i64, after: i64, limit: i64) -> Result<Vec<Edit>, StoreError> {
+    let sql = "SELECT edit_seq, text, editor_id, edited_at FROM edits \
+               WHERE channel_id = $1 AND seq = $2 AND edit_seq > $3 ORDER BY edit_seq LIMIT $4";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).bind(after).bind(limit).fetch_all(c).await?))
 }
 
 from_row!(Edit, row => Edit {
+    edit_seq: row.try_get("edit_seq")?,
     text: row.try_get("text")?,
     editor_id: row.try_get("editor_id")?,
     edited_at: row.try_get("edited_at")?,
@@ -348,11 +349,8 @@ pub struct Saved {
 
 from_row!(Saved, row => Saved { message: sqlx::FromRow::from_row(row)?, saved_at: row.try_get("saved_at")? });
 
-/// Where a page of saved messages ends: what one commit saved has one time, so it takes the message too.
-pub type SavedEnd = (Timestamp, ChannelId, i64);
-
 /// Returns the messages that a user saved and may still read, newest first, those behind `end`.
-pub async fn saved(db: &mut Db, user: UserId, end: Option<SavedEnd>, limit: i64) -> Result<Vec<Saved>, StoreError> {
+pub async fn saved(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> Result<Vec<Saved>, StoreError> {
     let sql = "SELECT m.id, m.channel_id, m.seq, m.message_no, m.thread_seq, m.reply_no, m.author_id, m.text, m.mentions, \
         m.client_msg_id, m.created_at, m.edited_at, m.deleted_at, m.reply_count, m.last_reply_seq, \
         p.seq IS NOT NULL AS pinned, s.saved_at FROM saved s \
@@ -361,6 +359,6 @@ pub async fn saved(db: &mut Db, user: UserId, end: Option<SavedEnd>, limit: i64)
         LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq \
         WHERE s.user_id = $1 AND (s.saved_at, s.channel_id, s.seq) < ($2, $3, $4) \
         ORDER BY s.saved_at DESC, s.channel_id DESC, s.seq DESC LIMIT $5";
-    let (at, channel, seq) = end.unwrap_or((Timestamp(i64::MAX / 2), ChannelId(uuid::Uuid::max()), 0));
+    let (at, channel, seq) = end.unwrap_or(NEWEST);
     Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit).fetch_all(c).await?))
 }

@@ -1,5 +1,8 @@
 //! The schema's history: one set of files for both databases, built into the binary.
 //!
+//! Two columns wait for several nodes to share a database, and nothing reads them yet: `streams.owner_epoch` and
+//! `users.version`.
+//!
 //! Migrations are append-only. A line that starts with `--@sqlite ` or `--@postgres ` is active on that database alone.
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -9,6 +12,7 @@ use super::Dialect;
 const FILES: &[(i64, &str, &str)] = &[
     (1, "users", include_str!("../../migrations/0001_users.sql")),
     (2, "channels", include_str!("../../migrations/0002_channels.sql")),
+    (3, "sliding_sign_ins", include_str!("../../migrations/0003_sliding_sign_ins.sql")),
 ];
 
 /// Returns the migrations as `dialect` runs them.

@@ -16,6 +16,7 @@ pub mod channels;
 mod contract;
 pub mod events;
 pub mod idempotency;
+pub mod lock;
 pub mod messages;
 mod migrations;
 pub mod personal;
@@ -26,6 +27,7 @@ pub mod users;
 pub mod writer;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -33,7 +35,19 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 
+use crate::clock::Timestamp;
+use crate::domain::id::ChannelId;
+
 pub use migrations::newest as newest_migration;
+
+/// Where a page of a list that is ordered by time ends. What one commit wrote has one time, so it takes the entry too:
+/// its channel and its `seq`.
+pub type End = (Timestamp, ChannelId, i64);
+
+/// The end of the page before the first one: newer than every entry.
+pub(crate) const NEWEST: End = (LATEST, ChannelId(uuid::Uuid::max()), i64::MAX);
+/// Later than every time that is stored; both databases can hold it.
+pub(crate) const LATEST: Timestamp = Timestamp(i64::MAX / 2);
 
 /// Which database it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,6 +159,24 @@ pub struct Options {
     pub connections: u32,
     /// How long to wait for a connection.
     pub timeout: Duration,
+    /// How long one statement may take on Postgres; zero: no limit.
+    pub statement: Duration,
+    /// How long to wait for what another connection has locked.
+    pub lock: Duration,
+}
+
+impl Options {
+    /// Reaches the database at `url` by a few connections, with a few seconds for everything.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        let few = Duration::from_secs(5);
+        Options { url: url.into(), connections: 4, timeout: few, statement: few, lock: few }
+    }
+
+    /// Returns the file, if it is SQLite.
+    fn sqlite_path(&self) -> Option<&Path> {
+        self.url.strip_prefix("sqlite://").or_else(|| self.url.strip_prefix("sqlite:")).map(Path::new)
+    }
 }
 
 /// Why the store could not be opened.
@@ -156,6 +188,9 @@ pub enum OpenError {
     /// The database does not answer or refuses the connection.
     #[error("cannot open the database: {0}")]
     Connect(sqlx::Error),
+    /// The file that keeps other servers off cannot be had.
+    #[error("cannot lock the database: {0}")]
+    Lock(String),
     /// The schema could not be brought up to date.
     #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -190,22 +225,32 @@ impl Store {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Store::open_postgres(options).await;
         }
-        let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).ok_or(OpenError::Url)?;
-        Store::open_sqlite(Path::new(path), options).await
+        Store::open_sqlite(options.sqlite_path().ok_or(OpenError::Url)?, options).await
     }
 
     async fn open_postgres(options: &Options) -> Result<Store, OpenError> {
         let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
         let connect = connect.application_name("colink");
-        let pool = |most| PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout);
-        let readers = pool(options.connections).connect_with(connect.clone()).await.map_err(OpenError::Connect)?;
+        let limits = format!(
+            "SET statement_timeout = {}; SET lock_timeout = {}",
+            options.statement.as_millis(),
+            options.lock.as_millis()
+        );
         // A writer looks up a few rows by their keys. Plans are made once, when the tables are still small, and kept.
-        let by_key = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
-        let writer = pool(1)
-            .after_connect(move |connection, _| {
-                Box::pin(async move { sqlx::raw_sql(by_key).execute(connection).await.map(drop) })
-            })
-            .connect_lazy_with(connect);
+        let by_key =
+            format!("{limits}; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off");
+        let pool = |most, settings: String| {
+            let settings: Arc<str> = settings.into();
+            PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout).after_connect(
+                move |connection, _| {
+                    let settings = sqlx::AssertSqlSafe(settings.to_string());
+                    Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
+                },
+            )
+        };
+        let readers =
+            pool(options.connections, limits).connect_with(connect.clone()).await.map_err(OpenError::Connect)?;
+        let writer = pool(1, by_key).connect_lazy_with(connect);
         for setting in ["synchronous_commit", "fsync"] {
             let value: String = sqlx::query_scalar("SELECT current_setting($1)")
                 .bind(setting)
@@ -226,7 +271,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(options.timeout)
+            .busy_timeout(options.lock)
             .statement_cache_capacity(256)
             .pragma("temp_store", "memory")
             // Rarely reached: the writer has what it wrote moved from the log to the file by another connection.
@@ -247,7 +292,13 @@ impl Store {
     /// Brings the schema up to date. Safe to run again, and on several nodes at once.
     pub async fn migrate(&self) -> Result<(), OpenError> {
         match self {
-            Store::Postgres { readers, .. } => migrations::migrator(Dialect::Postgres).run(readers).await?,
+            Store::Postgres { readers, .. } => {
+                // A migration takes as long as it takes; and the connection is closed behind it, for no other is so patient.
+                let mut patient = readers.acquire().await.map_err(OpenError::Connect)?.detach();
+                let unlimited = "SET statement_timeout = 0; SET lock_timeout = 0";
+                sqlx::raw_sql(unlimited).execute(&mut patient).await.map_err(OpenError::Connect)?;
+                migrations::migrator(Dialect::Postgres).run(&mut patient).await?;
+            }
             Store::Sqlite { writer, .. } => migrations::migrator(Dialect::Sqlite).run(writer).await?,
         }
         Ok(())

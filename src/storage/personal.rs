@@ -1,7 +1,7 @@
 //! What is one user's own: read state, drafts, saved messages, preferences, followed threads.
 
 use super::apply::Scope;
-use super::{Db, StoreError, from_row, on};
+use super::{Db, End, NEWEST, StoreError, from_row, on};
 use crate::clock::Timestamp;
 use crate::domain::channel::Notify;
 use crate::domain::id::{ChannelId, UserId};
@@ -77,11 +77,13 @@ pub(super) async fn set_draft(scope: &mut Scope<'_>, draft: &Draft) -> Result<()
     Ok(())
 }
 
-/// Returns a user's drafts, newest first, at most 1,000.
-pub async fn drafts(db: &mut Db, user: UserId) -> Result<Vec<Draft>, StoreError> {
-    let sql = "SELECT channel_id, thread_seq, text, updated_at FROM drafts WHERE user_id = $1 \
-               ORDER BY updated_at DESC LIMIT 1000";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).fetch_all(c).await?))
+/// Returns a user's drafts, newest first, those behind `end`.
+pub async fn drafts(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> Result<Vec<Draft>, StoreError> {
+    let sql = "SELECT channel_id, thread_seq, text, updated_at FROM drafts \
+               WHERE user_id = $1 AND (updated_at, channel_id, thread_seq) < ($2, $3, $4) \
+               ORDER BY updated_at DESC, channel_id DESC, thread_seq DESC LIMIT $5";
+    let (at, channel, seq) = end.unwrap_or(NEWEST);
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit).fetch_all(c).await?))
 }
 
 /// Sets what a member wants to be told of; what is `None` stays.
@@ -154,6 +156,8 @@ pub struct FollowedThread {
     pub thread_seq: i64,
     /// The `seq` of its newest reply.
     pub last_reply_seq: i64,
+    /// When the newest reply was written; without one, when the message was that it hangs on.
+    pub last_at: Timestamp,
     /// Replies in it.
     pub reply_count: i64,
     /// Everything up to this event was read.
@@ -168,17 +172,28 @@ from_row!(FollowedThread, row => {
         channel_id: row.try_get("channel_id")?,
         thread_seq: row.try_get("thread_seq")?,
         last_reply_seq: row.try_get::<Option<i64>, _>("last_reply_seq")?.unwrap_or(0),
+        last_at: row.try_get("last_at")?,
         reply_count,
         read_seq: row.try_get("read_seq")?,
         unread_count: (reply_count - read_no).max(0),
     }
 });
 
-/// Returns the threads that a user follows in channels they are in, newest reply first, at most `limit`.
-pub async fn followed(db: &mut Db, user: UserId, limit: i64) -> Result<Vec<FollowedThread>, StoreError> {
-    let sql = "SELECT f.channel_id, f.thread_seq, f.read_seq, f.read_no, m.reply_count, m.last_reply_seq \
+/// Returns the threads that a user follows in channels they are in, newest reply first, those behind `end`.
+pub async fn followed(
+    db: &mut Db,
+    user: UserId,
+    end: Option<End>,
+    limit: i64,
+) -> Result<Vec<FollowedThread>, StoreError> {
+    let sql = "SELECT f.channel_id, f.thread_seq, f.read_seq, f.read_no, m.reply_count, m.last_reply_seq, \
+               COALESCE(r.created_at, m.created_at) AS last_at \
                FROM thread_follows f JOIN messages m ON m.channel_id = f.channel_id AND m.seq = f.thread_seq \
+               LEFT JOIN messages r ON r.channel_id = m.channel_id AND r.seq = m.last_reply_seq \
                JOIN members b ON b.channel_id = f.channel_id AND b.user_id = f.user_id \
-               WHERE f.user_id = $1 AND f.following ORDER BY m.last_reply_seq DESC LIMIT $2";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(limit).fetch_all(c).await?))
+               WHERE f.user_id = $1 AND f.following \
+               AND (COALESCE(r.created_at, m.created_at), f.channel_id, f.thread_seq) < ($2, $3, $4) \
+               ORDER BY last_at DESC, f.channel_id DESC, f.thread_seq DESC LIMIT $5";
+    let (at, channel, seq) = end.unwrap_or(NEWEST);
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit).fetch_all(c).await?))
 }

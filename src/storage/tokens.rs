@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Db, StoreError, from_row, on};
+use super::{Db, LATEST, StoreError, from_row, on};
 use crate::clock::Timestamp;
 use crate::domain::command::{Invite, Principal};
 use crate::domain::id::{InviteId, TokenId, UserId};
@@ -20,6 +20,9 @@ pub struct Token {
     /// When it ends; never, if absent.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expires_at: Option<Timestamp>,
+    /// Whether its end moves on while it is used.
+    #[serde(default)]
+    pub slides: bool,
 }
 
 from_row!(Token, row => Token {
@@ -27,6 +30,7 @@ from_row!(Token, row => Token {
     label: row.try_get("label")?,
     created_at: row.try_get("created_at")?,
     expires_at: row.try_get("expires_at")?,
+    slides: row.try_get("slides")?,
 });
 
 from_row!(Invite, row => Invite {
@@ -69,6 +73,8 @@ pub struct Identity {
     pub principal: Principal,
     /// When the sign-in ends.
     pub expires_at: Option<Timestamp>,
+    /// Whether that moves on while it is used.
+    pub slides: bool,
 }
 
 from_row!(Identity, row => Identity {
@@ -78,11 +84,12 @@ from_row!(Identity, row => Identity {
         token_id: row.try_get("id")?,
     },
     expires_at: row.try_get("expires_at")?,
+    slides: row.try_get("slides")?,
 });
 
 /// Returns who a token speaks for, if it is valid at `now` and its user active.
 pub async fn identify(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> Result<Option<Identity>, StoreError> {
-    let sql = "SELECT t.id, t.user_id, t.expires_at, u.role FROM tokens t JOIN users u ON u.id = t.user_id \
+    let sql = "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role FROM tokens t JOIN users u ON u.id = t.user_id \
                WHERE t.token_hash = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > $2) \
                AND u.deactivated_at IS NULL";
     Ok(on!(db, c => sqlx::query_as(sql).bind(&hash[..]).bind(now).fetch_optional(c).await?))
@@ -97,18 +104,39 @@ pub async fn expiry(db: &mut Db, id: TokenId) -> Result<Option<Timestamp>, Store
 
 /// Stores a sign-in.
 pub(super) async fn insert(db: &mut Db, token: &Token, user: UserId, hash: &[u8; 32]) -> Result<(), StoreError> {
-    let sql =
-        "INSERT INTO tokens (id, user_id, token_hash, label, created_at, expires_at) VALUES ($1, $2, $3, $4, $5, $6)";
+    let sql = "INSERT INTO tokens (id, user_id, token_hash, label, created_at, expires_at, slides) VALUES ($1, $2, $3, $4, $5, $6, $7)";
     on!(db, c => { sqlx::query(sql).bind(token.id).bind(user).bind(&hash[..]).bind(&token.label).bind(token.created_at)
-        .bind(token.expires_at).execute(c).await?; });
+        .bind(token.expires_at).bind(token.slides).execute(c).await?; });
     Ok(())
 }
 
-/// Returns a user's valid sign-ins, newest first, at most 200.
-pub async fn of_user(db: &mut Db, user: UserId, now: Timestamp) -> Result<Vec<Token>, StoreError> {
-    let sql = "SELECT id, label, created_at, expires_at FROM tokens WHERE user_id = $1 AND revoked_at IS NULL \
-               AND (expires_at IS NULL OR expires_at > $2) ORDER BY created_at DESC LIMIT 200";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(now).fetch_all(c).await?))
+/// Moves the end of a sign-in that slides and still holds to `until`, if it ended before `stale`.
+pub(super) async fn prolong(
+    db: &mut Db,
+    id: TokenId,
+    now: Timestamp,
+    until: Timestamp,
+    stale: Timestamp,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE tokens SET expires_at = $3 WHERE id = $1 AND slides AND revoked_at IS NULL \
+               AND expires_at > $2 AND expires_at < $4";
+    on!(db, c => { sqlx::query(sql).bind(id).bind(now).bind(until).bind(stale).execute(c).await?; });
+    Ok(())
+}
+
+/// Returns a user's valid sign-ins, newest first, those behind `end`.
+pub async fn of_user(
+    db: &mut Db,
+    user: UserId,
+    now: Timestamp,
+    end: Option<(Timestamp, TokenId)>,
+    limit: i64,
+) -> Result<Vec<Token>, StoreError> {
+    let sql = "SELECT id, label, created_at, expires_at, slides FROM tokens WHERE user_id = $1 AND revoked_at IS NULL \
+               AND (expires_at IS NULL OR expires_at > $2) AND (created_at, id) < ($3, $4) \
+               ORDER BY created_at DESC, id DESC LIMIT $5";
+    let (at, id) = end.unwrap_or((LATEST, TokenId(uuid::Uuid::max())));
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(now).bind(at).bind(id).bind(limit).fetch_all(c).await?))
 }
 
 /// Ends one of a user's sign-ins; returns whether it was there.
@@ -147,11 +175,17 @@ pub(super) async fn use_invite(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> 
     Ok(on!(db, c => sqlx::query_scalar(sql).bind(&hash[..]).bind(now).fetch_optional(c).await?))
 }
 
-/// Returns the invitations that can still be used, newest first, at most 200.
-pub async fn open_invites(db: &mut Db, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
+/// Returns the invitations that can still be used, newest first, those made before `end`.
+pub async fn open_invites(
+    db: &mut Db,
+    now: Timestamp,
+    end: Option<InviteId>,
+    limit: i64,
+) -> Result<Vec<Invite>, StoreError> {
     let sql = "SELECT id, role, max_uses, uses, expires_at FROM invites WHERE revoked_at IS NULL AND expires_at > $1 \
-               AND uses < max_uses ORDER BY created_at DESC LIMIT 200";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(now).fetch_all(c).await?))
+               AND uses < max_uses AND id < $2 ORDER BY id DESC LIMIT $3";
+    let end = end.unwrap_or(InviteId(uuid::Uuid::max()));
+    Ok(on!(db, c => sqlx::query_as(sql).bind(now).bind(end).bind(limit).fetch_all(c).await?))
 }
 
 /// Ends an invitation; returns whether it was open.
@@ -159,4 +193,18 @@ pub(super) async fn revoke_invite(db: &mut Db, id: InviteId, now: Timestamp) -> 
     let sql = "UPDATE invites SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL";
     let rows = on!(db, c => sqlx::query(sql).bind(id).bind(now).execute(c).await?.rows_affected());
     Ok(rows == 1)
+}
+
+/// Deletes up to `most` sign-ins that ended before a time; returns how many.
+pub(super) async fn prune(db: &mut Db, before: Timestamp, most: i64) -> Result<u64, StoreError> {
+    let sql = "DELETE FROM tokens WHERE id IN \
+               (SELECT id FROM tokens WHERE expires_at < $1 OR revoked_at < $1 LIMIT $2)";
+    Ok(on!(db, c => sqlx::query(sql).bind(before).bind(most).execute(c).await?.rows_affected()))
+}
+
+/// Deletes up to `most` invitations that ended before a time, or were made before it and are used up; returns how many.
+pub(super) async fn prune_invites(db: &mut Db, before: Timestamp, most: i64) -> Result<u64, StoreError> {
+    let sql = "DELETE FROM invites WHERE id IN (SELECT id FROM invites WHERE expires_at < $1 OR revoked_at < $1 \
+               OR (uses >= max_uses AND created_at < $1) LIMIT $2)";
+    Ok(on!(db, c => sqlx::query(sql).bind(before).bind(most).execute(c).await?.rows_affected()))
 }

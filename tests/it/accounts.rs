@@ -1,5 +1,6 @@
 //! Coming in, going out, and being shown the door.
 
+use colink::clock::{Clock, Timestamp};
 use colink::domain::command as c;
 use colink::domain::user::Role;
 use serde_json::{Value, json};
@@ -119,10 +120,47 @@ async fn an_expired_invitation_and_an_expired_token_are_no_good() {
     }
 }
 
+on_both! {
+    a_sign_in_lasts_while_it_is_used_and_a_token_as_long_as_it_says(database) {
+        let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
+        let world = World::at(database, clock.clone(), |_| ()).await;
+        let ana = world.user("ana").await;
+        let day = |n: u64| std::time::Duration::from_secs(n * 86_400);
+        let login = json!({"name": "ana", "password": PASSWORD, "cookie": true});
+        let login = || async {
+            let signed_in = world.stranger().post("/v1/auth/login", &login).await.good();
+            ana.with_token(signed_in["token"].as_str().unwrap())
+        };
+        let (used, unused, watching) = (login().await, login().await, login().await);
+        let path = format!("/v1/users/{}/tokens", ana.id());
+        let made = ana.http.post(&path, &json!({"expires_in_s": 30 * 86_400})).await.good();
+        let fixed = ana.with_token(made["token"].as_str().unwrap());
+        let _screen = watching.connects().await;
+        let expiry = || async {
+            let sessions = used.http.get("/v1/auth/sessions").await.items();
+            sessions.iter().filter(|s| s["slides"] == true).map(|s| s["expires_at"].clone()).max_by_key(Value::to_string)
+        };
+        let first = expiry().await;
+        clock.advance(std::time::Duration::from_secs(3_000));
+        assert_eq!(expiry().await, first, "no write within the hour");
+        clock.advance(day(29));
+        assert_eq!((used.http.get("/v1/users/me").await.code(), fixed.http.get("/v1/users/me").await.code()), ("ok".into(), "ok".into()));
+        world.app().hub.prolong_open().await.unwrap();
+        assert_ne!(expiry().await, first);
+        clock.advance(day(29));
+        assert_eq!(used.http.get("/v1/users/me").await.code(), "ok", "used a month ago");
+        assert_eq!(watching.http.get("/v1/users/me").await.code(), "ok", "an open connection is use");
+        assert_eq!(unused.http.get("/v1/users/me").await.code(), "unauthenticated");
+        assert_eq!(fixed.http.get("/v1/users/me").await.code(), "unauthenticated", "its time is over, used or not");
+        clock.advance(day(31));
+        assert_eq!(used.http.get("/v1/users/me").await.code(), "unauthenticated");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invitation_ends_by_the_clock() {
     let data = tempfile::tempdir().unwrap();
-    let clock = colink::clock::Clock::manual(colink::clock::Timestamp(1_790_000_000_000_000));
+    let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
     let config = crate::world::config(data.path());
     let app = Box::pin(colink::app::App::start_at(config, clock.clone())).await.unwrap();
     let world = World::of(app, data);
@@ -153,6 +191,62 @@ async fn logging_out_ends_the_sockets_of_that_sign_in_alone() {
     assert_eq!(other.http.send("DELETE", &path, &[], "".into()).await.status, 200);
     assert_eq!(third_screen.closes().await, 4014);
     assert_eq!(there.call("user.set_status", json!({})).await["ok"], true);
+}
+
+/// Tries to sign in as `name` from behind a proxy that says where it comes from.
+async fn guesses(world: &World, from: &str, name: &str) -> String {
+    let body = json!({"name": name, "password": "wrong password"}).to_string();
+    let headers = [("content-type", "application/json"), ("x-forwarded-for", from)];
+    world.stranger().send("POST", "/v1/auth/login", &headers, body.into()).await.code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_are_counted_by_address_behind_a_trusted_proxy() {
+    let world = World::with(|config| {
+        config.auth.logins_per_minute = 1;
+        config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    for n in 0..10 {
+        assert_eq!(guesses(&world, "203.0.113.1", &format!("user{n}")).await, "unauthenticated");
+    }
+    assert_eq!(guesses(&world, "203.0.113.1", "user10").await, "rate_limited", "ten by address");
+    assert_eq!(guesses(&world, "1.2.3.4, 203.0.113.1, 127.0.0.2", "user10").await, "rate_limited", "made up in front");
+    assert_eq!(guesses(&world, "203.0.113.2", "user10").await, "unauthenticated", "another address");
+    assert_eq!(guesses(&world, "203.0.113.3", "user10").await, "rate_limited", "one by name");
+    // Without a trusted proxy the header says nothing.
+    let world = World::with(|config| config.auth.logins_per_minute = 1).await;
+    for n in 0..10 {
+        assert_eq!(guesses(&world, &format!("203.0.113.{n}"), &format!("user{n}")).await, "unauthenticated");
+    }
+    assert_eq!(guesses(&world, "203.0.113.10", "user10").await, "rate_limited");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changing_a_password_is_counted_by_address_and_by_name() {
+    let world = World::with(|config| {
+        config.auth.logins_per_minute = 1;
+        config.server.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let change = |who: &Person, from: &'static str| {
+        let http = who.http.clone();
+        let body = json!({"current": "wrong password", "new": "another horse"}).to_string();
+        async move {
+            let headers = [("content-type", "application/json"), ("x-forwarded-for", from)];
+            http.send("PUT", "/v1/auth/password", &headers, body.into()).await.code()
+        }
+    };
+    assert_eq!(change(&ana, "203.0.113.1").await, "forbidden");
+    assert_eq!(change(&ana, "203.0.113.2").await, "rate_limited", "one by name, wherever from");
+    for n in 0..10 {
+        let somebody = world.user(&format!("user{n}")).await;
+        assert_eq!(change(&somebody, "203.0.113.3").await, "forbidden");
+    }
+    let last = world.user("last").await;
+    assert_eq!(change(&last, "203.0.113.3").await, "rate_limited", "ten by address");
+    assert_eq!(change(&last, "203.0.113.4").await, "forbidden", "others are not slowed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::http::Http;
 use crate::socket::Socket;
-use crate::world::LIMIT;
+use crate::world::{LIMIT, new_postgres_database, postgres_is_there};
 
 /// Runs the binary on a data directory, away from the surroundings of the test.
 fn colink(data: &Path, args: &[&str]) -> Command {
@@ -179,6 +179,41 @@ async fn a_server_says_where_it_listens_keeps_others_off_its_data_and_stops_in_o
     assert!(!running.exists());
     let server = Serving::start(data.path(), &[]);
     assert_eq!(server.stop("-INT"), Some(0));
+}
+
+/// Starts a server and shows that nobody else writes to its database past it, until it is killed.
+async fn keeps_others_off(url: &str) {
+    let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let set = ["--set", &format!("database.url={url}")];
+    let first = Serving::start(mine.path(), &set);
+    let second = run(other.path(), &[&["serve", "--listen", "127.0.0.1:0"], &set[..]].concat());
+    assert_eq!(second.code, 1, "{}", second.out);
+    assert!(second.err.contains("another server runs on this database: stop it, or give"), "{}", second.err);
+    let past_it = run(other.path(), &[&["user", "add", "ana"], &set[..]].concat());
+    assert_eq!(past_it.code, 1, "{}", past_it.out);
+    assert!(past_it.err.contains("name its directory by --data"), "{}", past_it.err);
+    let through_it = run(mine.path(), &[&["user", "add", "ana"], &set[..]].concat());
+    assert_eq!(through_it.code, 0, "{}", through_it.err);
+    let token = run(mine.path(), &[&["token", "add", "--user", "ana"], &set[..]].concat());
+    assert_eq!(token.code, 0, "{}", token.err);
+
+    assert_eq!(first.stop("-KILL"), None);
+    let alone = run(other.path(), &[&["user", "add", "bob"], &set[..]].concat());
+    assert_eq!(alone.code, 0, "a lock ends with its holder: {}", alone.err);
+    assert_eq!(Serving::start(other.path(), &set).stop("-TERM"), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_server_runs_on_a_sqlite_file() {
+    let place = tempfile::tempdir().unwrap();
+    keeps_others_off(&format!("sqlite://{}", place.path().join("shared.db").display())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_server_runs_on_a_postgres_database() {
+    if postgres_is_there() {
+        keeps_others_off(&new_postgres_database().await).await;
+    }
 }
 
 #[test]

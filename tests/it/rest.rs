@@ -7,7 +7,7 @@ use colink::domain::error::Code;
 use serde_json::{Value, json};
 
 use crate::http::{Answer, Http, escaped};
-use crate::world::{PASSWORD, Person, World, message, nobody, on_both};
+use crate::world::{Database, PASSWORD, Person, World, eventually, message, nobody, on_both};
 
 // ---- repeats -------------------------------------------------------------------------------------------------------
 
@@ -78,6 +78,37 @@ on_both! {
         let mut again = send("k3", "re");
         again["thread_seq"] = json!(3);
         assert_eq!(socket.call("message.send", again).await["d"]["seq"], first["seq"]);
+    }
+}
+
+on_both! {
+    a_repeat_gets_the_first_answer_however_fast_one_posts(database) {
+        let world = World::on(database, |config| {
+            (config.limits.messages_per_minute, config.limits.messages_burst) = (1, 1);
+        })
+        .await;
+        let ana = world.user("ana").await;
+        let general = world.channel("general", &[&ana]).await;
+        let says = |text: &str| c::Command::from(message(general, text));
+        let hi = says("hi");
+        let first = ana.http.command(&hi, Some("k1")).await.good();
+        assert_eq!(ana.http.command(&says("ho"), Some("k2")).await.code(), "rate_limited", "the limit holds");
+        let again = ana.http.command(&hi, Some("k1")).await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, "true"), "{}", again.text());
+        assert_eq!((&again.json()["seq"], &again.json()["duplicate"]), (&first["seq"], &json!(true)));
+        assert_eq!(ana.http.command(&says("ho"), Some("k1")).await.code(), "idempotency_key_reused");
+        let mut socket = ana.connects().await;
+        let d = json!({"channel_id": general, "text": "hi", "client_msg_id": "k1"});
+        let again = socket.call("message.send", d).await;
+        assert_eq!((&again["d"]["seq"], &again["d"]["duplicate"]), (&first["seq"], &json!(true)), "{again}");
+
+        // Whoever repeats before there is an answer waits for the first one's.
+        let bob = world.user("bob").await;
+        ana.invites(general, &bob).await;
+        let many = futures_util::future::join_all((0..8).map(|_| bob.http.command(&hi, Some("k1")))).await;
+        let seqs: HashSet<String> = many.iter().map(|answer| answer.good()["seq"].to_string()).collect();
+        assert_eq!(seqs.len(), 1);
+        assert_eq!(many.iter().filter(|answer| answer.header("idempotency-replayed").is_empty()).count(), 1);
     }
 }
 
@@ -210,9 +241,27 @@ async fn every_refusal_is_a_problem_with_a_stable_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_is_too_long_is_refused_and_the_server_lives() {
+async fn a_head_that_is_too_large_is_refused_and_the_server_lives() {
     let world = World::with(|config| config.server.max_header_bytes = 8_192).await;
-    let request = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(20_000));
+    let ana = world.user("ana").await;
+    let (long, many) = ("x".repeat(8_192), (0..150).map(|n| format!("x-{n}")).collect::<Vec<_>>());
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "y")).collect();
+    for (what, path, headers, status, code) in [
+        ("a long header", "/health", vec![("x-long", long.as_str())], 431, "headers_too_large"),
+        ("many headers", "/health", many.clone(), 431, "headers_too_large"),
+        ("a long path", &format!("/v1/{}", "x".repeat(3_000)), vec![], 414, "uri_too_long"),
+        ("a very long path", &format!("/v1/{}", "x".repeat(20_000)), vec![], 414, "uri_too_long"),
+        ("a long query", &format!("/health?{}", "x".repeat(5_000)), vec![], 413, "too_large"),
+    ] {
+        let answer = ana.http.send("GET", path, &headers, "".into()).await;
+        is_problem(what, &answer, status, code);
+        let named: Vec<_> = headers.into_iter().chain([("x-request-id", "mine")]).collect();
+        let answer = ana.http.send("POST", path, &named, "{}".into()).await;
+        assert_eq!((answer.status, answer.header("x-request-id")), (status, "mine"), "{what}");
+    }
+    assert_eq!(ana.http.send("GET", "/health", &many[..90], "".into()).await.status, 200);
+    // What nobody sends by mistake is not even read.
+    let request = format!("GET /health HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(100_000));
     let answer = world.stranger().raw(request.as_bytes()).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     for nonsense in ["nonsense\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\r\n\r\n"] {
@@ -220,6 +269,9 @@ async fn a_header_that_is_too_long_is_refused_and_the_server_lives() {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
     }
     assert_eq!(world.stranger().get("/health").await.json(), json!({"status": "ok"}));
+    let generous = World::with(|config| config.server.max_query_bytes = 0).await;
+    let answer = generous.stranger().get(&format!("/health?{}", "x".repeat(8_000))).await;
+    assert_eq!(answer.status, 200, "0 is no limit of its own: {}", answer.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,35 +323,76 @@ async fn pages(http: &Http, path: &str, limit: usize) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_list_is_read_page_by_page() {
     let world = World::start().await;
-    let ana = world.user("ana").await;
+    let (root, ana) = (world.person("root", colink::domain::user::Role::Admin).await, world.user("ana").await);
     let mut others = Vec::new();
-    for n in 0..6 {
+    for n in 0..5 {
         others.push(world.user(&format!("user{n}")).await);
     }
     let people: Vec<&Person> = std::iter::once(&ana).chain(&others).collect();
     let general = world.channel("general", &people).await;
+    let edited = ana.says(general, "first").await;
     for n in 0..6 {
-        world.channel(&format!("room{n}"), &[&ana]).await;
+        let channel_id = world.channel(&format!("room{n}"), &[&ana]).await;
         let seq = ana.says(general, &n.to_string()).await;
         let _: Value = ana.does(c::AddSaved { channel_id: general, seq }).await;
+        let _: Value = ana.does(c::SetDraft { channel_id, thread_seq: None, text: "later".into() }).await;
+        let _: Value = ana.does(c::EditMessage { channel_id: general, seq: edited, text: n.to_string() }).await;
+        let _: Value = ana.does(c::FollowThread { channel_id: general, thread_seq: seq }).await;
+        if n % 2 == 0 {
+            others[0].replies(general, seq, "re").await;
+        }
+        world.token(ana.id()).await;
+        let _: Value = root.does(c::CreateInvite { role: None, max_uses: None, expires_in_s: None }).await;
     }
     let members = format!("/v1/channels/{general}/members");
-    for path in ["/v1/users", "/v1/channels", "/v1/channels/browse", "/v1/saved", &members] {
-        let whole = ana.http.get(&format!("{path}?limit=200")).await.items();
+    let edits = format!("/v1/channels/{general}/messages/{edited}/edits");
+    let threads = root.http.get("/v1/threads").await.items();
+    assert!(threads.is_empty(), "threads are one's own: {threads:?}");
+    let times = |items: &[Value], field: &str| -> Vec<String> {
+        items.iter().map(|item| item[field].as_str().unwrap().to_owned()).collect()
+    };
+    for (path, field) in [("/v1/threads", "last_at"), ("/v1/drafts", "updated_at"), ("/v1/auth/sessions", "created_at")]
+    {
+        let newest_first = times(&ana.http.get(path).await.items(), field);
+        assert!(newest_first.is_sorted_by(|a, b| a >= b), "{path}: {newest_first:?}");
+    }
+    let (of_ana, of_root) = (
+        [
+            "/v1/users",
+            "/v1/channels",
+            "/v1/channels/browse",
+            "/v1/saved",
+            "/v1/drafts",
+            "/v1/threads",
+            "/v1/auth/sessions",
+            &members,
+            &edits,
+        ],
+        ["/v1/invites"],
+    );
+    let lists = of_ana.map(|path| (&ana, path)).into_iter().chain(of_root.map(|path| (&root, path)));
+    for (who, path) in lists {
+        let whole = who.http.get(&format!("{path}?limit=200")).await.items();
         assert!((6..=7).contains(&whole.len()), "{path}: {}", whole.len());
         for limit in [1, 2, 3, 6, 7] {
-            assert_eq!(pages(&ana.http, path, limit).await, whole, "{path} by {limit}");
+            assert_eq!(pages(&who.http, path, limit).await, whole, "{path} by {limit}");
         }
         for limit in ["0", "-1", "201", "9223372036854775807", "x"] {
             assert_eq!(
-                ana.http.get(&format!("{path}?limit={limit}")).await.code(),
+                who.http.get(&format!("{path}?limit={limit}")).await.code(),
                 "invalid_request",
                 "{path} {limit}"
             );
         }
     }
-    for path in ["/v1/channels", &members, "/v1/saved"] {
-        assert_eq!(ana.http.get(&format!("{path}?cursor=made-up")).await.code(), "invalid_request", "{path}");
+    for path in ["/v1/channels", &members, "/v1/saved", "/v1/drafts", "/v1/threads", "/v1/auth/sessions", &edits] {
+        for cursor in
+            ["made-up", "1", "_", "1_x", &format!("{}_{general}_1", i64::MIN), &format!("{}_{general}", i64::MAX)]
+        {
+            let answer = ana.http.get(&format!("{path}?cursor={cursor}")).await;
+            let refused = if path == edits && cursor == "1" { "ok" } else { "invalid_request" };
+            assert_eq!(answer.code(), refused, "{path} {cursor}");
+        }
     }
 }
 
@@ -419,6 +512,71 @@ async fn who_asks_too_much_is_told_when_to_come_back() {
     }
     let refused = socket.call("user.set_status", json!({})).await;
     assert_eq!((&refused["error"], &refused["temporary"]), (&json!("rate_limited"), &json!(true)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_says_how_many_requests_are_left() {
+    let world = World::with(|config| {
+        (config.limits.requests_per_minute, config.limits.requests_burst) = (6, 3);
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let told = |answer: &Answer| -> Vec<Option<u32>> {
+        let header = |name| answer.header(name).parse().ok();
+        ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"].map(header).to_vec()
+    };
+    let first = ana.http.get("/v1/users/me").await;
+    assert_eq!(told(&first), [Some(3), Some(2), Some(10)]);
+    let refused = ana.http.get("/v1/channels/nowhere").await;
+    assert_eq!((refused.status, told(&refused)[1]), (400, Some(1)), "refusals count and tell too");
+    ana.tries(c::SetStatus { emoji: String::new(), text: "busy".into(), until: None }).await.good();
+    let over = ana.http.get("/v1/users/me").await;
+    assert_eq!((over.status, told(&over)[1]), (429, Some(0)));
+    let reset = told(&over)[2].unwrap();
+    assert!((20..=30).contains(&reset), "{reset} s until three are there again, one every 10 s");
+    assert_eq!(told(&world.stranger().get("/health").await), [None, None, None], "nobody is counted here");
+    let unlimited = World::start().await;
+    let bob = unlimited.user("bob").await;
+    assert_eq!(told(&bob.http.get("/v1/users/me").await), [None, None, None]);
+    let document = world.stranger().get("/v1/openapi.json").await.good();
+    assert!(
+        document["paths"]["/v1/users/me"]["get"]["responses"]["200"]["headers"]["X-RateLimit-Remaining"].is_object()
+    );
+}
+
+on_both! {
+    what_another_program_has_locked_holds_a_request_only_so_long(database) {
+        let mut limits = vec![(200, 0)];
+        if database == Database::Postgres {
+            limits.push((60_000, 200));
+        }
+        for (lock_ms, statement_ms) in limits {
+            let world = World::on(database, |config| {
+                (config.database.lock_timeout_ms, config.database.statement_timeout_ms) = (lock_ms, statement_ms);
+            })
+            .await;
+            let ana = world.user("ana").await;
+            let general = world.channel("general", &[&ana]).await;
+            let other = locks_messages(&colink::app::store_options(&world.app().hub.config).url).await;
+            assert_eq!(ana.tries(message(general, "hi")).await.code(), "unavailable");
+            drop(other);
+            eventually("the lock to be gone", || async { ana.tries(message(general, "hi")).await.code() == "ok" }).await;
+        }
+    }
+}
+
+/// Locks the messages for writing, in the way of another program.
+async fn locks_messages(url: &str) -> Box<dyn Send> {
+    use sqlx::{Connection as _, Executor as _};
+    if url.starts_with("sqlite") {
+        let mut other = sqlx::SqliteConnection::connect(url).await.unwrap();
+        other.execute("BEGIN IMMEDIATE").await.unwrap();
+        return Box::new(other);
+    }
+    let mut other = sqlx::PgConnection::connect(url).await.unwrap();
+    other.execute("BEGIN").await.unwrap();
+    other.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    Box::new(other)
 }
 
 #[tokio::test(flavor = "multi_thread")]

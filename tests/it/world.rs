@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use colink::app::App;
 use colink::client::{Gateway, Options};
+use colink::clock::Clock;
 use colink::config::Config;
 use colink::domain::channel::Channel;
 use colink::domain::command::{self as c, Command};
@@ -112,9 +113,9 @@ pub(crate) fn config(data: &Path) -> Config {
     config
 }
 
-async fn new_postgres_database() -> String {
+pub(crate) async fn new_postgres_database() -> String {
     let server = std::env::var("COLINK_TEST_POSTGRES").expect("there is a Postgres");
-    let name = format!("it_{}", UserId::new(colink::clock::Clock::default().now()).0.simple());
+    let name = format!("it_{}", UserId::new(Clock::default().now()).0.simple());
     let pool = sqlx::PgPool::connect(&server).await.unwrap();
     sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&pool).await.unwrap();
     pool.close().await;
@@ -144,6 +145,11 @@ impl World {
 
     /// Starts a node on an empty database.
     pub(crate) async fn on(database: Database, change: impl FnOnce(&mut Config)) -> World {
+        World::at(database, Clock::default(), change).await
+    }
+
+    /// Starts a node that tells the time by a clock.
+    pub(crate) async fn at(database: Database, clock: Clock, change: impl FnOnce(&mut Config)) -> World {
         let data = tempfile::tempdir().unwrap();
         let mut config = config(data.path());
         if database == Database::Postgres {
@@ -151,7 +157,7 @@ impl World {
         }
         change(&mut config);
         config.validate().expect("the test's settings are valid");
-        let app = Box::pin(App::start(config.clone())).await.unwrap();
+        let app = Box::pin(App::start_at(config.clone(), clock)).await.unwrap();
         World { url: format!("http://{}", app.address), config, app: Some(app), _data: data }
     }
 

@@ -14,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 
 use super::Hub;
 use super::directory::Slot;
-use super::session::{SessionHandle, too_many};
+use super::session::SessionHandle;
 use super::supervisor::Intensity;
 use crate::domain::command::Command;
 use crate::domain::error::unavailable;
@@ -133,7 +133,7 @@ impl State {
         if matches!(write.work, Work::Command(Command::SendMessage(_))) {
             let rate = self.hub.config.limits.message_rate();
             if let Err(wait) = self.posts.take(write.caller.user_id, rate, self.hub.clock.now()) {
-                return write.answer.give(Err(too_many(wait)));
+                return self.hub.repeat_or_refuse(write, wait);
             }
         }
         self.hub.writer.submit(write);

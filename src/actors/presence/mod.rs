@@ -16,9 +16,7 @@ use super::session::SessionHandle;
 use crate::domain::id::{SessionId, UserId};
 use crate::domain::user::{Presence, PresenceMode};
 use crate::protocol::push::{self, Ephemeral};
-use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::users;
-use crate::storage::writer::Work;
 use table::Table;
 
 /// How often idle users, ended statuses and old keys are looked for.
@@ -223,21 +221,5 @@ impl State {
         }
         metrics::gauge!("colink_users_online").set(self.table.len() as f64);
         metrics::gauge!("colink_sessions_alive").set(self.hub.directory.sessions_alive() as f64);
-        let hub = self.hub.clone();
-        tokio::spawn(async move { hub.keep_house().await });
-    }
-}
-
-impl Hub {
-    /// Ends statuses that are over and forgets old idempotency keys.
-    async fn keep_house(&self) {
-        let now = self.clock.now();
-        let hours = i64::from(self.config.limits.idempotency_hours);
-        let forget = Account::ForgetKeys { before: now.plus_seconds(-hours * 3_600) };
-        for chore in [Account::EndStatuses, forget] {
-            if let Err(error) = self.writer.write(SYSTEM, Work::Account(chore), None).await {
-                tracing::warn!(%error, "housekeeping failed: it is tried again");
-            }
-        }
     }
 }

@@ -1,0 +1,263 @@
+//! Channels: how they are made and changed, and who is in them.
+
+use serde_json::json;
+
+use super::{Applied, Scope, answer, caller_role, done, nothing_to_do, permit};
+use crate::domain::channel::{Channel, ChannelKind, ChannelRole, GROUP_MAX, Posting, channel_name, direct_key};
+use crate::domain::command;
+use crate::domain::error::{conflict, forbidden, invalid, not_found};
+use crate::domain::event::EventKind;
+use crate::domain::id::{ChannelId, StreamId, UserId};
+use crate::domain::permission::{self, Action};
+use crate::domain::user::{self, Role};
+use crate::storage::{StoreError, channels, events, users};
+
+pub(super) async fn create_channel(scope: &mut Scope<'_>, c: &command::CreateChannel) -> Applied {
+    permission::may_make_channels(caller_role(scope).await?)?;
+    let name = channel_name(&c.name)?;
+    let kind = if c.private { ChannelKind::Private } else { ChannelKind::Public };
+    let channel = Channel {
+        id: ChannelId::new(scope.now),
+        kind,
+        name: Some(name.clone()),
+        topic: user::one_line("topic", &c.topic, 250)?,
+        purpose: user::one_line("purpose", &c.purpose, 250)?,
+        posting: Posting::Everyone,
+        created_by: scope.caller.user_id,
+        created_at: scope.now,
+        archived_at: None,
+        last_seq: 0,
+        last_message_no: 0,
+    };
+    let mut people: Vec<(UserId, ChannelRole)> = vec![(scope.caller.user_id, ChannelRole::Owner)];
+    for user in &c.members {
+        if people.iter().all(|p| p.0 != *user) {
+            people.push((*user, ChannelRole::Member));
+        }
+    }
+    events::create_stream(scope, channel.id.into()).await?;
+    if !channels::insert(scope, &channel, None).await? {
+        return Err(conflict(format!("the channel name `{name}` is taken")).into());
+    }
+    let made = found_channel(scope, channel, &people).await?;
+    if kind == ChannelKind::Public {
+        list_channel(scope, &made).await?;
+    }
+    answer(&made)
+}
+
+/// Fills a channel that was just inserted with people, and tells of it.
+async fn found_channel(
+    scope: &mut Scope<'_>,
+    mut channel: Channel,
+    people: &[(UserId, ChannelRole)],
+) -> Result<Channel, StoreError> {
+    for (user, role) in people {
+        if users::active_role(scope.db, *user).await?.is_none() {
+            return Err(not_found("user").into());
+        }
+        channels::add_member(scope, channel.id, *user, *role).await?;
+    }
+    let ids: Vec<UserId> = people.iter().map(|p| p.0).collect();
+    let payload = json!({"id": channel.id, "kind": channel.kind, "name": channel.name, "topic": channel.topic,
+        "purpose": channel.purpose, "posting": channel.posting, "created_by": channel.created_by,
+        "created_at": channel.created_at, "members": ids});
+    channel.last_seq = events::append(scope, channel.id.into(), EventKind::ChannelCreated, &payload).await?;
+    for user in ids {
+        tell_added(scope, user, channel.id, channel.last_seq).await?;
+    }
+    Ok(channel)
+}
+
+async fn tell_added(scope: &mut Scope<'_>, user: UserId, channel: ChannelId, seq: i64) -> Result<(), StoreError> {
+    let payload = json!({"channel_id": channel, "last_seq": seq});
+    events::append(scope, user.into(), EventKind::UserChannelAdded, &payload).await?;
+    Ok(())
+}
+
+async fn list_channel(scope: &mut Scope<'_>, channel: &Channel) -> Result<(), StoreError> {
+    let payload = json!({"id": channel.id, "name": channel.name, "topic": channel.topic, "purpose": channel.purpose,
+        "archived": channel.archived_at.is_some()});
+    events::append(scope, StreamId::WORKSPACE, EventKind::ChannelListed, &payload).await?;
+    Ok(())
+}
+
+pub(super) async fn open_direct(scope: &mut Scope<'_>, c: &command::OpenDirect) -> Applied {
+    let role = caller_role(scope).await?;
+    let mut people = c.user_ids.clone();
+    people.push(scope.caller.user_id);
+    people.sort_unstable();
+    people.dedup();
+    if people.len() > GROUP_MAX {
+        return Err(invalid(format!("a group has at most {GROUP_MAX} people: make a private channel instead")).into());
+    }
+    let key = direct_key(&people);
+    if let Some(found) = channels::by_direct_key(scope.db, &key).await? {
+        return answer(&found);
+    }
+    permission::may_make_channels(role)?;
+    let channel = Channel {
+        id: ChannelId::new(scope.now),
+        kind: if people.len() > 2 { ChannelKind::Group } else { ChannelKind::Direct },
+        name: None,
+        topic: String::new(),
+        purpose: String::new(),
+        posting: Posting::Everyone,
+        created_by: scope.caller.user_id,
+        created_at: scope.now,
+        archived_at: None,
+        last_seq: 0,
+        last_message_no: 0,
+    };
+    events::create_stream(scope, channel.id.into()).await?;
+    if !channels::insert(scope, &channel, Some(&key)).await? {
+        // Another node made it in the meantime: the caller asks again and finds it.
+        return Err(crate::domain::error::unavailable("the conversation is being opened: try again").into());
+    }
+    let people: Vec<_> = people.into_iter().map(|user| (user, ChannelRole::Member)).collect();
+    answer(&found_channel(scope, channel, &people).await?)
+}
+
+pub(super) async fn update_channel(scope: &mut Scope<'_>, c: &command::UpdateChannel) -> Applied {
+    let configures = c.name.is_some() || c.posting.is_some();
+    permit(scope, c.channel_id, if configures { Action::Configure } else { Action::SetTopic }).await?;
+    let before = channels::by_id(scope.db, c.channel_id).await?.ok_or_else(|| not_found("channel"))?;
+    let mut after = before.clone();
+    let mut payload = json!({"user_id": scope.caller.user_id});
+    if let Some(name) = &c.name {
+        let name = channel_name(name)?;
+        if channels::by_name(scope.db, &name).await?.is_some_and(|other| other.id != before.id) {
+            return Err(conflict(format!("the channel name `{name}` is taken")).into());
+        }
+        payload["name"] = json!(name);
+        after.name = Some(name);
+    }
+    if let Some(topic) = &c.topic {
+        after.topic = user::one_line("topic", topic, 250)?;
+        payload["topic"] = json!(after.topic);
+    }
+    if let Some(purpose) = &c.purpose {
+        after.purpose = user::one_line("purpose", purpose, 250)?;
+        payload["purpose"] = json!(after.purpose);
+    }
+    if let Some(posting) = c.posting {
+        after.posting = posting;
+        payload["posting"] = json!(posting);
+    }
+    if after == before {
+        return nothing_to_do();
+    }
+    channels::update(scope, &after).await?;
+    let seq = events::append(scope, c.channel_id.into(), EventKind::ChannelUpdated, &payload).await?;
+    if after.kind == ChannelKind::Public {
+        list_channel(scope, &after).await?;
+    }
+    done(seq)
+}
+
+pub(super) async fn set_archived(scope: &mut Scope<'_>, id: ChannelId, archive: bool) -> Applied {
+    permit(scope, id, Action::Archive).await?;
+    let mut channel = channels::by_id(scope.db, id).await?.ok_or_else(|| not_found("channel"))?;
+    if channel.archived_at.is_some() == archive {
+        return nothing_to_do();
+    }
+    channel.archived_at = archive.then_some(scope.now);
+    channels::update(scope, &channel).await?;
+    let seq = if archive {
+        let payload = json!({"user_id": scope.caller.user_id, "archived_at": scope.now});
+        events::append(scope, id.into(), EventKind::ChannelArchived, &payload).await?
+    } else {
+        let payload = json!({"user_id": scope.caller.user_id});
+        events::append(scope, id.into(), EventKind::ChannelUnarchived, &payload).await?
+    };
+    if channel.kind == ChannelKind::Public {
+        list_channel(scope, &channel).await?;
+    }
+    done(seq)
+}
+
+pub(super) async fn join(scope: &mut Scope<'_>, channel: ChannelId) -> Applied {
+    permit(scope, channel, Action::Join).await?;
+    come_in(scope, channel, scope.caller.user_id, None).await
+}
+
+pub(super) async fn invite(scope: &mut Scope<'_>, c: &command::InviteMember) -> Applied {
+    permit(scope, c.channel_id, Action::Invite).await?;
+    if users::active_role(scope.db, c.user_id).await?.is_none() {
+        return Err(not_found("user").into());
+    }
+    come_in(scope, c.channel_id, c.user_id, Some(scope.caller.user_id)).await
+}
+
+async fn come_in(scope: &mut Scope<'_>, channel: ChannelId, user: UserId, invited_by: Option<UserId>) -> Applied {
+    if !channels::add_member(scope, channel, user, ChannelRole::Member).await? {
+        return nothing_to_do();
+    }
+    let mut payload = json!({"user_id": user, "role": ChannelRole::Member});
+    if let Some(by) = invited_by {
+        payload["invited_by"] = json!(by);
+    }
+    let seq = events::append(scope, channel.into(), EventKind::MemberJoined, &payload).await?;
+    tell_added(scope, user, channel, seq).await?;
+    done(seq)
+}
+
+pub(super) async fn leave(scope: &mut Scope<'_>, channel: ChannelId) -> Applied {
+    let facts = permit(scope, channel, Action::Leave).await?;
+    keep_an_owner(scope, channel, scope.caller.user_id, facts.who.channel_role).await?;
+    go_out(scope, channel, scope.caller.user_id, None).await
+}
+
+pub(super) async fn remove_member(scope: &mut Scope<'_>, c: &command::RemoveMember) -> Applied {
+    let facts = permit(scope, c.channel_id, Action::RemoveMember).await?;
+    let target = channels::facts(scope.db, c.user_id, c.channel_id).await?.and_then(|f| f.who.channel_role);
+    let rank = facts.who.channel_role;
+    if target > rank && facts.who.role < Role::Moderator {
+        return Err(forbidden("you cannot remove somebody whose channel role is above yours").into());
+    }
+    keep_an_owner(scope, c.channel_id, c.user_id, target).await?;
+    go_out(scope, c.channel_id, c.user_id, Some(scope.caller.user_id)).await
+}
+
+/// A channel whose last owner goes would be nobody's.
+async fn keep_an_owner(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    user: UserId,
+    role: Option<ChannelRole>,
+) -> Result<(), StoreError> {
+    if role != Some(ChannelRole::Owner) || channels::other_owners(scope.db, channel, user).await? > 0 {
+        return Ok(());
+    }
+    let others = channels::members(scope.db, channel, None, 2).await?.iter().any(|m| m.user_id != user);
+    if others { Err(conflict("the channel needs an owner: make somebody else one first").into()) } else { Ok(()) }
+}
+
+async fn go_out(scope: &mut Scope<'_>, channel: ChannelId, user: UserId, removed_by: Option<UserId>) -> Applied {
+    if !channels::remove_member(scope, channel, user).await? {
+        return nothing_to_do();
+    }
+    let mut payload = json!({"user_id": user});
+    if let Some(by) = removed_by {
+        payload["removed_by"] = json!(by);
+    }
+    let seq = events::append(scope, channel.into(), EventKind::MemberLeft, &payload).await?;
+    let told = json!({"channel_id": channel});
+    events::append(scope, user.into(), EventKind::UserChannelRemoved, &told).await?;
+    done(seq)
+}
+
+pub(super) async fn set_channel_role(scope: &mut Scope<'_>, c: &command::SetChannelRole) -> Applied {
+    permit(scope, c.channel_id, Action::SetRole).await?;
+    let before = channels::facts(scope.db, c.user_id, c.channel_id).await?.and_then(|f| f.who.channel_role);
+    let Some(before) = before else { return Err(not_found("member").into()) };
+    if before == c.role {
+        return nothing_to_do();
+    }
+    if before == ChannelRole::Owner {
+        keep_an_owner(scope, c.channel_id, c.user_id, Some(before)).await?;
+    }
+    channels::set_role(scope, c.channel_id, c.user_id, c.role).await?;
+    let payload = json!({"user_id": c.user_id, "role": c.role, "changed_by": scope.caller.user_id});
+    done(events::append(scope, c.channel_id.into(), EventKind::MemberRoleChanged, &payload).await?)
+}

@@ -1,0 +1,101 @@
+//! What is one's own: read marks, saved messages, drafts, preferences, followed threads.
+
+use serde_json::json;
+
+use super::{Applied, Scope, answer, done, nothing_to_do, permit, standing_message};
+use crate::domain::channel;
+use crate::domain::command;
+use crate::domain::error::{invalid, not_found};
+use crate::domain::event::EventKind;
+use crate::domain::id::ChannelId;
+use crate::domain::permission::Action;
+use crate::storage::personal::Draft;
+use crate::storage::{StoreError, channels, events, messages, personal};
+
+pub(super) async fn mark_read(scope: &mut Scope<'_>, c: &command::MarkRead) -> Applied {
+    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    let before = own_membership(scope, c.channel_id).await?;
+    let seq = c.seq.clamp(0, before.channel.last_seq);
+    if seq <= before.read_seq {
+        return answer(&before);
+    }
+    let number = messages::number_at(scope.db, c.channel_id, seq).await?;
+    move_read_mark(scope, c.channel_id, seq, number).await
+}
+
+pub(super) async fn mark_unread(scope: &mut Scope<'_>, c: &command::MarkUnread) -> Applied {
+    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    let message = standing_message(scope, c.channel_id, c.seq).await?;
+    let number =
+        message.message_no.ok_or_else(|| invalid("a reply in a thread cannot be marked unread in the channel"))?;
+    move_read_mark(scope, c.channel_id, c.seq - 1, number - 1).await
+}
+
+async fn own_membership(scope: &mut Scope<'_>, channel: ChannelId) -> Result<channel::Membership, StoreError> {
+    let found = channels::membership(scope.db, scope.caller.user_id, channel).await?;
+    Ok(found.ok_or_else(|| not_found("channel"))?)
+}
+
+async fn move_read_mark(scope: &mut Scope<'_>, channel: ChannelId, seq: i64, number: i64) -> Applied {
+    personal::set_read(scope, channel, seq, number).await?;
+    let after = own_membership(scope, channel).await?;
+    let payload = json!({"channel_id": channel, "read_seq": after.read_seq, "unread_count": after.unread_count,
+        "mention_count": after.mention_count});
+    events::append(scope, scope.caller.user_id.into(), EventKind::UserRead, &payload).await?;
+    answer(&after)
+}
+
+pub(super) async fn set_saved(scope: &mut Scope<'_>, channel: ChannelId, seq: i64, saved: bool) -> Applied {
+    permit(scope, channel, Action::KeepOwn).await?;
+    if saved {
+        standing_message(scope, channel, seq).await?;
+    }
+    if !personal::set_saved(scope, channel, seq, saved).await? {
+        return nothing_to_do();
+    }
+    let payload = json!({"channel_id": channel, "message_seq": seq, "saved": saved});
+    done(events::append(scope, scope.caller.user_id.into(), EventKind::UserSaved, &payload).await?)
+}
+
+pub(super) async fn set_draft(scope: &mut Scope<'_>, c: &command::SetDraft) -> Applied {
+    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    let draft = Draft {
+        channel_id: c.channel_id,
+        thread_seq: c.thread_seq.filter(|seq| *seq > 0),
+        text: c.text.clone(),
+        updated_at: scope.now,
+    };
+    personal::set_draft(scope, &draft).await?;
+    done(events::append(scope, scope.caller.user_id.into(), EventKind::UserDraft, &draft).await?)
+}
+
+pub(super) async fn set_preferences(scope: &mut Scope<'_>, c: &command::SetChannelPreferences) -> Applied {
+    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    let (muted, notify) = personal::set_preferences(scope, c.channel_id, c.muted, c.notify).await?;
+    let payload = json!({"channel_id": c.channel_id, "muted": muted, "notify": notify});
+    done(events::append(scope, scope.caller.user_id.into(), EventKind::UserChannelPreferences, &payload).await?)
+}
+
+pub(super) async fn follow(scope: &mut Scope<'_>, channel: ChannelId, thread_seq: i64, following: bool) -> Applied {
+    permit(scope, channel, Action::KeepOwn).await?;
+    let root = standing_message(scope, channel, thread_seq).await?;
+    if root.thread_seq.is_some() {
+        return Err(invalid("thread_seq is a reply: give the message that the thread hangs on").into());
+    }
+    personal::set_follow(scope, channel, thread_seq, scope.caller.user_id, following).await?;
+    let payload = json!({"channel_id": channel, "thread_seq": thread_seq, "following": following});
+    done(events::append(scope, scope.caller.user_id.into(), EventKind::UserThreadFollowed, &payload).await?)
+}
+
+pub(super) async fn mark_thread_read(scope: &mut Scope<'_>, c: &command::MarkThreadRead) -> Applied {
+    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    let root = standing_message(scope, c.channel_id, c.thread_seq).await?;
+    let number = messages::reply_no_at(scope.db, c.channel_id, c.thread_seq, c.seq).await?;
+    let seq = c.seq.min(root.last_reply_seq.unwrap_or(root.seq));
+    if !personal::set_thread_read(scope, c.channel_id, c.thread_seq, seq, number).await? {
+        return nothing_to_do();
+    }
+    let payload = json!({"channel_id": c.channel_id, "thread_seq": c.thread_seq, "read_seq": seq,
+        "unread_count": root.reply_count - number});
+    done(events::append(scope, scope.caller.user_id.into(), EventKind::UserThreadRead, &payload).await?)
+}

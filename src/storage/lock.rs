@@ -1,0 +1,77 @@
+//! One server a database: a lock that the system gives back when its holder ends, however it ends.
+//!
+//! Two servers on one database would store correctly, but each one's readers would not hear of what the other wrote.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection as _, PgConnection};
+
+use super::{OpenError, Options};
+
+/// Holds a database for this process until it is dropped.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "it holds by being there")] Held);
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "it holds by being there")]
+enum Held {
+    /// An advisory lock of this connection's session.
+    Postgres(PgConnection),
+    /// A locked file beside the database. Not the database itself: SQLite's own locks end when any handle to it is closed.
+    Sqlite(File),
+}
+
+/// The first half of the advisory lock's key; the second one stands for the schema.
+const COLINK: i32 = 0x636f_6c69;
+/// How long Postgres may take to notice that the last holder is dead.
+const PATIENCE: Duration = Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_millis(100);
+
+impl Lock {
+    /// Takes the database for this process; nothing if another one holds it.
+    pub async fn take(options: &Options) -> Result<Option<Lock>, OpenError> {
+        match options.sqlite_path() {
+            Some(path) => Ok(lock_file(path)?.map(|file| Lock(Held::Sqlite(file)))),
+            None => Ok(lock_postgres(options).await?.map(|connection| Lock(Held::Postgres(connection)))),
+        }
+    }
+}
+
+fn lock_file(database: &Path) -> Result<Option<File>, OpenError> {
+    let mut path: PathBuf = match database.canonicalize() {
+        Ok(path) => path,
+        // The first start makes the file.
+        Err(_) => database.to_owned(),
+    };
+    path.as_mut_os_string().push(".lock");
+    let failed = |error: std::io::Error| OpenError::Lock(format!("{}: {error}", path.display()));
+    let file = File::options().create(true).write(true).truncate(false).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+async fn lock_postgres(options: &Options) -> Result<Option<PgConnection>, OpenError> {
+    let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
+    let connect = connect.application_name("colink lock");
+    let mut connection = PgConnection::connect_with(&connect).await.map_err(OpenError::Connect)?;
+    // A machine that is cut off says no goodbye: its session ends within half a minute.
+    let alive = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 4; \
+                 SET idle_session_timeout = 0";
+    sqlx::raw_sql(alive).execute(&mut connection).await.map_err(OpenError::Connect)?;
+    let sql = "SELECT pg_try_advisory_lock($1, hashtext(COALESCE(current_schema(), '')))";
+    let tries = PATIENCE.as_millis() / AGAIN.as_millis();
+    for _ in 0..tries {
+        let taken = sqlx::query_scalar(sql).bind(COLINK).fetch_one(&mut connection).await;
+        if taken.map_err(OpenError::Connect)? {
+            return Ok(Some(connection));
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    Ok(None)
+}
