@@ -26,6 +26,8 @@ pub struct Slot {
     /// Commands that the actor took and that are not answered yet.
     pub in_flight: AtomicUsize,
     living: RwLock<Option<ActorRef<ChannelMsg>>>,
+    /// Messages on their way through the supervisor, which starts the actor for them.
+    detours: AtomicUsize,
     failures: Mutex<Failures>,
 }
 
@@ -35,6 +37,7 @@ impl Default for Slot {
             delivered: AtomicI64::new(UNKNOWN),
             in_flight: AtomicUsize::new(0),
             living: RwLock::default(),
+            detours: AtomicUsize::new(0),
             failures: Mutex::default(),
         }
     }
@@ -51,6 +54,22 @@ impl Slot {
         *self.living.write().expect("no panic under this lock") = actor;
     }
 
+    /// Lets go of the living actor if it has no command left to do; returns whether it did.
+    pub fn let_go(&self) -> bool {
+        let mut living = self.living.write().expect("no panic under this lock");
+        // Whoever hands an actor a command counts it before asking for the actor.
+        let idle = self.in_flight.load(Ordering::SeqCst) == 0;
+        if idle {
+            *living = None;
+        }
+        idle
+    }
+
+    /// Returns whether messages are on their way through the supervisor: what comes later has to go that way too.
+    pub fn has_detours(&self) -> bool {
+        self.detours.load(Ordering::SeqCst) > 0
+    }
+
     /// Notes that the actor failed; returns whether to restart it at once.
     pub fn note_failure(&self, intensity: Intensity) -> bool {
         self.failures.lock().expect("no panic under this lock").note(intensity, Instant::now())
@@ -59,6 +78,23 @@ impl Slot {
     /// Returns how long the actor must stay down.
     pub fn quarantine(&self) -> Option<Duration> {
         self.failures.lock().expect("no panic under this lock").quarantine(Instant::now())
+    }
+}
+
+/// Counts a message that goes through the supervisor, until it is handed over and this is dropped.
+pub struct Detour(Arc<Slot>);
+
+impl Detour {
+    /// Begins one.
+    pub fn begin(slot: Arc<Slot>) -> Self {
+        slot.detours.fetch_add(1, Ordering::SeqCst);
+        Detour(slot)
+    }
+}
+
+impl Drop for Detour {
+    fn drop(&mut self) {
+        self.0.detours.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::Hub;
 use super::channel::room::UNKNOWN;
 use super::channel::{ChannelMsg, ChannelsMsg};
-use super::directory::Credit;
+use super::directory::{Credit, Detour};
 use super::session::too_many;
 use crate::domain::command::{Command, Principal, key_fits};
 use crate::domain::error::{Code, Refusal, not_found, unavailable};
@@ -122,10 +122,10 @@ impl Hub {
         self.tell(stream, ChannelMsg::Committed { events, at });
     }
 
-    /// Tells a stream's actor something, starting it first if it does not live.
+    /// Tells a stream's actor something, starting it first if it does not live. What one caller tells it arrives in order.
     pub(super) fn tell(&self, stream: StreamId, message: ChannelMsg) {
         let slot = self.directory.slot_or_new(stream);
-        let message = match slot.actor() {
+        let message = match slot.actor().filter(|_| !slot.has_detours()) {
             Some(actor) => match actor.cast(message) {
                 Ok(()) => return,
                 Err(ractor::MessagingErr::SendErr(message)) => message,
@@ -133,7 +133,8 @@ impl Hub {
             },
             None => message,
         };
-        let _ = self.actors().channels.cast(ChannelsMsg::Tell(stream, Box::new(message)));
+        let detour = Detour::begin(slot);
+        let _ = self.actors().channels.cast(ChannelsMsg::Tell(stream, Box::new(message), detour));
     }
 }
 

@@ -23,7 +23,7 @@ use crate::domain::message::Sent;
 use crate::domain::user::{Presence, Role};
 use crate::protocol::close::CloseCode;
 use crate::storage::accounts::{Account, SYSTEM};
-use crate::storage::writer::{Reply, Work};
+use crate::storage::writer::{Answer, Reply, Work};
 use crate::storage::{Options, events};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -229,6 +229,36 @@ async fn what_a_channel_was_handed_first_survives_its_death() {
     ear.hears(room, 2, 2).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_one_caller_tells_a_channel_arrives_in_order_while_it_is_started() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    for n in 0..40 {
+        let channel = world.channel(ana, &format!("room-{n}"), &[]).await;
+        let (tell, mut answers) = tokio::sync::mpsc::unbounded_channel();
+        let slot = world.hub.directory.slot_or_new(channel.into());
+        for line in 0..60 {
+            // The rest is told when the actor has just begun to live, and what was told before is still on its way.
+            let deadline = Instant::now() + LIMIT;
+            while line == 50 && slot.actor().is_none() && Instant::now() < deadline {
+                std::hint::spin_loop();
+            }
+            let tell = tell.clone();
+            let answer = Answer::new(move |result| drop(tell.send((line, result))));
+            world.hub.dispatch(ana, says(channel, &format!("{n}-{line}")).into(), None, answer);
+        }
+        drop(tell);
+        let mut seqs = Vec::new();
+        while let Some((line, result)) = answers.recv().await {
+            let sent: Sent = serde_json::from_str(&result.unwrap().json).unwrap();
+            seqs.push((line, sent.seq));
+        }
+        seqs.sort_unstable();
+        assert!(seqs.is_sorted_by_key(|(_, seq)| *seq), "{seqs:?}");
+        assert_eq!(seqs.len(), 60);
+    }
+}
+
 #[tokio::test]
 async fn commands_whose_channel_dies_are_answered_and_may_be_repeated() {
     let world = World::open(|_| {}).await;
@@ -240,7 +270,7 @@ async fn commands_whose_channel_dies_are_answered_and_may_be_repeated() {
     world.panic(room);
     for n in 0..10 {
         let answer = answer.clone();
-        let answer = writer::Answer::new(move |result| answer.try_send(result).unwrap());
+        let answer = Answer::new(move |result| answer.try_send(result).unwrap());
         world.hub.dispatch(ana, Command::SendMessage(says(room, &format!("lost-{n}"))), None, answer);
     }
     for _ in 0..10 {

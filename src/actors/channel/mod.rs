@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 
 use super::Hub;
-use super::directory::Slot;
+use super::directory::{Detour, Slot};
 use super::session::SessionHandle;
 use super::supervisor::Intensity;
 use crate::domain::command::Command;
@@ -316,10 +316,9 @@ impl State {
             None => Duration::from_secs(1),
         };
         let unheard = self.room.as_ref().is_none_or(|room| room.sessions().is_empty());
-        let quiet = self.slot.in_flight.load(Ordering::Acquire) == 0 && self.active.elapsed() >= idle;
-        if unheard && quiet && !idle.is_zero() {
-            // From here on `tell` starts a new one; what is in the mailbox already is handled first.
-            self.slot.set_actor(None);
+        let quiet = self.active.elapsed() >= idle;
+        // From then on `tell` starts a new one; what is in the mailbox already is handled first.
+        if unheard && quiet && !idle.is_zero() && self.slot.let_go() {
             myself.drain().ok();
         }
     }
@@ -336,7 +335,7 @@ impl State {
 /// What the supervisor of the channels is told.
 pub enum ChannelsMsg {
     /// Pass this on to a stream's actor, starting it if it does not live.
-    Tell(StreamId, Box<ChannelMsg>),
+    Tell(StreamId, Box<ChannelMsg>, Detour),
     /// Look which channels can stop.
     Sweep,
 }
@@ -351,7 +350,7 @@ impl Channels {
             Some(actor) => {
                 if let Err(ractor::MessagingErr::SendErr(message)) = actor.cast(message) {
                     // It just died, and how is told next: the message waits behind that.
-                    let _ = myself.cast(ChannelsMsg::Tell(stream, Box::new(message)));
+                    let _ = myself.cast(ChannelsMsg::Tell(stream, Box::new(message), Detour::begin(slot)));
                 }
                 return;
             }
@@ -366,8 +365,8 @@ impl Channels {
         let arguments = (hub.clone(), stream, slot.clone());
         match Actor::spawn_linked(None, Channel, arguments, myself.get_cell()).await {
             Ok((actor, _)) => {
-                slot.set_actor(Some(actor.clone()));
                 let _ = actor.cast(message);
+                slot.set_actor(Some(actor));
             }
             Err(error) => tracing::error!(stream.id = %stream, %error, "cannot start a channel"),
         }
@@ -390,7 +389,8 @@ impl Channels {
         } else {
             tracing::error!(stream.id = %stream, %error, "a channel failed repeatedly and is set aside");
             let retry = intensity.quarantine + Duration::from_millis(10);
-            myself.send_after(retry, move || ChannelsMsg::Tell(stream, Box::new(ChannelMsg::Recover)));
+            let recover = move || ChannelsMsg::Tell(stream, Box::new(ChannelMsg::Recover), Detour::begin(slot));
+            myself.send_after(retry, recover);
         }
     }
 }
@@ -412,7 +412,7 @@ impl Actor for Channels {
         hub: &mut Arc<Hub>,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ChannelsMsg::Tell(stream, message) => self.tell(&myself, hub, stream, *message).await,
+            ChannelsMsg::Tell(stream, message, _until_handed_over) => self.tell(&myself, hub, stream, *message).await,
             ChannelsMsg::Sweep => {
                 for child in myself.get_children() {
                     let _ = ActorRef::<ChannelMsg>::from(child).cast(ChannelMsg::StopIfIdle);
