@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! plan.rs      what can happen, as small values that shrink
-//! model.rs     the reference: lists, counted anew each time; view.rs is what its readers see
+//! model/       the reference: lists, counted anew each time; view.rs is what its readers see
 //! client.rs    a gateway client that keeps the protocol's rules
 //! case.rs      carries a plan out, on a node and on the model, and compares every answer and all that is left
 //! ```

@@ -1,122 +1,13 @@
-//! WebSocket frames as a server reads and writes them (RFC 6455), without any I/O.
-//!
-//! A connection reads into a buffer that it borrows for the moment and hands the bytes to [`Reader::next`] until that
-//! returns `None`; the buffer is then free for another connection. A text that lies whole in the buffer is unmasked in
-//! place and lent out: no copy, no allocation. Only what is unfinished is kept, and that memory goes back to the
-//! allocator with the item. Frames of the server are appended to a buffer by the `write_` functions.
-//!
-//! Invariants, each with a test:
-//! - What is kept is at most [`Limits::max_message`] bytes, or [`CONTROL_MAX`] more while a control frame is cut inside
-//!   a fragmented message. A header never reserves anything: memory grows with the bytes that have come.
-//! - The limit is on the whole message, however fragmented, and a frame that would pass it is refused at its header.
-//! - How the bytes are split between reads changes neither the items nor the error.
-//! - After an error or a close frame nothing is kept and nothing more is read.
+//! Reads the frames of a client: bytes in, whole messages out. What it promises stands in the module above.
 
 use std::borrow::Cow;
 
 use fastwebsockets::{CloseCode, OpCode, unmask};
 
-/// The longest payload of a control frame, in bytes (RFC 6455, 5.5).
-pub const CONTROL_MAX: usize = 125;
+use super::{CONTROL_MAX, Incoming, Limits, WireError};
+
 /// The longest header of a frame of a client, in bytes: two, a 64-bit length, the mask.
 const HEAD_MAX: usize = 14;
-
-/// What a client may send.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Limits {
-    /// The longest message in bytes, over all its fragments; 0 means no limit.
-    pub max_message: usize,
-    /// The most frames of one message; 0 means no limit.
-    pub max_fragments: u32,
-}
-
-/// What a client said.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Incoming<'a> {
-    /// A whole message.
-    Text(Cow<'a, str>),
-    /// A ping, to be answered by [`write_pong`] with the same bytes.
-    Ping(Cow<'a, [u8]>),
-    /// A pong; nothing has to follow.
-    Pong(Cow<'a, [u8]>),
-    /// The end, to be answered by [`write_close`]; nothing after it is read.
-    Close {
-        /// Why, if the client said so.
-        code: Option<u16>,
-        /// Why, for people.
-        reason: Cow<'a, str>,
-    },
-}
-
-/// Why a connection has to be closed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum WireError {
-    /// Reserved bits are set, though no extension was agreed on.
-    #[error("frame with reserved bits set")]
-    ReservedBits,
-    /// The opcode has no meaning.
-    #[error("frame with a reserved opcode")]
-    ReservedOpcode,
-    /// A client has to mask what it sends.
-    #[error("frame is not masked")]
-    Unmasked,
-    /// A control frame has a payload over [`CONTROL_MAX`].
-    #[error("control frame over 125 bytes")]
-    LongControl,
-    /// A control frame is only a part.
-    #[error("control frame is fragmented")]
-    FragmentedControl,
-    /// A continuation without a message to continue.
-    #[error("continuation frame without a message")]
-    NothingToContinue,
-    /// A message begins before the last one is complete.
-    #[error("message inside a fragmented message")]
-    Interleaved,
-    /// The length is written in more bytes than it needs.
-    #[error("frame length is not in its shortest form")]
-    LongLength,
-    /// The top bit of a 64-bit length is set.
-    #[error("frame length has its top bit set")]
-    NegativeLength,
-    /// A close frame has one byte, or a code that may not be sent.
-    #[error("close frame without a valid code")]
-    BadClose,
-    /// The hub speaks text only.
-    #[error("binary message")]
-    Binary,
-    /// A text, or the reason of a close frame, is not UTF-8.
-    #[error("text is not UTF-8")]
-    NotUtf8,
-    /// The message is over [`Limits::max_message`].
-    #[error("message is too big")]
-    TooBig,
-    /// The message is over [`Limits::max_fragments`].
-    #[error("message has too many fragments")]
-    TooManyFragments,
-}
-
-impl WireError {
-    /// Returns the code to close the connection with (RFC 6455, 7.4.1).
-    #[must_use]
-    pub fn close_code(self) -> u16 {
-        let code = match self {
-            WireError::ReservedBits
-            | WireError::ReservedOpcode
-            | WireError::Unmasked
-            | WireError::LongControl
-            | WireError::FragmentedControl
-            | WireError::NothingToContinue
-            | WireError::Interleaved
-            | WireError::LongLength
-            | WireError::NegativeLength
-            | WireError::BadClose => CloseCode::Protocol,
-            WireError::Binary => CloseCode::Unsupported,
-            WireError::NotUtf8 => CloseCode::Invalid,
-            WireError::TooBig | WireError::TooManyFragments => CloseCode::Size,
-        };
-        code.into()
-    }
-}
 
 /// A frame whose header is read.
 struct Frame {
@@ -415,62 +306,11 @@ fn close(payload: Cow<'_, [u8]>) -> Result<Incoming<'_>, WireError> {
     Ok(Incoming::Close { code: Some(code), reason: utf8(reason)? })
 }
 
-/// Appends the header of a text frame of `len` bytes, to be followed by just as many.
-pub fn text_header(len: usize, out: &mut Vec<u8>) {
-    header(OpCode::Text, len, out);
-}
-
-/// Appends a text frame made of `parts`, which together have to be UTF-8.
-pub fn write_text(parts: &[&[u8]], out: &mut Vec<u8>) {
-    let len = parts.iter().map(|part| part.len()).sum();
-    out.reserve(len + 10);
-    text_header(len, out);
-    for part in parts {
-        out.extend_from_slice(part);
-    }
-}
-
-/// Appends a ping. Of the payload at most [`CONTROL_MAX`] bytes are sent.
-pub fn write_ping(payload: &[u8], out: &mut Vec<u8>) {
-    control(OpCode::Ping, payload, out);
-}
-
-/// Appends the answer to a ping. Of the payload at most [`CONTROL_MAX`] bytes are sent.
-pub fn write_pong(payload: &[u8], out: &mut Vec<u8>) {
-    control(OpCode::Pong, payload, out);
-}
-
-/// Appends a close frame. The reason is cut at a character to the 123 bytes that there is room for.
-pub fn write_close(code: u16, reason: &str, out: &mut Vec<u8>) {
-    let reason = &reason[..reason.floor_char_boundary(CONTROL_MAX - 2)];
-    header(OpCode::Close, 2 + reason.len(), out);
-    out.extend_from_slice(&code.to_be_bytes());
-    out.extend_from_slice(reason.as_bytes());
-}
-
-fn control(opcode: OpCode, payload: &[u8], out: &mut Vec<u8>) {
-    let payload = &payload[..payload.len().min(CONTROL_MAX)];
-    header(opcode, payload.len(), out);
-    out.extend_from_slice(payload);
-}
-
-fn header(opcode: OpCode, len: usize, out: &mut Vec<u8>) {
-    out.push(0x80 | opcode as u8);
-    if len < 126 {
-        out.push(len as u8);
-    } else if let Ok(len) = u16::try_from(len) {
-        out.push(126);
-        out.extend_from_slice(&len.to_be_bytes());
-    } else {
-        out.push(127);
-        out.extend_from_slice(&(len as u64).to_be_bytes());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::writer::header;
     use super::*;
 
     const LIMITS: Limits = Limits { max_message: 1_000, max_fragments: 8 };
@@ -543,31 +383,6 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_standard_are_written() {
-        let mut out = Vec::new();
-        write_text(&[b"Hel", b"lo"], &mut out);
-        assert_eq!(out, [0x81, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
-        out.clear();
-        write_ping(b"Hello", &mut out);
-        assert_eq!(out, [0x89, 0x05, 0x48, 0x65, 0x6c, 0x6c, 0x6f]);
-        out.clear();
-        text_header(256, &mut out);
-        assert_eq!(out, [0x81, 0x7e, 0x01, 0x00]);
-        out.clear();
-        text_header(65_536, &mut out);
-        assert_eq!(out, [0x81, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0]);
-        out.clear();
-        write_close(4_010, "slow", &mut out);
-        assert_eq!(out, [0x88, 0x06, 0x0f, 0xaa, b's', b'l', b'o', b'w']);
-        out.clear();
-        write_close(1_000, &"ü".repeat(100), &mut out);
-        assert_eq!(out[..2], [0x88, 124], "cut at a character");
-        out.clear();
-        write_pong(&[0; 300], &mut out);
-        assert_eq!(out.len(), 2 + CONTROL_MAX);
-    }
-
-    #[test]
     fn a_whole_text_is_lent_without_a_copy() {
         let mut scratch = [frame(0x81, b"one"), frame(0x81, "zwölf".as_bytes())].concat();
         let mut input = scratch.as_mut_slice();
@@ -621,16 +436,6 @@ mod tests {
         fails(&[frame(0x01, &[0xc3]), frame(0x80, b"x")].concat(), WireError::NotUtf8);
         let many = [frame(0x01, b""), frame(0x00, b"").repeat(7), frame(0x80, b"")].concat();
         fails(&many, WireError::TooManyFragments);
-    }
-
-    #[test]
-    fn the_code_to_close_with_fits_the_breach() {
-        assert_eq!(WireError::Unmasked.close_code(), 1002);
-        assert_eq!(WireError::BadClose.close_code(), 1002);
-        assert_eq!(WireError::Binary.close_code(), 1003);
-        assert_eq!(WireError::NotUtf8.close_code(), 1007);
-        assert_eq!(WireError::TooBig.close_code(), 1009);
-        assert_eq!(WireError::TooManyFragments.close_code(), 1009);
     }
 
     #[test]
