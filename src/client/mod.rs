@@ -38,6 +38,7 @@ pub use rest::{Client, Events, History, Login, Page, Window};
 pub use wire::{ChannelHead, Event, Ready};
 
 pub(crate) use address::Address;
+pub(crate) use rest::escaped;
 
 use crate::protocol::close::{CloseCode, ComeBack};
 

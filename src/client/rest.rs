@@ -344,7 +344,8 @@ fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
     Error::Refused { code, message, status: Some(status.as_u16()), retry_after }
 }
 
-fn escaped(text: &str) -> String {
+/// Escapes what goes into a path or a query, by RFC 3986.
+pub(crate) fn escaped(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
@@ -385,7 +386,9 @@ mod tests {
     }
 
     #[test]
-    fn cursors_are_escaped() {
+    fn cursors_and_emoji_are_escaped() {
         assert_eq!(escaped("a/b=1 "), "a%2Fb%3D1%20");
+        assert_eq!(escaped("+1"), "%2B1");
+        assert_eq!(escaped("🎉"), "%F0%9F%8E%89");
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::talk::{News, Post, Want};
-use crate::client::{Client, Error, History, Page, Result, Window};
+use crate::client::{Client, Error, History, Page, Result, Window, escaped};
 use crate::domain::channel::{Channel, Member, channel_name};
 use crate::domain::command::{CreateChannel, SendMessage};
 use crate::domain::id::{ChannelId, UserId};
@@ -16,7 +16,7 @@ use crate::domain::user::{Presence, User};
 /// How many messages a page of history has, and of how many of its threads the replies are read.
 const PAGE: u32 = 50;
 const THREADS: usize = 10;
-/// How many people are named in one question: a query has at most 2 KiB.
+/// How many people are named in one question: the length of a query has a limit, `server.max_query_bytes`.
 const NAMED: usize = 40;
 
 /// Posts a message: again and again with the same key, until the hub has answered or `patience` is over.
@@ -152,12 +152,6 @@ async fn members(client: &Client, channel: ChannelId) -> Result<News> {
     Ok(News::Members { channel, members })
 }
 
-/// Escapes what goes into a path, by RFC 3986.
-fn escaped(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,11 +176,5 @@ mod tests {
         let client = stub.client("ana").await;
         let post = Post { channel, text: "let me in".into(), thread: None, key: "k-1".into() };
         assert!(matches!(send(&client, post, None).await, News::Unposted { .. }));
-    }
-
-    #[test]
-    fn an_emoji_fits_a_path() {
-        assert_eq!(escaped("+1"), "%2B1");
-        assert_eq!(escaped("🎉"), "%F0%9F%8E%89");
     }
 }

@@ -12,22 +12,32 @@ use crate::domain::permission::{self, Action};
 use crate::domain::user::{self, Role};
 use crate::storage::{StoreError, channels, events, users};
 
-pub(super) async fn create_channel(scope: &mut Scope<'_>, c: &command::CreateChannel) -> Applied {
-    permission::may_make_channels(caller_role(scope).await?)?;
-    let name = channel_name(&c.name)?;
-    let kind = if c.private { ChannelKind::Private } else { ChannelKind::Public };
-    let channel = Channel {
+/// Returns a channel of the caller's without a name and without events.
+fn new_channel(scope: &Scope<'_>, kind: ChannelKind) -> Channel {
+    Channel {
         id: ChannelId::new(scope.now),
         kind,
-        name: Some(name.clone()),
-        topic: user::one_line("topic", &c.topic, 250)?,
-        purpose: user::one_line("purpose", &c.purpose, 250)?,
+        name: None,
+        topic: String::new(),
+        purpose: String::new(),
         posting: Posting::Everyone,
         created_by: scope.caller.user_id,
         created_at: scope.now,
         archived_at: None,
         last_seq: 0,
         last_message_no: 0,
+    }
+}
+
+pub(super) async fn create_channel(scope: &mut Scope<'_>, c: &command::CreateChannel) -> Applied {
+    permission::may_make_channels(caller_role(scope).await?)?;
+    let name = channel_name(&c.name)?;
+    let kind = if c.private { ChannelKind::Private } else { ChannelKind::Public };
+    let channel = Channel {
+        name: Some(name.clone()),
+        topic: user::one_line("topic", &c.topic, 250)?,
+        purpose: user::one_line("purpose", &c.purpose, 250)?,
+        ..new_channel(scope, kind)
     };
     let mut people: Vec<(UserId, ChannelRole)> = vec![(scope.caller.user_id, ChannelRole::Owner)];
     for user in &c.members {
@@ -96,19 +106,7 @@ pub(super) async fn open_direct(scope: &mut Scope<'_>, c: &command::OpenDirect) 
         return answer(&found);
     }
     permission::may_make_channels(role)?;
-    let channel = Channel {
-        id: ChannelId::new(scope.now),
-        kind: if people.len() > 2 { ChannelKind::Group } else { ChannelKind::Direct },
-        name: None,
-        topic: String::new(),
-        purpose: String::new(),
-        posting: Posting::Everyone,
-        created_by: scope.caller.user_id,
-        created_at: scope.now,
-        archived_at: None,
-        last_seq: 0,
-        last_message_no: 0,
-    };
+    let channel = new_channel(scope, if people.len() > 2 { ChannelKind::Group } else { ChannelKind::Direct });
     events::create_stream(scope, channel.id.into()).await?;
     if !channels::insert(scope, &channel, Some(&key)).await? {
         // Another node made it in the meantime: the caller asks again and finds it.

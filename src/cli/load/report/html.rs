@@ -189,23 +189,14 @@ fn table(rows: &[Row]) -> String {
     for row in rows {
         let latency = row.main_latency().map(|(_, latency)| latency);
         put(&mut out, format_args!("<tr><td>{}</td><td>{}</td>", escape(&row.scenario), escape(&row.load)));
-        for number in [
-            row.messages_per_s,
-            row.deliveries_per_s,
-            latency.map(|latency| latency.p50),
-            latency.map(|latency| latency.p99),
-            latency.map(|latency| latency.p999),
-            latency.map(|latency| latency.max),
-            row.ack.as_ref().map(|ack| ack.p50),
-            row.ack.as_ref().map(|ack| ack.p99),
-            row.commit_to_socket_p50_ms,
-            row.commit_to_socket_p99_ms,
+        let cost = [
             row.commit_to_socket_p999_ms,
             row.cpu_s_per_1000,
             row.times_floor,
             row.cpu_ms_per_message,
             row.kib_per_connection,
-        ] {
+        ];
+        for number in row.carried(latency).into_iter().chain(cost) {
             put(&mut out, format_args!("<td>{}</td>", or_dash(number)));
         }
         for count in [row.lost, row.duplicates, row.out_of_order] {

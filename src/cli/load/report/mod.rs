@@ -58,6 +58,22 @@ impl Row {
         named.into_iter().find_map(|(name, latency)| Some((name, latency.as_ref()?)))
     }
 
+    /// Returns what was carried and how long it took, as every table shows it; `latency` is the one to show.
+    fn carried(&self, latency: Option<&Latency>) -> [Option<f64>; 10] {
+        [
+            self.messages_per_s,
+            self.deliveries_per_s,
+            latency.map(|latency| latency.p50),
+            latency.map(|latency| latency.p99),
+            latency.map(|latency| latency.p999),
+            latency.map(|latency| latency.max),
+            self.ack.as_ref().map(|ack| ack.p50),
+            self.ack.as_ref().map(|ack| ack.p99),
+            self.commit_to_socket_p50_ms,
+            self.commit_to_socket_p99_ms,
+        ]
+    }
+
     fn title(&self) -> String {
         format!("{}, {}", self.scenario, self.load)
     }

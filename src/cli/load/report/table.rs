@@ -47,19 +47,7 @@ fn plain(text: impl Into<String>) -> Cell {
 
 fn carried(row: &Row) -> Vec<Cell> {
     let latency = row.receive.as_ref().or(row.reply.as_ref());
-    let numbers = [
-        row.messages_per_s,
-        row.deliveries_per_s,
-        latency.map(|latency| latency.p50),
-        latency.map(|latency| latency.p99),
-        latency.map(|latency| latency.p999),
-        latency.map(|latency| latency.max),
-        row.ack.as_ref().map(|ack| ack.p50),
-        row.ack.as_ref().map(|ack| ack.p99),
-        row.commit_to_socket_p50_ms,
-        row.commit_to_socket_p99_ms,
-    ];
-    let cells = numbers.into_iter().map(|number| plain(or_dash(number)));
+    let cells = row.carried(latency).into_iter().map(|number| plain(or_dash(number)));
     [plain(&*row.scenario), plain(&*row.load)].into_iter().chain(cells).collect()
 }
 
