@@ -6,7 +6,7 @@ use colink::domain::user::Role;
 use serde_json::{Value, json};
 
 use crate::socket::Socket;
-use crate::world::{PASSWORD, Person, World, on_both, time_passes};
+use crate::world::{Database, PASSWORD, Person, World, on_both};
 
 async fn invites(admin: &Person, role: Role, uses: i64) -> (String, String) {
     let create = c::CreateInvite { role: Some(role), max_uses: Some(uses), expires_in_s: Some(60) };
@@ -103,12 +103,13 @@ on_both! {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_invitation_and_an_expired_token_are_no_good() {
-    let world = World::start().await;
+    let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
+    let world = World::at(Database::Sqlite, clock.clone(), |_| ()).await;
     let ana = world.user("ana").await;
     let made = ana.http.post(&format!("/v1/users/{}/tokens", ana.id()), &json!({"expires_in_s": 1})).await.good();
     let brief = ana.with_token(made["token"].as_str().unwrap());
     assert_eq!(brief.http.get("/v1/users/me").await.code(), "ok");
-    time_passes(1_100).await;
+    clock.advance(std::time::Duration::from_secs(2));
     assert_eq!(brief.http.get("/v1/users/me").await.code(), "unauthenticated");
     let far = json!({"expires_in_s": i64::MAX});
     let answer = ana.http.post(&format!("/v1/users/{}/tokens", ana.id()), &far).await;

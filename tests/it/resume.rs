@@ -127,6 +127,7 @@ async fn every_disconnect_gets_the_whole_window() {
     let world = World::with(|config| config.gateway.resume_window_s = 2).await;
     let bob = world.user("bob").await;
     let session = bob.connects().await.session;
+    // The window is real time, as it is for whoever was cut off: nothing can be waited for in its place.
     time_passes(1_200).await;
     let (screen, resumed) = bob.resumes(json!({"session_id": session, "s": 1})).await;
     assert_eq!(resumed["d"]["mode"], "buffer");
