@@ -152,7 +152,7 @@ sections! {
         max_header_bytes: usize = 16_384, [8_192..=MIB];
         /// The longest query string, in bytes; 0: only the header's limit.
         max_query_bytes: usize = 4_096, 0 or [256..=MIB];
-        /// Origins whose pages may open a WebSocket with a cookie, besides the public URL's own.
+        /// Origins whose pages may use the cookie, besides the public URL's own.
         allowed_origins: Vec<String> = Vec::new();
         /// Proxies, by address or network, whose `X-Forwarded-For` is believed; without any, nobody's is.
         trusted_proxies: Vec<Network> = Vec::new();
@@ -194,7 +194,7 @@ sections! {
         argon2_iterations: u32 = 2, [1..=1_000];
         /// Lanes of that memory.
         argon2_parallelism: u32 = 1, [1..=255];
-        /// Attempts to sign in a minute, by account and by address; 0: no limit.
+        /// Attempts to guess a password a minute, by account; ten times as many by address; 0: no limit.
         logins_per_minute: u32 = 10;
         /// Seconds that a looked-up token is believed without asking the database; 0: it is asked every time.
         cache_s: u64 = 5, 0 or [1..=3_600];
@@ -234,7 +234,8 @@ sections! {
         commands_burst: u32 = 20, [1..=u32::MAX];
         /// Requests a minute that a session may send beyond its rate before its connection is closed; 0: any number.
         refusals_per_minute: u32 = 120;
-        /// Attempts to identify or resume a minute, by token; 0: no limit.
+        /// Attempts to identify or resume a minute, by sign-in and by connection; ten times as many unknown tokens by address;
+        /// 0: no limit.
         identifies_per_minute: u32 = 10;
         /// The most sessions of one user; 0: no limit.
         sessions_per_user: usize = 50, 0 or [1..=MANY];

@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_secs(30);
 const HOURLY: u64 = 120;
 /// Sign-ins whose end one commit moves.
 const PIECE: usize = 500;
-/// Seconds that a sign-in or an invitation is kept behind its end.
+/// Seconds that a sign-in or an invitation is kept after its end.
 const KEPT_S: i64 = 24 * 60 * 60;
 
 /// Starts the task. It lives until `stop` is cancelled or the node is gone.

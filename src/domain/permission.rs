@@ -1,8 +1,8 @@
 //! Who may do what: the one table, for REST and the gateway alike.
 //!
 //! A caller stands somewhere: a role in the workspace, and a role in the channel or none. An [`Action`] on a channel
-//! kind asks for a standing. [`allows`] is asked inside the transaction that writes, with what that transaction read, so
-//! nothing can change between the question and the deed.
+//! kind asks for a standing. [`allows`] is asked inside the transaction that writes, with what that transaction read; for
+//! messages just before it, which then writes only where nothing has changed since (`storage::send`).
 //!
 //! | action | guest | member | workspace moderator | admin |
 //! |---|---|---|---|---|

@@ -1,4 +1,5 @@
-//! Connections: accepted within a bound, served as HTTP/1.1 within limits, and closed in order.
+//! Connections: accepted within a bound, served as HTTP/1.1 within limits, and closed in order. Each request is told which
+//! address it comes from, behind trusted proxies too.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! What of the store is remembered for a moment, and forgotten as soon as it changes.
 //!
-//! Who a token speaks for is believed for `auth.cache_s` at most. A rendered page of a channel's history is good for as
-//! long as the channel's head does not move: every change of a channel moves it.
+//! Who a token speaks for is believed for `auth.cache_s` at most. A rendered page of a channel's history, and who may do what
+//! there, are good for as long as the channel's head does not move: every change of a channel moves it.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -2,8 +2,8 @@
 //!
 //! [`Store`] hands out connections ([`Db`]); every function here takes one, has its SQL beside its row type, and runs on
 //! both databases: [`on!`] compiles one body for each, [`by_dialect!`] names the rare differences. Writes go through
-//! [`writer`] alone, which commits what waits in one transaction; [`apply`] is what a command does inside it.
-//! Reads take a connection from the pool.
+//! [`writer`] alone, which commits what waits in one transaction; [`apply`] is what a command does inside it, [`send`] the
+//! short way of messages. Reads take a connection from the pool. [`lock`] keeps a second server off the database.
 //!
 //! To add a table: a numbered file in `migrations/`, its name in [`migrations`], a file here with the SQL and the row
 //! types, and a test in `contract`, which runs on both databases.

@@ -1,12 +1,14 @@
 //! Many top-level messages in one go: the hot path of the hub.
 //!
 //! However many messages of however many channels wait, they cost two round trips: one asks what decides about each, one
-//! stores them all. A batch travels as JSON parameters, which both databases take apart themselves.
+//! stores them all; a text with an `@` in it costs one more, to find whom it names. A batch travels as JSON parameters,
+//! which both databases take apart themselves.
 //!
-//! On Postgres neither holds a transaction open. All that decides whether somebody may post in a channel is written with
-//! an event of that channel, so the second statement writes to a channel only if its head is still where the first one
-//! read it; if another process moved it, that channel's messages are asked about again. On SQLite the first trip begins
-//! the transaction, the second one commits it.
+//! On Postgres no transaction is open between the two. Whatever decides who may post in a channel is written with an
+//! event of that channel, so the second statement writes to a channel only if its head is still where the first one
+//! read it; if another process moved it, that channel's messages are asked about again. (That an account is deactivated
+//! is an event of the workspace: done by another process, it may come one round trip late.) On SQLite the first trip
+//! begins the transaction, the second one commits it. docs/adr/0009 says why.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

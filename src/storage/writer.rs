@@ -3,7 +3,10 @@
 //! One task owns the writing connection. It takes everything that waits (up to a batch), applies it, commits, and only
 //! then answers and tells. While it commits, the next batch gathers: the busier it is, the more share an fsync. An item
 //! that is refused rolls back to its savepoint and does not disturb its neighbours; if the database itself fails, the
-//! items are tried once more, each alone.
+//! items are tried once more, each alone. Top-level messages go together, by [`send`]; a batch of nothing else needs no
+//! `BEGIN` and no `COMMIT` of its own.
+//!
+//! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
