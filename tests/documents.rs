@@ -149,3 +149,46 @@ fn every_file_that_a_page_links_to_is_there() {
         }
     }
 }
+
+/// Returns whether a text has `start` in it with `name` behind, as a whole word.
+fn has(text: &str, start: &str, name: &str) -> bool {
+    let whole = format!("{start}{name}");
+    let ends = |at: usize| !text[at + whole.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    text.match_indices(&whole).any(|(at, _)| ends(at))
+}
+
+#[test]
+fn every_file_that_a_page_names_is_there() {
+    let folders = ["src", "tests", "examples", "benches"];
+    let sources: Vec<PathBuf> = folders.iter().flat_map(|folder| files(&root().join(folder), "rs")).collect();
+    for page in pages() {
+        let text = read(&page);
+        for word in quoted(&text) {
+            let path = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_./".contains(&b));
+            if path && word.ends_with(".rs") {
+                let there = sources.iter().any(|source| source.ends_with(word));
+                assert!(there, "{}: there is no file `{word}`", page.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_method_that_a_page_names_is_there() {
+    let sources: Vec<String> = files(&root().join("src"), "rs").iter().map(|file| read(file)).collect();
+    for page in pages() {
+        let text = read(&page);
+        for word in quoted(&text) {
+            let Some((kind, name)) = word.split_once("::") else { continue };
+            let ours = |text: &&String| has(text, "struct ", kind) || has(text, "enum ", kind);
+            if !kind.starts_with(|c: char| c.is_ascii_uppercase()) || !sources.iter().any(|text| ours(&text)) {
+                continue;
+            }
+            let told = |text: &String| {
+                let method = has(text, "impl ", kind) && has(text, "fn ", name);
+                method || (has(text, "enum ", kind) && has(text, "    ", name))
+            };
+            assert!(sources.iter().any(told), "{}: there is no `{word}`", page.display());
+        }
+    }
+}
