@@ -15,7 +15,7 @@ pub(crate) fn plain(value: &Value) -> Value {
             let mut shown = serde_json::Map::new();
             for (name, value) in fields {
                 match name.as_str() {
-                    "created_at" | "joined_at" | "event_id" | "at" | "s" | "permalink" => {}
+                    "created_at" | "joined_at" | "last_at" | "event_id" | "at" | "s" | "permalink" => {}
                     "id" if of_message => {}
                     "edited_at" | "deleted_at" | "archived_at" => {
                         shown.insert(name.clone(), json!(true));
@@ -81,10 +81,7 @@ impl Model {
                 None => Err("not_found".to_owned()),
             }),
             View::Edits(channel, n) => read(channel, &|room| match nth(&room.messages, n) {
-                Some(message) => {
-                    let edit = |(text, by, _): &(String, UserId, i64)| json!({"text": text, "editor_id": by, "edited_at": true});
-                    Ok(json!({"items": message.edits.iter().map(edit).collect::<Vec<_>>()}))
-                }
+                Some(message) => Ok(json!({"items": message.edits.iter().map(shown_edit).collect::<Vec<_>>()})),
                 None => Err("not_found".to_owned()),
             }),
             View::Pins(channel) => read(channel, &|room| {
@@ -149,6 +146,10 @@ impl Model {
         }
         json!({"items": items})
     }
+}
+
+fn shown_edit((text, by, seq): &(String, UserId, i64)) -> Value {
+    json!({"text": text, "editor_id": by, "edit_seq": seq, "edited_at": true})
 }
 
 /// Returns an event as REST and the gateway show it, from the log or as it was told.
