@@ -3,6 +3,7 @@
 //! Everything that needs the time is handed a [`Clock`]; `clippy.toml` bans the other ways. A [`Timestamp`] counts
 //! microseconds, the finest unit that Postgres keeps, so a value read back equals the value written.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,15 +12,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// The years that RFC 3339 can write, 0 to 9999.
+const WRITABLE: RangeInclusive<i64> = -62_167_219_200_000_000..=253_402_300_799_999_999;
+
 /// A point in time: microseconds since 1970-01-01T00:00:00Z. In JSON an RFC 3339 string.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// Returns this time moved by a number of seconds, which may be negative.
+    /// Returns this time moved by a number of seconds, which may be negative, but not out of the years that JSON can tell.
     #[must_use]
     pub fn plus_seconds(self, seconds: i64) -> Self {
-        Timestamp(self.0.saturating_add(seconds.saturating_mul(1_000_000)))
+        let moved = self.0.saturating_add(seconds.saturating_mul(1_000_000));
+        Timestamp(moved.clamp(*WRITABLE.start(), *WRITABLE.end()))
     }
 
     /// Returns the time that has passed since `earlier`, zero if none has.
@@ -41,7 +46,8 @@ impl Timestamp {
 
     fn from_rfc3339(text: &str) -> Option<Self> {
         let nanos = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp_nanos();
-        i64::try_from(nanos.div_euclid(1_000)).ok().map(Timestamp)
+        // An offset can carry a time over the edge: 9999-12-31T23:59:59-01:00 is in the year 10000.
+        i64::try_from(nanos.div_euclid(1_000)).ok().filter(|micros| WRITABLE.contains(micros)).map(Timestamp)
     }
 }
 
@@ -122,6 +128,23 @@ mod tests {
         let json = serde_json::to_string(&at).unwrap();
         assert_eq!(json, "\"2026-09-21T14:13:20.000919Z\"");
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), at);
+    }
+
+    #[test]
+    fn a_time_that_is_read_can_be_written() {
+        for edge in ["9999-12-31T23:59:59.999999Z", "0000-01-01T00:00:00Z"] {
+            let at: Timestamp = serde_json::from_value(edge.into()).unwrap();
+            assert_eq!(serde_json::to_value(at).unwrap(), edge);
+        }
+        for beyond in ["9999-12-31T23:59:59-00:01", "0000-01-01T00:00:00+00:01"] {
+            assert!(serde_json::from_value::<Timestamp>(beyond.into()).is_err(), "{beyond}");
+        }
+    }
+
+    #[test]
+    fn no_number_of_seconds_leaves_the_years_that_can_be_written() {
+        assert_eq!(Timestamp(0).plus_seconds(i64::MAX).to_string(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(Timestamp(0).plus_seconds(i64::MIN).to_string(), "0000-01-01T00:00:00Z");
     }
 
     #[test]

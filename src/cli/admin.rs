@@ -336,7 +336,7 @@ pub(super) async fn token(command: TokenCommand) -> Result<()> {
     let door = common.door().await?;
     let user = door.user(&user).await?;
     let now = Clock::default().now();
-    let expires_at = days.map(|days| now.plus_seconds(days.max(1) * 86_400));
+    let expires_at = days.map(|days| now.plus_seconds(days.max(1).saturating_mul(86_400)));
     let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides: false };
     let secret = Secret::generate("clk_");
     let _: Value = door.account(Account::SignIn { user: user.id, token, hash: Secret::hash(&secret.0) }).await?;

@@ -4,7 +4,7 @@
 //! `colink_session` cookie, never in a URL; with a cookie, the request's Origin must be this server's or an allowed one.
 
 use std::net::IpAddr;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params as Argon2Params, PasswordHasher, PasswordVerifier, Version};
@@ -148,20 +148,17 @@ async fn hash(hub: &Arc<Hub>, password: String) -> Result<String, Refusal> {
     hashed.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, "cannot hash the password")))
 }
 
-/// Stands in for the hash of somebody who is not there, so that the answer takes as long.
-static NOBODY: LazyLock<String> = LazyLock::new(|| {
-    let hash = Argon2::default().hash_password(b"nobody has this password");
-    hash.map(|hash| hash.to_string()).unwrap_or_default()
-});
-
 async fn verify(hub: &Arc<Hub>, password: String, stored: Option<String>) -> Result<bool, Refusal> {
     let _turn = HASHING.acquire().await.map_err(|_| unavailable("the server is stopping"))?;
     let hub = hub.clone();
     let checked = tokio::task::spawn_blocking(move || {
-        let known = stored.is_some();
-        let text = stored.unwrap_or_else(|| NOBODY.clone());
-        let Ok(parsed) = PasswordHash::new(&text) else { return false };
-        argon2(&hub).verify_password(password.as_bytes(), &parsed).is_ok() && known
+        let Some(stored) = stored else {
+            // Somebody who is not there: the answer takes as long.
+            let _ = argon2(&hub).hash_password(password.as_bytes());
+            return false;
+        };
+        let Ok(parsed) = PasswordHash::new(&stored) else { return false };
+        argon2(&hub).verify_password(password.as_bytes(), &parsed).is_ok()
     });
     checked.await.map_err(|_| Refusal::new(Code::Internal, "cannot check the password"))
 }
@@ -196,7 +193,7 @@ pub struct SignedIn {
 }
 
 /// Returns what an address is counted as: one IPv6 client has a whole /64.
-fn counted(from: IpAddr) -> IpAddr {
+pub(super) fn counted(from: IpAddr) -> IpAddr {
     match from {
         IpAddr::V4(_) => from,
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (u128::MAX << 64)).into()),
@@ -211,16 +208,20 @@ fn attempt(hub: &Hub, from: IpAddr, name: &str) -> Result<(), Refusal> {
     let of_address = Rate { per_minute: per_minute.saturating_mul(10), burst: per_minute.saturating_mul(10) };
     let of_name = Rate { per_minute, burst: per_minute };
     hub.sign_ins.take(counted(from).to_string(), of_address, now).map_err(too_many)?;
-    hub.sign_ins.take(format!("@{}", name.to_lowercase()), of_name, now).map_err(too_many)?;
+    // What nobody can be called is not remembered either: it may be as long as a body.
+    if let Ok(name) = user::handle(name) {
+        hub.sign_ins.take(format!("@{name}"), of_name, now).map_err(too_many)?;
+    }
     Ok(())
 }
 
 /// `POST /v1/auth/login`
 pub async fn login(hub: Arc<Hub>, from: IpAddr, body: Login) -> Result<Response, Refused> {
     attempt(&hub, from, &body.name)?;
-    let mut db = hub.store.read().await?;
-    let found = users::for_login(&mut db, &body.name.to_lowercase()).await?;
-    drop(db);
+    let found = match user::handle(&body.name) {
+        Ok(name) => users::for_login(&mut hub.store.read().await?, &name).await?,
+        Err(_) => None,
+    };
     let (id, stored) = found.map_or((None, None), |(id, hash)| (Some(id), hash));
     let right = verify(&hub, body.password, stored).await?;
     let Some(id) = id.filter(|_| right) else {

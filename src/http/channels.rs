@@ -63,9 +63,19 @@ pub fn page_size(hub: &Hub, asked: Option<i64>) -> Result<i64, Refusal> {
 impl Paging {
     /// Reads a cursor that is an identifier.
     pub fn cursor<T: FromStr>(&self) -> Result<Option<T>, Refusal> {
-        let parse = |text: &String| text.parse().map_err(|_| invalid("cursor is none that this list gave"));
+        let parse = |text: &String| text.parse().map_err(|_| not_given());
         self.cursor.as_ref().map(parse).transpose()
     }
+
+    /// Reads a cursor that is a name; before all names, if there is none. No name has a NUL, which Postgres cannot take.
+    pub fn name(&self) -> Result<&str, Refusal> {
+        let name = self.cursor.as_deref().unwrap_or("");
+        if name.contains('\0') { Err(not_given()) } else { Ok(name) }
+    }
+}
+
+fn not_given() -> Refusal {
+    invalid("cursor is none that this list gave")
 }
 
 /// The cursor of a list that is ordered by time: the time of a page's last entry, and which entry that is.
@@ -131,7 +141,7 @@ pub async fn browse(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging)
     may_make_channels(caller.role)?;
     let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
-    let found = channels::browse(&mut db, paging.cursor.as_deref().unwrap_or(""), limit + 1).await?;
+    let found = channels::browse(&mut db, paging.name()?, limit + 1).await?;
     Ok(cut(found, limit, |channel| channel.name.clone().unwrap_or_default()))
 }
 

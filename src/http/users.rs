@@ -19,7 +19,7 @@ use crate::storage::users;
 /// `GET /v1/users`: a guest sees those who share a channel with them.
 pub async fn list(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<User>, Refused> {
     let limit = page_size(&hub, paging.limit)?;
-    let after = paging.cursor.as_deref().unwrap_or("");
+    let after = paging.name()?;
     let mut db = hub.store.read().await?;
     let found = if caller.role == Role::Guest {
         users::list_shared(&mut db, caller.user_id, after, limit + 1).await?

@@ -112,7 +112,7 @@ fn subprotocol(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
 async fn whose(hub: &Hub, from: IpAddr, token: &str) -> Result<Principal, Refusal> {
     let per_minute = hub.config.gateway.identifies_per_minute.saturating_mul(10);
     let rate = Rate { per_minute, burst: per_minute };
-    let key = format!("unknown tokens of {from}");
+    let key = format!("unknown tokens of {}", auth::counted(from));
     let wait = hub.sign_ins.wait(&key, rate, hub.clock.now());
     if !wait.is_zero() && hub.cache.identity(&Secret::hash(token)).is_none() {
         return Err(too_many(wait));

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::cli::{Serving, run_json};
+use crate::http::Http;
 use crate::socket::{CONTINUATION, Incoming, PING, Socket, TEXT, frame};
 use crate::world::{LIMIT, eventually, message, within};
 
@@ -32,6 +33,8 @@ impl Flooded {
         let mut args: Vec<String> = off.iter().flat_map(|key| ["--set".to_owned(), format!("{key}=0")]).collect();
         let patience = ["--set", "gateway.heartbeat_interval_ms=600000", "--set", "gateway.write_stall_ms=1000"];
         args.extend(patience.map(str::to_owned));
+        // Hashing takes memory by design.
+        args.extend(["--set", "auth.argon2_memory_kib=8"].map(str::to_owned));
         let server = Serving::start(data, &args.iter().map(String::as_str).collect::<Vec<_>>());
         run_json(data, &["user", "add", "ana", "--admin"]);
         let token = run_json(data, &["token", "add", "--user", "ana"])["token"].as_str().unwrap().to_owned();
@@ -114,4 +117,24 @@ async fn a_client_that_asks_and_never_reads_is_4010() {
     })
     .await;
     while matches!(socket.read().await, Incoming::Text(_)) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_nobody_can_have_are_not_remembered() {
+    let data = tempfile::tempdir().unwrap();
+    let world = Flooded::start(data.path()).await;
+    let stranger = Http::new(&world.server.url, None);
+    let long = "x".repeat(MIB - 1_024);
+    let guess = |n: usize| {
+        let body = json!({"name": format!("{n}{long}"), "password": "wrong password"});
+        let stranger = &stranger;
+        async move { stranger.post("/v1/auth/login", &body).await.code() }
+    };
+    assert_eq!(guess(0).await, "unauthenticated");
+    let before = world.size();
+    for n in 1..=2 * GROWTH / MIB {
+        assert_eq!(guess(n).await, "unauthenticated");
+    }
+    let now = world.size();
+    assert!(now < before + GROWTH, "from {} to {} MiB", before / MIB, now / MIB);
 }
