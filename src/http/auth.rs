@@ -4,10 +4,10 @@
 //! `colink_session` cookie, never in a URL; with a cookie, the request's Origin must be this server's or an allowed one.
 
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use argon2::password_hash::phc::PasswordHash;
-use argon2::{Algorithm, Argon2, Params as Argon2Params, PasswordHasher, PasswordVerifier, Version};
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use argon2::{ARGON2ID_IDENT, Algorithm, Argon2, Block, Params as Argon2Params, Version, password_hash};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
@@ -124,43 +124,80 @@ pub fn same_origin(hub: &Hub, headers: &HeaderMap) -> Result<(), Refusal> {
 /// Hashing takes memory by design: no more than this at once.
 static HASHING: Semaphore = Semaphore::const_new(2);
 
-fn argon2(hub: &Hub) -> Argon2<'static> {
-    hasher(hub.config.auth.argon2_memory_kib, hub.config.auth.argon2_iterations, hub.config.auth.argon2_parallelism)
+/// The memory to hash in, while nobody hashes. Given back to the allocator, as much would stay with every thread that ever
+/// hashed.
+static MEMORY: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
+
+/// Returns the argon2id hash of a password under these parameters and with this salt.
+fn argon2id(params: Argon2Params, password: &[u8], salt: Salt) -> Result<PasswordHash, password_hash::Error> {
+    let kept = || MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut memory = kept().pop().unwrap_or_default();
+    memory.resize(params.block_count(), Block::default());
+    let mut out = [0; Output::MAX_LENGTH];
+    let out = &mut out[..params.output_len().unwrap_or(Argon2Params::DEFAULT_OUTPUT_LEN).min(Output::MAX_LENGTH)];
+    let text = ParamsString::try_from(&params)?;
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+    let hashed = argon2.hash_password_into_with_memory(password, &salt, out, &mut memory);
+    kept().push(memory);
+    hashed?;
+    Ok(PasswordHash {
+        algorithm: ARGON2ID_IDENT,
+        version: Some(Version::V0x13.into()),
+        params: text,
+        salt: Some(salt),
+        hash: Some(Output::new(out)?),
+    })
 }
 
-fn hasher(memory_kib: u32, iterations: u32, parallelism: u32) -> Argon2<'static> {
-    let params = Argon2Params::new(memory_kib, iterations, parallelism, None).unwrap_or_default();
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+/// Hashes a password under the configured parameters, with a salt of its own.
+fn salted(auth: &crate::config::Auth, password: &str) -> Result<PasswordHash, password_hash::Error> {
+    let (memory, passes, lanes) = (auth.argon2_memory_kib, auth.argon2_iterations, auth.argon2_parallelism);
+    let params = Argon2Params::new(memory, passes, lanes, None).unwrap_or_default();
+    argon2id(params, password.as_bytes(), Salt::generate())
+}
+
+/// Returns whether a password is the one that was hashed.
+fn matches(password: &str, stored: &str) -> Result<bool, password_hash::Error> {
+    let stored = PasswordHash::new(stored)?;
+    let Some(salt) = stored.salt.filter(|_| stored.algorithm == ARGON2ID_IDENT) else { return Ok(false) };
+    // Outputs are compared in constant time.
+    Ok(argon2id(Argon2Params::try_from(&stored)?, password.as_bytes(), salt)?.hash == stored.hash)
 }
 
 /// Returns the argon2id hash of a password as a PHC string.
 pub fn hash_password(auth: &crate::config::Auth, password: &str) -> Result<String, Refusal> {
     user::password(password)?;
-    let hasher = hasher(auth.argon2_memory_kib, auth.argon2_iterations, auth.argon2_parallelism);
-    let hash = hasher.hash_password(password.as_bytes());
-    hash.map(|hash| hash.to_string()).map_err(|_| Refusal::new(Code::Internal, "cannot hash the password"))
+    salted(auth, password)
+        .map(|hash| hash.to_string())
+        .map_err(|_| Refusal::new(Code::Internal, "cannot hash the password"))
 }
 
 async fn hash(hub: &Arc<Hub>, password: String) -> Result<String, Refusal> {
-    let _turn = HASHING.acquire().await.map_err(|_| unavailable("the server is stopping"))?;
     let hub = hub.clone();
-    let hashed = tokio::task::spawn_blocking(move || hash_password(&hub.config.auth, &password)).await;
-    hashed.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, "cannot hash the password")))
+    hashing(move || hash_password(&hub.config.auth, &password)).await?
 }
 
 async fn verify(hub: &Arc<Hub>, password: String, stored: Option<String>) -> Result<bool, Refusal> {
-    let _turn = HASHING.acquire().await.map_err(|_| unavailable("the server is stopping"))?;
     let hub = hub.clone();
-    let checked = tokio::task::spawn_blocking(move || {
+    hashing(move || {
         let Some(stored) = stored else {
             // Somebody who is not there: the answer takes as long.
-            let _ = argon2(&hub).hash_password(password.as_bytes());
+            let _ = salted(&hub.config.auth, &password);
             return false;
         };
-        let Ok(parsed) = PasswordHash::new(&stored) else { return false };
-        argon2(&hub).verify_password(password.as_bytes(), &parsed).is_ok()
+        matches(&password, &stored).unwrap_or(false)
+    })
+    .await
+}
+
+/// Runs what hashes, in its turn. The turn goes along: a client that does not wait for its answer frees no place.
+async fn hashing<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    let turn = HASHING.acquire().await.map_err(|_| unavailable("the server is stopping"))?;
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work()
     });
-    checked.await.map_err(|_| Refusal::new(Code::Internal, "cannot check the password"))
+    done.await.map_err(|_| Refusal::new(Code::Internal, "cannot hash the password"))
 }
 
 // ---- signing in and out --------------------------------------------------------------------------------------------
