@@ -25,14 +25,16 @@ fn read<'a>(reads: impl Iterator<Item = &'a [u8]>) -> (Vec<String>, Option<WireE
     (items, None)
 }
 
-fuzz_target!(|input: (Vec<u8>, Vec<u8>)| {
-    let (cuts, bytes) = input;
-    let (mut rest, mut reads) = (bytes.as_slice(), Vec::new());
+// The first byte counts the reads before the last, the next ones are their lengths, the rest is what the client sends.
+fuzz_target!(|input: &[u8]| {
+    let Some((&count, rest)) = input.split_first() else { return };
+    let (cuts, bytes) = rest.split_at(usize::from(count).min(rest.len()));
+    let (mut rest, mut reads) = (bytes, Vec::new());
     for cut in cuts {
-        let (front, behind) = rest.split_at(usize::from(cut).min(rest.len()));
+        let (front, behind) = rest.split_at(usize::from(*cut).min(rest.len()));
         reads.push(front);
         rest = behind;
     }
     reads.push(rest);
-    assert_eq!(read(reads.into_iter()), read(std::iter::once(bytes.as_slice())));
+    assert_eq!(read(reads.into_iter()), read(std::iter::once(bytes)));
 });

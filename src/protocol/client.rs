@@ -190,6 +190,21 @@ mod tests {
         assert!(decode(&deep).map_or(true, |f| f.request.is_err()));
     }
 
+    /// The seeds of the fuzzer are one frame of each kind, under its name.
+    #[test]
+    fn every_seed_is_understood_and_every_command_has_one() {
+        let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/command");
+        let read = |name: &str| decode(&std::fs::read_to_string(seeds.join(name)).unwrap()).unwrap().request;
+        for name in Command::NAMES {
+            let Ok(Request::Command(command)) = read(name) else { panic!("{name}") };
+            assert_eq!(command.name(), *name);
+            assert_eq!(Command::decode(name, &command.body()), Some(Ok(command)));
+        }
+        for name in ["heartbeat", "identify", "resume", "typing.start", "presence.subscribe", "escaped", "deep"] {
+            assert!(read(name).is_ok(), "{name}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn any_text_is_decoded_without_a_panic(text in "\\PC{0,200}") {
