@@ -101,14 +101,18 @@ pub fn make_data_dir(data: &Path) -> Result<()> {
     builder.create(data).with_context(|| format!("cannot make the data directory {}", data.display()))
 }
 
-/// Takes the data directory for this process; nothing if a server has it.
+/// Takes the data directory for this process; nothing if another one has it. What a server that was killed left there
+/// about itself is gone then.
 pub fn lock_data_dir(data: &Path) -> Result<Option<File>> {
     make_data_dir(data)?;
     let path = data.join("colink.lock");
     let file = File::options().create(true).write(true).truncate(false).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => {
+            let _ = std::fs::remove_file(data.join(RUNNING));
+            Ok(Some(file))
+        }
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }

@@ -307,3 +307,20 @@ async fn a_server_that_waits_for_its_clients_stops_at_once_when_told_again() {
     assert!(reconnect["d"]["after_ms"].as_i64().unwrap() < 300_000, "{reconnect}");
     assert_eq!(server.stop("-TERM"), Some(1));
 }
+#[test]
+fn commands_on_a_stopped_server_wait_for_each_other() {
+    let data = tempfile::tempdir().unwrap();
+    assert_eq!(Serving::start(data.path(), &[]).stop("-KILL"), None);
+    assert!(data.path().join("running.json").exists(), "what it left would lead them astray");
+    let names = ["ana", "bob", "cleo", "dan"];
+    let start = |name: &&str| {
+        colink(data.path(), &["user", "add", name]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let commands: Vec<Child> = names.iter().map(start).collect();
+    for command in commands {
+        let said = said(command.wait_with_output().unwrap());
+        assert_eq!(said.code, 0, "{}", said.err);
+    }
+    assert_eq!(run(data.path(), &["user", "list"]).out.lines().count(), names.len());
+}
+
