@@ -6,10 +6,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::http::Http;
 use crate::socket::Socket;
-use crate::world::{LIMIT, new_postgres_database, postgres_is_there};
+use crate::world::{LIMIT, new_postgres_database, postgres_is_there, within};
 
 /// Runs the binary on a data directory, away from the surroundings of the test.
 fn colink(data: &Path, args: &[&str]) -> Command {
@@ -219,6 +220,35 @@ async fn one_server_runs_on_a_postgres_database() {
 #[test]
 fn a_configuration_is_checked_whole() {
     let data = tempfile::tempdir().unwrap();
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
+    if !postgres_is_there() {
+        return;
+    }
+    let url = new_postgres_database().await;
+    let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let set = ["--set", &format!("database.url={url}")];
+    let _server = Serving::start(mine.path(), &set);
+    let mut postgres = sqlx::PgConnection::connect(&url).await.unwrap();
+    let holder = "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+                  WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database()";
+    let first: i32 = sqlx::query_scalar(holder).fetch_one(&mut postgres).await.unwrap();
+    sqlx::query("SELECT pg_terminate_backend($1)").bind(first).execute(&mut postgres).await.unwrap();
+    let taken = async {
+        while sqlx::query_scalar(holder)
+            .fetch_optional(&mut postgres)
+            .await
+            .unwrap()
+            .is_none_or(|pid: i32| pid == first)
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the lock to be taken again", taken).await;
+    let past_it = run(other.path(), &[&["user", "add", "ana"], &set[..]].concat());
+    assert!(past_it.code == 1 && past_it.err.contains("runs on this database"), "{}", past_it.err);
+}
+
     let good = run(data.path(), &["config", "check"]);
     assert_eq!(good.code, 0, "{}", good.err);
     let file = data.path().join("mine.toml");
