@@ -160,6 +160,9 @@ async fn accounts_tokens_and_channels_are_made_on_a_stopped_and_on_a_running_ser
 async fn a_server_says_where_it_listens_keeps_others_off_its_data_and_stops_in_order() {
     let data = tempfile::tempdir().unwrap();
     let server = Serving::start(data.path(), &["--demo"]);
+    let hint = std::iter::from_fn(|| server.lines.recv_timeout(LIMIT).ok()).find(|line| line.ends_with("--user ana"));
+    let hint = hint.expect("it says how to talk");
+    assert!(hint.contains(&format!("colink chat --data {}", data.path().display())), "{hint}");
     let login = json!({"name": "ana", "password": "colink-demo"});
     let signed_in = Http::new(&server.url, None).post("/v1/auth/login", &login).await.good();
     let mut socket = Socket::open(&server.url, &[]).await;
@@ -217,9 +220,6 @@ async fn one_server_runs_on_a_postgres_database() {
     }
 }
 
-#[test]
-fn a_configuration_is_checked_whole() {
-    let data = tempfile::tempdir().unwrap();
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
     if !postgres_is_there() {
@@ -249,6 +249,9 @@ async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
     assert!(past_it.code == 1 && past_it.err.contains("runs on this database"), "{}", past_it.err);
 }
 
+#[test]
+fn a_configuration_is_checked_whole() {
+    let data = tempfile::tempdir().unwrap();
     let good = run(data.path(), &["config", "check"]);
     assert_eq!(good.code, 0, "{}", good.err);
     let file = data.path().join("mine.toml");
@@ -314,6 +317,23 @@ fn a_server_that_was_killed_starts_again() {
 }
 
 #[test]
+fn commands_on_a_stopped_server_wait_for_each_other() {
+    let data = tempfile::tempdir().unwrap();
+    assert_eq!(Serving::start(data.path(), &[]).stop("-KILL"), None);
+    assert!(data.path().join("running.json").exists(), "what it left would lead them astray");
+    let names = ["ana", "bob", "cleo", "dan"];
+    let start = |name: &&str| {
+        colink(data.path(), &["user", "add", name]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let commands: Vec<Child> = names.iter().map(start).collect();
+    for command in commands {
+        let said = said(command.wait_with_output().unwrap());
+        assert_eq!(said.code, 0, "{}", said.err);
+    }
+    assert_eq!(run(data.path(), &["user", "list"]).out.lines().count(), names.len());
+}
+
+#[test]
 fn the_password_of_a_database_is_never_shown() {
     let data = tempfile::tempdir().unwrap();
     for args in [&["config", "check"][..], &["doctor"], &["migrate"]] {
@@ -337,20 +357,3 @@ async fn a_server_that_waits_for_its_clients_stops_at_once_when_told_again() {
     assert!(reconnect["d"]["after_ms"].as_i64().unwrap() < 300_000, "{reconnect}");
     assert_eq!(server.stop("-TERM"), Some(1));
 }
-#[test]
-fn commands_on_a_stopped_server_wait_for_each_other() {
-    let data = tempfile::tempdir().unwrap();
-    assert_eq!(Serving::start(data.path(), &[]).stop("-KILL"), None);
-    assert!(data.path().join("running.json").exists(), "what it left would lead them astray");
-    let names = ["ana", "bob", "cleo", "dan"];
-    let start = |name: &&str| {
-        colink(data.path(), &["user", "add", name]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
-    };
-    let commands: Vec<Child> = names.iter().map(start).collect();
-    for command in commands {
-        let said = said(command.wait_with_output().unwrap());
-        assert_eq!(said.code, 0, "{}", said.err);
-    }
-    assert_eq!(run(data.path(), &["user", "list"]).out.lines().count(), names.len());
-}
-
