@@ -245,7 +245,7 @@ async fn what_one_caller_tells_a_channel_arrives_in_order_while_it_is_started() 
     let ana = world.user("ana").await;
     for n in 0..40 {
         let channel = world.channel(ana, &format!("room-{n}"), &[]).await;
-        let (tell, mut answers) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, mut answers) = tokio::sync::mpsc::channel(60);
         let slot = world.hub.directory.slot_or_new(channel.into());
         for line in 0..60 {
             // The rest is told when the actor has just begun to live, and what was told before is still on its way.
@@ -254,7 +254,7 @@ async fn what_one_caller_tells_a_channel_arrives_in_order_while_it_is_started() 
                 std::hint::spin_loop();
             }
             let tell = tell.clone();
-            let answer = Answer::new(move |result| drop(tell.send((line, result))));
+            let answer = Answer::new(move |result| tell.try_send((line, result)).unwrap());
             world.hub.dispatch(ana, says(channel, &format!("{n}-{line}")).into(), None, answer);
         }
         drop(tell);
