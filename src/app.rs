@@ -44,6 +44,8 @@ pub struct Running {
     pub url: String,
     /// The operator's secret of this run.
     pub operator_token: String,
+    /// The server's `database.url`, which it may have from elsewhere than a command has its own.
+    pub database: String,
     /// The server's process.
     pub pid: u32,
 }
@@ -160,8 +162,10 @@ impl App {
         config.server.listen = address;
         let operator = Secret::generate("clo_");
         let node = format!("hub-{}", address.port());
+        let database = config.database.url.expose().to_owned();
         let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0)).await?;
-        Running { url: local_url(address), operator_token: operator.0, pid: std::process::id() }.write(&data)?;
+        let (url, pid) = (local_url(address), std::process::id());
+        Running { url, operator_token: operator.0, database, pid }.write(&data)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(http::serve::serve(hub.clone(), listener, stop.clone()));
         Ok(App { hub, address, stop, serving, data, _locks: (lock, database_lock) })

@@ -41,11 +41,12 @@ enum Way {
 
 impl Door {
     /// Opens the way to the data that `config` names.
-    pub(super) async fn open(config: Config) -> Result<Door> {
+    pub(super) async fn open(mut config: Config) -> Result<Door> {
         let lock = match holder(&config.server.data).await? {
             Holder::Us(lock) => lock,
             Holder::Server(running) => {
                 let client = Client::new(&running.url)?.with_token(&running.operator_token);
+                config.database.url = running.database.into();
                 return Ok(Door { store: app::open_store(&config).await?, config, way: Way::Running(client) });
             }
         };

@@ -196,10 +196,14 @@ async fn keeps_others_off(url: &str) {
     let past_it = run(other.path(), &[&["user", "add", "ana"], &set[..]].concat());
     assert_eq!(past_it.code, 1, "{}", past_it.out);
     assert!(past_it.err.contains("name its directory by --data"), "{}", past_it.err);
-    let through_it = run(mine.path(), &[&["user", "add", "ana"], &set[..]].concat());
-    assert_eq!(through_it.code, 0, "{}", through_it.err);
-    let token = run(mine.path(), &[&["token", "add", "--user", "ana"], &set[..]].concat());
-    assert_eq!(token.code, 0, "{}", token.err);
+    // The data directory alone says which server it is, and so which database.
+    for through_it in
+        [&["user", "add", "ana", "--admin"][..], &["token", "add", "--user", "ana"], &["channel", "add", "room"]]
+    {
+        let said = run(mine.path(), through_it);
+        assert_eq!(said.code, 0, "{}", said.err);
+    }
+    assert!(!mine.path().join("colink.db").exists(), "no database is made beside the server's");
 
     assert_eq!(first.stop("-KILL"), None);
     let alone = run(other.path(), &[&["user", "add", "bob"], &set[..]].concat());
