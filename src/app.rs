@@ -44,6 +44,8 @@ pub struct Running {
     pub url: String,
     /// The operator's secret of this run.
     pub operator_token: String,
+    /// The server's `database.url`, which it may have from elsewhere than a command has its own.
+    pub database: String,
     /// The server's process.
     pub pid: u32,
 }
@@ -101,14 +103,18 @@ pub fn make_data_dir(data: &Path) -> Result<()> {
     builder.create(data).with_context(|| format!("cannot make the data directory {}", data.display()))
 }
 
-/// Takes the data directory for this process; nothing if a server has it.
+/// Takes the data directory for this process; nothing if another one has it. What a server that was killed left there
+/// about itself is gone then.
 pub fn lock_data_dir(data: &Path) -> Result<Option<File>> {
     make_data_dir(data)?;
     let path = data.join("colink.lock");
     let file = File::options().create(true).write(true).truncate(false).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => {
+            let _ = std::fs::remove_file(data.join(RUNNING));
+            Ok(Some(file))
+        }
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
@@ -156,8 +162,10 @@ impl App {
         config.server.listen = address;
         let operator = Secret::generate("clo_");
         let node = format!("hub-{}", address.port());
+        let database = config.database.url.expose().to_owned();
         let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0)).await?;
-        Running { url: local_url(address), operator_token: operator.0, pid: std::process::id() }.write(&data)?;
+        let (url, pid) = (local_url(address), std::process::id());
+        Running { url, operator_token: operator.0, database, pid }.write(&data)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(http::serve::serve(hub.clone(), listener, stop.clone()));
         Ok(App { hub, address, stop, serving, data, _locks: (lock, database_lock) })

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::channel::{ChannelMsg, ChannelStats};
 use super::presence::PresenceMsg;
-use super::session::SessionHandle;
 use super::session::queue::text_of;
+use super::session::{OpenError, SessionHandle};
 use super::*;
 use crate::domain::channel::Channel;
 use crate::domain::command::{Command, CreateChannel, Principal, SendMessage};
@@ -23,8 +23,9 @@ use crate::domain::message::Sent;
 use crate::domain::user::{Presence, Role};
 use crate::protocol::close::CloseCode;
 use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::tokens::{Secret, Token};
 use crate::storage::writer::{Answer, Reply, Work};
-use crate::storage::{Options, events};
+use crate::storage::{Options, StoreError, events};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -56,7 +57,16 @@ impl World {
         };
         let reply = self.hub.writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
         let user: User = serde_json::from_str(&reply.json).unwrap();
-        Principal { user_id: user.id, role: user.role, token_id: TokenId::new(self.hub.clock.now()) }
+        let now = self.hub.clock.now();
+        let (label, expires_at) = (String::new(), None);
+        let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides: false };
+        let token_id = token.id;
+        self.writes(Account::SignIn { user: user.id, token, hash: Secret::hash(name) }).await;
+        Principal { user_id: user.id, role: user.role, token_id }
+    }
+
+    async fn writes(&self, account: Account) {
+        self.hub.writer.write(SYSTEM, Work::Account(account), None).await.unwrap();
     }
 
     async fn channel(&self, owner: Principal, name: &str, members: &[Principal]) -> ChannelId {
@@ -235,7 +245,7 @@ async fn what_one_caller_tells_a_channel_arrives_in_order_while_it_is_started() 
     let ana = world.user("ana").await;
     for n in 0..40 {
         let channel = world.channel(ana, &format!("room-{n}"), &[]).await;
-        let (tell, mut answers) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, mut answers) = tokio::sync::mpsc::channel(60);
         let slot = world.hub.directory.slot_or_new(channel.into());
         for line in 0..60 {
             // The rest is told when the actor has just begun to live, and what was told before is still on its way.
@@ -244,7 +254,7 @@ async fn what_one_caller_tells_a_channel_arrives_in_order_while_it_is_started() 
                 std::hint::spin_loop();
             }
             let tell = tell.clone();
-            let answer = Answer::new(move |result| drop(tell.send((line, result))));
+            let answer = Answer::new(move |result| tell.try_send((line, result)).unwrap());
             world.hub.dispatch(ana, says(channel, &format!("{n}-{line}")).into(), None, answer);
         }
         drop(tell);
@@ -337,6 +347,19 @@ async fn a_session_that_panics_ends_alone_and_its_client_may_come_back() {
     other.hears(room, 2, 2).await;
     world.listen(ana, 3).await;
     assert_eq!(world.hub.directory.session_count(ana.user_id), 2);
+}
+
+#[tokio::test]
+async fn a_session_is_opened_for_what_its_caller_is_by_now() {
+    let world = World::open(|_| {}).await;
+    let (mut ana, bob) = (world.user("ana").await, world.user("bob").await);
+    ana.role = Role::Admin;
+    assert_eq!(world.listen(ana, 1).await.session.principal().role, Role::Member, "they were believed to be more");
+    // Between the token's lookup and this, the sign-in ended: nobody will tell a session that was not there.
+    world.writes(Account::SignOut { user: bob.user_id, token: bob.token_id }).await;
+    let opened = world.hub.open_session(bob, None, 2).await;
+    assert!(matches!(opened, Err(OpenError::Store(StoreError::Refused(r))) if r.code == Code::Unauthenticated));
+    until(async || (world.hub.directory.session_count(bob.user_id) == 0).then_some(())).await;
 }
 
 #[tokio::test]

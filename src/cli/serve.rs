@@ -85,17 +85,28 @@ async fn welcome(app: &App, demo: bool) -> Result<()> {
     let mut db = app.hub.store.read().await?;
     let accounts = users::count(&mut db).await?;
     drop(db);
+    let chat = chat(&app.hub.config);
     if demo {
         println!("\nA demo team is here: {}, password `{}`.", seed::NAMES.join(", "), seed::PASSWORD);
-        println!("Talk from two terminals:\n  colink chat --user ana\n  colink chat --user bob");
+        println!("Talk from two terminals:\n  {chat} --user ana\n  {chat} --user bob");
     } else if accounts == 0 {
-        first_admin(app).await?;
+        first_admin(app, &chat).await?;
     }
     Ok(())
 }
 
+/// Returns the command that talks to this server, as it can be typed where the server was started.
+fn chat(config: &Config) -> String {
+    let program = std::env::args().next().unwrap_or_else(|| "colink".to_owned());
+    let data = &config.server.data;
+    if *data == Config::default().server.data {
+        return format!("{program} chat");
+    }
+    format!("{program} chat --data {}", data.display())
+}
+
 /// Makes the first administrator where a person sees the password; it is printed once and kept nowhere.
-async fn first_admin(app: &App) -> Result<()> {
+async fn first_admin(app: &App, chat: &str) -> Result<()> {
     if !std::io::stdout().is_terminal() {
         println!("\nThere is no account yet: make one with `colink user add NAME --admin --password-stdin`.");
         return Ok(());
@@ -113,7 +124,7 @@ async fn first_admin(app: &App) -> Result<()> {
     let admin: User = serde_json::from_str(&reply.json)?;
     println!("\nThe first administrator was made. This is shown once:");
     println!("  name       {}\n  password   {password}", admin.name);
-    println!("Sign in:     colink chat --user {}", admin.name);
+    println!("Sign in:     {chat} --user {}", admin.name);
     println!("Others:      colink user add NAME --password-stdin, or colink user invite");
     Ok(())
 }

@@ -356,7 +356,10 @@ impl Connection {
     fn not_opened(&self, error: OpenError) -> Result<Result<Opened, Refusal>, End> {
         match error {
             OpenError::TooMany => Err(CloseCode::TooMany.into()),
-            OpenError::Store(error) => Ok(Err(super::error::refusal(error))),
+            OpenError::Store(error) => match super::error::refusal(error) {
+                refusal if refusal.code == Code::Unauthenticated => Err(CloseCode::AuthFailed.into()),
+                refusal => Ok(Err(refusal)),
+            },
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{OpenError, Options};
 
@@ -18,8 +19,8 @@ pub struct Lock(#[expect(dead_code, reason = "it holds by being there")] Held);
 #[derive(Debug)]
 #[expect(dead_code, reason = "it holds by being there")]
 enum Held {
-    /// An advisory lock of this connection's session.
-    Postgres(PgConnection),
+    /// An advisory lock of a connection's session, and who takes it again when that is lost.
+    Postgres(AbortOnDropHandle<()>),
     /// A locked file beside the database. Not the database itself: SQLite's own locks end when any handle to it is closed.
     Sqlite(File),
 }
@@ -29,13 +30,21 @@ const COLINK: i32 = 0x636f_6c69;
 /// How long Postgres may take to notice that the last holder is dead.
 const PATIENCE: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(100);
+/// How often the connection with the lock is looked after: Postgres may be started anew, and its locks are gone then.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long an answer of Postgres may take meanwhile.
+const ANSWER: Duration = Duration::from_secs(5);
 
 impl Lock {
     /// Takes the database for this process; nothing if another one holds it.
     pub async fn take(options: &Options) -> Result<Option<Lock>, OpenError> {
         match options.sqlite_path() {
             Some(path) => Ok(lock_file(path)?.map(|file| Lock(Held::Sqlite(file)))),
-            None => Ok(lock_postgres(options).await?.map(|connection| Lock(Held::Postgres(connection)))),
+            None => {
+                let Some(connection) = lock_postgres(options).await? else { return Ok(None) };
+                let kept = tokio::spawn(keep(connection, options.clone()));
+                Ok(Some(Lock(Held::Postgres(AbortOnDropHandle::new(kept)))))
+            }
         }
     }
 }
@@ -53,6 +62,27 @@ fn lock_file(database: &Path) -> Result<Option<File>, OpenError> {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Looks after the connection with the lock, and takes the lock again when it is lost.
+async fn keep(connection: PgConnection, options: Options) {
+    let mut held = Some(connection);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Some(connection) = &mut held {
+            if matches!(tokio::time::timeout(ANSWER, connection.ping()).await, Ok(Ok(()))) {
+                continue;
+            }
+            tracing::warn!("the connection that keeps other servers off the database was lost: taking the lock again");
+            held = None;
+        }
+        match tokio::time::timeout(ANSWER, lock_postgres(&options)).await {
+            Ok(Ok(Some(connection))) => held = Some(connection),
+            Ok(Ok(None)) => tracing::error!("another server runs on this database: stop one of the two"),
+            // The database is away, which the store tells.
+            Ok(Err(_)) | Err(_) => {}
+        }
     }
 }
 

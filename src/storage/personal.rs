@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 use crate::domain::channel::Notify;
 use crate::domain::id::{ChannelId, UserId};
 
-/// Moves a member's read mark; returns whether they are in the channel.
+/// Moves the read mark of a member; nothing happens to anybody else.
 pub(super) async fn set_read(
     scope: &mut Scope<'_>,
     channel: ChannelId,

@@ -87,19 +87,25 @@ from_row!(Identity, row => Identity {
     slides: row.try_get("slides")?,
 });
 
-/// Returns who a token speaks for, if it is valid at `now` and its user active.
-pub async fn identify(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> Result<Option<Identity>, StoreError> {
-    let sql = "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role FROM tokens t JOIN users u ON u.id = t.user_id \
-               WHERE t.token_hash = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > $2) \
-               AND u.deactivated_at IS NULL";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(&hash[..]).bind(now).fetch_optional(c).await?))
+/// A valid sign-in of an active user, found by one column.
+macro_rules! valid {
+    ($by:literal) => {
+        concat!(
+            "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.",
+            $by,
+            " = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > $2) AND u.deactivated_at IS NULL"
+        )
+    };
 }
 
-/// Returns when a sign-in ends; nothing if it does not end by itself.
-pub async fn expiry(db: &mut Db, id: TokenId) -> Result<Option<Timestamp>, StoreError> {
-    let sql = "SELECT expires_at FROM tokens WHERE id = $1";
-    let row: Option<Option<Timestamp>> = on!(db, c => sqlx::query_scalar(sql).bind(id).fetch_optional(c).await?);
-    Ok(row.flatten())
+/// Returns who a token speaks for, if it is valid at `now` and its user active.
+pub async fn identify(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> Result<Option<Identity>, StoreError> {
+    Ok(on!(db, c => sqlx::query_as(valid!("token_hash")).bind(&hash[..]).bind(now).fetch_optional(c).await?))
+}
+
+/// Returns what a sign-in stands for, if it is valid at `now` and its user active.
+pub async fn standing(db: &mut Db, id: TokenId, now: Timestamp) -> Result<Option<Identity>, StoreError> {
+    Ok(on!(db, c => sqlx::query_as(valid!("id")).bind(id).bind(now).fetch_optional(c).await?))
 }
 
 /// Stores a sign-in.

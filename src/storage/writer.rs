@@ -200,8 +200,26 @@ impl Failure {
     pub(super) fn of_commit(error: sqlx::Error) -> Self {
         let broken_rule =
             error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other));
-        if broken_rule { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into()) }
+        let rolled_back = broken_rule || gave_up(&error);
+        if rolled_back { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into()) }
     }
+
+    /// Returns whether its writes may fare better one by one. What is locked now is locked for each of them, and they
+    /// would wait for it one after the other.
+    fn may_be_one_item(&self) -> bool {
+        match self {
+            Failure::RolledBack(StoreError::Database(error)) => !gave_up(error),
+            Failure::RolledBack(_) => true,
+            Failure::Unknown(_) => false,
+        }
+    }
+}
+
+/// Returns whether the database gave up on a statement that waited or ran for too long, and undid it: in Postgres
+/// `lock_not_available` and `query_canceled`, in SQLite `SQLITE_BUSY`.
+fn gave_up(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| matches!(&*code, "55P03" | "57014" | "5"))
 }
 
 impl From<StoreError> for Failure {
@@ -260,7 +278,8 @@ impl Task {
         let started = Instant::now();
         match self.commit(&batch).await {
             Ok((results, events)) => self.conclude(batch, results, events),
-            Err(Failure::RolledBack(error)) if batch.len() > 1 => {
+            Err(failure) if batch.len() > 1 && failure.may_be_one_item() => {
+                let (Failure::RolledBack(error) | Failure::Unknown(error)) = failure;
                 tracing::warn!(%error, writes = batch.len(), "a commit failed: trying its writes one by one");
                 for write in batch {
                     Box::pin(self.commit_one(write)).await;

@@ -6,10 +6,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::http::Http;
 use crate::socket::Socket;
-use crate::world::{LIMIT, new_postgres_database, postgres_is_there};
+use crate::world::{LIMIT, new_postgres_database, postgres_is_there, within};
 
 /// Runs the binary on a data directory, away from the surroundings of the test.
 fn colink(data: &Path, args: &[&str]) -> Command {
@@ -159,6 +160,9 @@ async fn accounts_tokens_and_channels_are_made_on_a_stopped_and_on_a_running_ser
 async fn a_server_says_where_it_listens_keeps_others_off_its_data_and_stops_in_order() {
     let data = tempfile::tempdir().unwrap();
     let server = Serving::start(data.path(), &["--demo"]);
+    let hint = std::iter::from_fn(|| server.lines.recv_timeout(LIMIT).ok()).find(|line| line.ends_with("--user ana"));
+    let hint = hint.expect("it says how to talk");
+    assert!(hint.contains(&format!("colink chat --data {}", data.path().display())), "{hint}");
     let login = json!({"name": "ana", "password": "colink-demo"});
     let signed_in = Http::new(&server.url, None).post("/v1/auth/login", &login).await.good();
     let mut socket = Socket::open(&server.url, &[]).await;
@@ -192,10 +196,14 @@ async fn keeps_others_off(url: &str) {
     let past_it = run(other.path(), &[&["user", "add", "ana"], &set[..]].concat());
     assert_eq!(past_it.code, 1, "{}", past_it.out);
     assert!(past_it.err.contains("name its directory by --data"), "{}", past_it.err);
-    let through_it = run(mine.path(), &[&["user", "add", "ana"], &set[..]].concat());
-    assert_eq!(through_it.code, 0, "{}", through_it.err);
-    let token = run(mine.path(), &[&["token", "add", "--user", "ana"], &set[..]].concat());
-    assert_eq!(token.code, 0, "{}", token.err);
+    // The data directory alone says which server it is, and so which database.
+    for through_it in
+        [&["user", "add", "ana", "--admin"][..], &["token", "add", "--user", "ana"], &["channel", "add", "room"]]
+    {
+        let said = run(mine.path(), through_it);
+        assert_eq!(said.code, 0, "{}", said.err);
+    }
+    assert!(!mine.path().join("colink.db").exists(), "no database is made beside the server's");
 
     assert_eq!(first.stop("-KILL"), None);
     let alone = run(other.path(), &[&["user", "add", "bob"], &set[..]].concat());
@@ -214,6 +222,35 @@ async fn one_server_runs_on_a_postgres_database() {
     if postgres_is_there() {
         keeps_others_off(&new_postgres_database().await).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
+    if !postgres_is_there() {
+        return;
+    }
+    let url = new_postgres_database().await;
+    let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let set = ["--set", &format!("database.url={url}")];
+    let _server = Serving::start(mine.path(), &set);
+    let mut postgres = sqlx::PgConnection::connect(&url).await.unwrap();
+    let holder = "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+                  WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database()";
+    let first: i32 = sqlx::query_scalar(holder).fetch_one(&mut postgres).await.unwrap();
+    sqlx::query("SELECT pg_terminate_backend($1)").bind(first).execute(&mut postgres).await.unwrap();
+    let taken = async {
+        while sqlx::query_scalar(holder)
+            .fetch_optional(&mut postgres)
+            .await
+            .unwrap()
+            .is_none_or(|pid: i32| pid == first)
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the lock to be taken again", taken).await;
+    let past_it = run(other.path(), &[&["user", "add", "ana"], &set[..]].concat());
+    assert!(past_it.code == 1 && past_it.err.contains("runs on this database"), "{}", past_it.err);
 }
 
 #[test]
@@ -281,6 +318,23 @@ fn a_server_that_was_killed_starts_again() {
     assert!(data.path().join("running.json").exists());
     assert_eq!(run(data.path(), &["user", "add", "ana"]).code, 0, "its notes do not count without its lock");
     assert_eq!(Serving::start(data.path(), &[]).stop("-TERM"), Some(0));
+}
+
+#[test]
+fn commands_on_a_stopped_server_wait_for_each_other() {
+    let data = tempfile::tempdir().unwrap();
+    assert_eq!(Serving::start(data.path(), &[]).stop("-KILL"), None);
+    assert!(data.path().join("running.json").exists(), "what it left would lead them astray");
+    let names = ["ana", "bob", "cleo", "dan"];
+    let start = |name: &&str| {
+        colink(data.path(), &["user", "add", name]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let commands: Vec<Child> = names.iter().map(start).collect();
+    for command in commands {
+        let said = said(command.wait_with_output().unwrap());
+        assert_eq!(said.code, 0, "{}", said.err);
+    }
+    assert_eq!(run(data.path(), &["user", "list"]).out.lines().count(), names.len());
 }
 
 #[test]

@@ -258,10 +258,16 @@ impl Hub {
     }
 
     /// Lets a session hear every channel that lives; one that is started later finds the session in the directory.
+    ///
+    /// What its caller was believed to be may be old by now. A sign-in that ends, or a role that changes, from here on is
+    /// told to the session, which is in the directory; what happened before, the store knows.
     async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
         let mut db = self.store.read().await?;
+        let sign_in = tokens::standing(&mut db, session.token_id, self.clock.now()).await?;
+        let sign_in = sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
+        session.set_role(sign_in.principal.role);
+        session.set_sign_in_ends(sign_in.expires_at);
         let channels = channels::ids_of_user(&mut db, session.user_id).await?;
-        session.set_sign_in_ends(tokens::expiry(&mut db, session.token_id).await?);
         drop(db);
         let own = [StreamId::from(session.user_id), StreamId::WORKSPACE];
         for stream in channels.into_iter().map(StreamId::from).chain(own) {
@@ -279,12 +285,13 @@ impl Hub {
         if !over(self.clock.now()) {
             return;
         }
-        let expiry = async {
+        let standing = async {
             let mut db = self.store.read().await?;
-            tokens::expiry(&mut db, session.token_id).await
+            tokens::standing(&mut db, session.token_id, self.clock.now()).await
         };
-        match expiry.await {
-            Ok(at) => session.set_sign_in_ends(at),
+        match standing.await {
+            Ok(Some(sign_in)) => session.set_sign_in_ends(sign_in.expires_at),
+            Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot read when a sign-in ends: asked again in a second");
                 session.set_sign_in_ends(Some(self.clock.now().plus_seconds(1)));
