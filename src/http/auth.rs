@@ -434,8 +434,9 @@ pub struct NewToken {
 /// A new token's secret, shown this once.
 #[derive(Serialize, JsonSchema)]
 pub struct MadeToken {
-    /// The token.
-    pub token: String,
+    /// The token; left out in the answer to a repeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// `POST /v1/users/{user_id}/tokens`: for oneself, or for others as an administrator.
@@ -446,7 +447,7 @@ pub async fn make_token(hub: Arc<Hub>, caller: Principal, path: Params, body: Ne
     }
     let expires_at = body.expires_in_s.map(|s| hub.clock.now().plus_seconds(s.max(1)));
     let token = new_token(&hub, user, &body.label, expires_at).await?;
-    let bytes = serde_json::to_vec(&MadeToken { token }).expect("a token has only string keys");
+    let bytes = serde_json::to_vec(&MadeToken { token: Some(token) }).expect("a token has only string keys");
     Ok(json_response(StatusCode::CREATED, bytes.into()))
 }
 

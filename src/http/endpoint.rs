@@ -22,14 +22,18 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use tokio::sync::Mutex;
 
 use super::auth;
 use super::error::Refused;
 use super::serve::origin;
 use crate::actors::Hub;
-use crate::domain::command::{Principal, Spec};
+use crate::domain::command::{Principal, Spec, key_fits};
 use crate::domain::error::{Code, Refusal, invalid};
 use crate::domain::id::{ChannelId, InviteId, StreamId, TokenId, UserId};
+use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::writer::Work;
 
 /// Adds an endpoint to the router.
 type Add = Box<dyn Fn(Router<Arc<Hub>>) -> Router<Arc<Hub>> + Send + Sync>;
@@ -207,6 +211,48 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     Ok(Some(text.to_owned()))
 }
 
+/// A repeat waits for the first request with its key; those whose keys fall together wait for one another.
+static TURNS: [Mutex<()>; 64] = [const { Mutex::const_new(()) }; 64];
+
+/// Runs an action, or gives the first answer to its key. The answer is kept right behind the action, not with it: if the
+/// server dies in between, a repeat acts again.
+async fn once(
+    hub: Arc<Hub>,
+    caller: Principal,
+    key: String,
+    request: &str,
+    status: StatusCode,
+    run: impl Future<Output = Result<Response, Refused>>,
+) -> Result<Response, Refused> {
+    key_fits("idempotency key", &key)?;
+    let hash: [u8; 32] = Sha256::digest(request).into();
+    let turn = Sha256::digest(format!("{}{key}", caller.user_id))[0];
+    let _turn = TURNS[usize::from(turn) % TURNS.len()].lock().await;
+    let user = caller.user_id;
+    let look = Account::FirstAnswer { user, key: key.clone(), hash };
+    match hub.writer.write(SYSTEM, Work::Account(look), None).await {
+        Ok(first) => {
+            let mut response = json_response(status, first.json.into());
+            response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+            return Ok(response);
+        }
+        Err(none) if none.code == Code::NotFound => {}
+        Err(refusal) => return Err(refusal.into()),
+    }
+    let (parts, body) = run.await?.into_parts();
+    let body = axum::body::to_bytes(body, hub.config.server.max_body_bytes)
+        .await
+        .map_err(|_| Refusal::new(Code::Internal, "the answer was lost"))?;
+    let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if let Some(fields) = answer.as_object_mut() {
+        // A secret is shown once.
+        fields.remove("token");
+    }
+    let keep = Account::KeepAnswer { user, key, hash, response: answer.to_string() };
+    hub.writer.write(SYSTEM, Work::Account(keep), None).await?;
+    Ok(Response::from_parts(parts, Body::from(body)))
+}
+
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
     serde_json::from_value(value).map_err(|e| invalid(e.to_string()))
 }
@@ -290,8 +336,15 @@ where
         async move {
             let (parts, body) = request.into_parts();
             let caller = auth::caller(&hub, &parts).await?;
-            let body = read(Value::Object(body_fields(&hub, &parts.headers, body).await?))?;
-            run(hub, caller, Params(path, origin(&parts.extensions)), body).await
+            let key = idempotency_key(&parts.headers)?;
+            let fields = Value::Object(body_fields(&hub, &parts.headers, body).await?);
+            let request = format!("{} {}\n{fields}", parts.method, parts.uri.path());
+            let body = read(fields)?;
+            let path = Params(path, origin(&parts.extensions));
+            match key {
+                Some(key) => once(hub.clone(), caller, key, &request, status, run(hub, caller, path, body)).await,
+                None => run(hub, caller, path, body).await,
+            }
         }
     };
     Endpoint {

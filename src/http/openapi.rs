@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use axum::response::{Html, Response};
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
@@ -84,7 +84,7 @@ fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
                 "description": field["description"], "schema": field}));
         }
     }
-    if endpoint.command.is_some() {
+    if endpoint.signed_in && endpoint.method != Method::GET {
         parameters.push(json!({"name": "Idempotency-Key", "in": "header", "required": false,
             "schema": {"type": "string", "maxLength": 64}}));
     }

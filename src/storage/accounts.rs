@@ -87,6 +87,17 @@ pub enum Account {
         /// What it has to be bound to.
         hash: [u8; 32],
     },
+    /// Keeps the first answer to an idempotency key, of what is no command.
+    KeepAnswer {
+        /// Whose key.
+        user: UserId,
+        /// The key.
+        key: String,
+        /// What it is bound to.
+        hash: [u8; 32],
+        /// The answer as JSON.
+        response: String,
+    },
     /// Deletes some of what ended before a time: at most [`PRUNED_MAX`] rows, the answer says how many.
     Prune {
         /// Of what.
@@ -189,6 +200,10 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
         Account::FirstAnswer { user, key, hash } => {
             let first = idempotency::find(scope.db, *user, key, hash).await?;
             Ok(Reply::repeated(first.ok_or_else(|| not_found("first answer"))?).json)
+        }
+        Account::KeepAnswer { user, key, hash, response } => {
+            idempotency::keep(scope.db, *user, key, hash, response, now).await?;
+            Ok("{}".to_owned())
         }
         Account::Prune { what, before } => {
             let most = PRUNED_MAX as i64;

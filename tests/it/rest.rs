@@ -113,6 +113,37 @@ on_both! {
 }
 
 on_both! {
+    what_is_no_command_is_done_once_too(database) {
+        let world = World::on(database, |_| ()).await;
+        let ana = world.user("ana").await;
+        let keyed = async |method: &str, path: &str, key: &str, body: Value| {
+            let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+            ana.http.send(method, path, &headers, body.to_string().into()).await
+        };
+        let tokens = format!("/v1/users/{}/tokens", ana.id());
+        let made = json!({"label": "robot"});
+        let many = futures_util::future::join_all((0..4).map(|_| keyed("POST", &tokens, "k1", made.clone()))).await;
+        assert!(many.iter().all(|answer| answer.status == 201), "{}", many[0].text());
+        let shown = many.iter().filter(|answer| answer.json()["token"].is_string()).count();
+        let first = many.iter().filter(|answer| answer.header("idempotency-replayed").is_empty()).count();
+        assert_eq!((shown, first), (1, 1), "a secret is shown once");
+        let sign_ins = ana.http.get("/v1/auth/sessions").await.good();
+        let robots: Vec<&Value> = sign_ins["items"].as_array().unwrap().iter().filter(|s| s["label"] == "robot").collect();
+        assert_eq!(robots.len(), 1, "{sign_ins}");
+        assert_eq!(keyed("POST", &tokens, "k1", json!({"label": "other"})).await.code(), "idempotency_key_reused");
+        assert_eq!(keyed("POST", &tokens, "no spaces", made).await.code(), "invalid_request");
+
+        let sessions = [1, 2].map(|_| keyed("POST", "/v1/events/register", "k2", json!({})));
+        let [one, two] = futures_util::future::join_all(sessions).await.try_into().ok().unwrap();
+        assert_eq!(one.good()["session_id"], two.good()["session_id"]);
+        let robot = format!("/v1/auth/sessions/{}", robots[0]["id"].as_str().unwrap());
+        for _ in 0..2 {
+            assert_eq!(keyed("DELETE", &robot, "k3", json!({})).await.status, 200);
+        }
+    }
+}
+
+on_both! {
     what_one_client_asks_is_done_in_its_order(database) {
         let world = World::on(database, |_| ()).await;
         let (ana, bob) = (world.user("ana").await, world.user("bob").await);
