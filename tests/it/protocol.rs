@@ -76,7 +76,7 @@ async fn a_session_begins_with_hello_and_ready_and_every_request_is_answered() {
     shown.add(&socket.next().await);
     shown.add(&socket.identifies(&ana.token).await);
     socket.send(&json!({"type": "heartbeat", "s": 1})).await;
-    shown.add(&socket.next().await);
+    shown.add(&socket.until("heartbeat_ack").await);
     let send = |text: &str| json!({"channel_id": general, "text": text, "client_msg_id": text});
     shown.add(&socket.call("message.send", send("hi")).await);
     shown.add(&socket.call("message.send", send("hi")).await);
