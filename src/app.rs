@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -157,7 +157,7 @@ impl App {
         };
         let store = open_store(&config).await?;
         let listen = config.server.listen;
-        let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+        let listener = listen_on(listen).with_context(|| format!("cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
         config.server.listen = address;
         let operator = Secret::generate("clo_");
@@ -181,6 +181,18 @@ impl App {
         self.hub.stop().await;
         self.hub.store.close().await;
     }
+}
+
+/// How many connections may wait to be accepted: who finds this full tries again after a whole second. Linux takes
+/// `net.core.somaxconn` (4,096) if that is less.
+const BACKLOG: u32 = 4_096;
+
+fn listen_on(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A server that is started anew need not wait for the old one's connections to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Returns how this machine reaches a server that listens on `address`.
