@@ -26,9 +26,6 @@ use crate::storage::writer::{Work, Write};
 use crate::storage::{StoreError, channels, events, users};
 use room::{Heard, Moves, Room, UNKNOWN};
 
-/// How many sessions are handed a batch at a stretch: their connections then write it before the next are woken, so that
-/// requests which come meanwhile, and the channel's own, wait behind a few writes and not behind a thousand.
-const ROUND: usize = 64;
 /// Most events read from the log at once.
 const READ_MAX: i64 = 500;
 
@@ -116,7 +113,7 @@ impl Actor for Channel {
             ChannelMsg::Committed { events, at } => state.committed(&myself, events, at).await,
             ChannelMsg::Subscribe(session) => state.subscribe(session),
             ChannelMsg::Typing { user, thread_seq } => state.typing(user, thread_seq).await,
-            ChannelMsg::Flush => state.flush().await,
+            ChannelMsg::Flush => state.flush(),
             ChannelMsg::Recover => state.recover(&myself).await,
             ChannelMsg::StopIfIdle => state.stop_if_idle(&myself),
             ChannelMsg::Stats(reply) => state.stats(reply).await,
@@ -184,18 +181,18 @@ impl State {
             return self.retry(myself);
         }
         for event in events {
-            if self.hear(&event, Some(at)).await == Heard::Gap && !self.fill_gap().await {
+            if self.hear(&event, Some(at)) == Heard::Gap && !self.fill_gap().await {
                 return self.retry(myself);
             }
         }
-        self.flush_in_time(myself).await;
+        self.flush_in_time(myself);
     }
 
     /// Takes in an event; if it changes who hears, sends to exactly those who should hear what waits.
-    async fn hear(&mut self, event: &Event, at: Option<Instant>) -> Heard {
+    fn hear(&mut self, event: &Event, at: Option<Instant>) -> Heard {
         if event.kind == EventKind::MemberJoined {
             // What happened before is for those who were there.
-            self.flush().await;
+            self.flush();
         }
         let Some(room) = &mut self.room else { return Heard::Before };
         let heard = room.hear(event, at);
@@ -205,7 +202,7 @@ impl State {
                     room.subscribe(session);
                 }
             }
-            self.flush().await;
+            self.flush();
         }
         heard
     }
@@ -228,7 +225,7 @@ impl State {
             };
             let more = read.len() as i64 == READ_MAX;
             for event in read {
-                self.hear(&event, None).await;
+                self.hear(&event, None);
             }
             if !more {
                 return true;
@@ -245,14 +242,14 @@ impl State {
         if delivered.is_err() || !self.fill_gap().await {
             return self.retry(myself);
         }
-        self.flush().await;
+        self.flush();
     }
 
     fn retry(&self, myself: &ActorRef<ChannelMsg>) {
         myself.send_after(Duration::from_secs(1), || ChannelMsg::Recover);
     }
 
-    async fn flush_in_time(&mut self, myself: &ActorRef<ChannelMsg>) {
+    fn flush_in_time(&mut self, myself: &ActorRef<ChannelMsg>) {
         let Some(room) = &self.room else { return };
         if !room.has_waiting() {
             self.slot.delivered.fetch_max(room.delivered(), Ordering::AcqRel);
@@ -261,7 +258,7 @@ impl State {
         let most = Duration::from_millis(self.hub.config.gateway.gather_ms);
         let wait = room.gather(Instant::now(), most);
         if wait.is_zero() {
-            return self.flush().await;
+            return self.flush();
         }
         if !self.flush_due {
             self.flush_due = true;
@@ -269,22 +266,12 @@ impl State {
         }
     }
 
-    /// Sends what waits to every session, encoded once.
-    async fn flush(&mut self) {
+    fn flush(&mut self) {
         self.flush_due = false;
         let Some(room) = &mut self.room else { return };
-        if let Some(batch) = room.take_waiting(Instant::now()) {
-            let sessions = room.sessions();
-            for (at, some) in sessions.chunks(ROUND).enumerate() {
-                if at > 0 {
-                    tokio::task::yield_now().await;
-                }
-                some.iter().for_each(|session| session.push(&batch));
-            }
-            metrics::counter!("colink_deliveries_total").increment((batch.frames.len() * sessions.len()) as u64);
-        }
-        room.forget_left();
+        let deliveries = room.flush(Instant::now());
         self.slot.delivered.fetch_max(room.delivered(), Ordering::AcqRel);
+        metrics::counter!("colink_deliveries_total").increment(deliveries as u64);
     }
 
     fn subscribe(&mut self, session: Arc<SessionHandle>) {

@@ -192,19 +192,25 @@ impl Room {
         !self.waiting.is_empty()
     }
 
-    /// Takes what waits, as one batch for every session.
-    pub fn take_waiting(&mut self, now: Instant) -> Option<Arc<Batch>> {
+    /// Sends what waits to every session, encoded once; returns how many deliveries that were. Whoever left hears it
+    /// as the last thing.
+    pub fn flush(&mut self, now: Instant) -> usize {
         self.flushed = Some(now);
-        let (frames, oldest) = (std::mem::take(&mut self.waiting), self.oldest.take());
-        (!frames.is_empty()).then(|| Batch::new(self.stream, frames, oldest))
-    }
-
-    /// Lets go of whoever left: they heard that as the last thing.
-    pub fn forget_left(&mut self) {
+        let frames = std::mem::take(&mut self.waiting);
+        let mut deliveries = 0;
+        if !frames.is_empty() {
+            deliveries = frames.len() * self.sessions.len();
+            let batch = Batch::new(self.stream, frames, self.oldest.take());
+            for session in &self.sessions {
+                session.push(&batch);
+            }
+        }
+        self.oldest = None;
         if !self.left.is_empty() {
             let left = std::mem::take(&mut self.left);
             self.sessions.retain(|session| !left.contains(&session.user_id));
         }
+        deliveries
     }
 }
 
