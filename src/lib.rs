@@ -20,8 +20,7 @@
 //! (`storage::writer`), where it commits together with all that waits (`storage::send`): one round trip asks what decides
 //! about each message, one stores number, row, event and idempotency key of all in one transaction. After the commit the
 //! event goes to the channel's actor, which encodes it once (`protocol::push`) and puts the shared bytes into the queue of
-//! each member's session (`actors::session::queue`), a large room in rounds; the connection's task writes all that waits
-//! there at once. The sender's answer goes the same way. `docs/ARCHITECTURE.md` tells it function by function.
+//! each member's session (`actors::session::queue`); the connection's task writes all that waits there at once. The sender's answer goes the same way. `docs/ARCHITECTURE.md` tells it function by function.
 
 pub mod actors;
 pub mod app;
