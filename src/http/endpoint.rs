@@ -211,6 +211,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     Ok(Some(text.to_owned()))
 }
 
+const FAILED: &str = "the server failed on this request";
+
 /// A repeat waits for the first request with its key; those whose keys fall together wait for one another.
 static TURNS: [Mutex<()>; 64] = [const { Mutex::const_new(()) }; 64];
 
@@ -220,7 +222,7 @@ async fn once(
     hub: Arc<Hub>,
     caller: Principal,
     key: String,
-    request: &str,
+    request: String,
     status: StatusCode,
     run: impl Future<Output = Result<Response, Refused>>,
 ) -> Result<Response, Refused> {
@@ -328,7 +330,7 @@ where
     B: DeserializeOwned + JsonSchema + Send + 'static,
     R: JsonSchema + 'static,
     F: Fn(Arc<Hub>, Principal, Params, B) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Result<Response, Refused>> + Send,
+    Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
 {
     let on_method = filter(&method);
     let handler = move |State(hub): State<Arc<Hub>>, Path(path): Path<HashMap<String, String>>, request: Request| {
@@ -342,7 +344,11 @@ where
             let body = read(fields)?;
             let path = Params(path, origin(&parts.extensions));
             match key {
-                Some(key) => once(hub.clone(), caller, key, &request, status, run(hub, caller, path, body)).await,
+                Some(key) => {
+                    let once = once(hub.clone(), caller, key, request, status, run(hub, caller, path, body));
+                    // To its end even if the caller hangs up: whoever does repeats, and must find the answer.
+                    tokio::spawn(once).await.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, FAILED).into()))
+                }
                 None => run(hub, caller, path, body).await,
             }
         }

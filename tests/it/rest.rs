@@ -133,6 +133,26 @@ on_both! {
         assert_eq!(keyed("POST", &tokens, "k1", json!({"label": "other"})).await.code(), "idempotency_key_reused");
         assert_eq!(keyed("POST", &tokens, "no spaces", made).await.code(), "invalid_request");
 
+        // Whoever hangs up before the answer repeats, and it is still done once.
+        let authority = world.url.trim_start_matches("http://");
+        for n in 0..20 {
+            let (label, key) = (format!("cut {n}"), format!("cut-{n}"));
+            let body = json!({"label": label}).to_string();
+            let mut cut = tokio::net::TcpStream::connect(authority).await.unwrap();
+            let head = format!(
+                "POST {tokens} HTTP/1.1\r\nhost: {authority}\r\nauthorization: Bearer {}\r\nidempotency-key: {key}\r\n\
+                 content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                ana.token,
+                body.len()
+            );
+            tokio::io::AsyncWriteExt::write_all(&mut cut, head.as_bytes()).await.unwrap();
+            drop(cut);
+            assert_eq!(keyed("POST", &tokens, &key, json!({"label": label})).await.status, 201);
+            let sign_ins = ana.http.get("/v1/auth/sessions?limit=200").await.good();
+            let made = sign_ins["items"].as_array().unwrap().iter().filter(|s| s["label"] == label.as_str()).count();
+            assert_eq!(made, 1, "{label}");
+        }
+
         let sessions = [1, 2].map(|_| keyed("POST", "/v1/events/register", "k2", json!({})));
         let [one, two] = futures_util::future::join_all(sessions).await.try_into().ok().unwrap();
         assert_eq!(one.good()["session_id"], two.good()["session_id"]);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::Hub;
 use super::directory::{Detour, Slot};
@@ -56,14 +56,16 @@ pub enum ChannelMsg {
     /// Stop, if there is nothing to do.
     StopIfIdle,
     /// Say how it is.
-    Stats(RpcReplyPort<ChannelStats>),
+    #[cfg(test)]
+    Stats(ractor::RpcReplyPort<ChannelStats>),
     /// Panic, to show that only this channel notices.
     #[cfg(test)]
     Panic,
 }
 
 /// A channel's state, to look at.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[cfg(test)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelStats {
     /// The stream.
     pub stream: StreamId,
@@ -116,6 +118,7 @@ impl Actor for Channel {
             ChannelMsg::Flush => state.flush(),
             ChannelMsg::Recover => state.recover(&myself).await,
             ChannelMsg::StopIfIdle => state.stop_if_idle(&myself),
+            #[cfg(test)]
             ChannelMsg::Stats(reply) => state.stats(reply).await,
             #[cfg(test)]
             ChannelMsg::Panic => panic!("told to"),
@@ -310,7 +313,8 @@ impl State {
         }
     }
 
-    async fn stats(&mut self, reply: RpcReplyPort<ChannelStats>) {
+    #[cfg(test)]
+    async fn stats(&mut self, reply: ractor::RpcReplyPort<ChannelStats>) {
         let stream = self.stream;
         if let Ok(room) = self.room().await {
             let (audience, sessions) = (room.audience().count(), room.sessions().len());
