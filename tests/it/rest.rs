@@ -1,6 +1,7 @@
 //! REST: repeats, refusals, pages, limits, and the papers that describe it.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use colink::domain::command as c;
 use colink::domain::error::Code;
@@ -135,7 +136,7 @@ on_both! {
 
         // Whoever hangs up before the answer repeats, and it is still done once.
         let authority = world.url.trim_start_matches("http://");
-        for n in 0..20 {
+        for n in 0..60 {
             let (label, key) = (format!("cut {n}"), format!("cut-{n}"));
             let body = json!({"label": label}).to_string();
             let mut cut = tokio::net::TcpStream::connect(authority).await.unwrap();
@@ -146,6 +147,11 @@ on_both! {
                 body.len()
             );
             tokio::io::AsyncWriteExt::write_all(&mut cut, head.as_bytes()).await.unwrap();
+            // At another moment each time: before the work, in its middle, behind it.
+            let sent = Instant::now();
+            while sent.elapsed() < Duration::from_micros(50 * n) {
+                tokio::task::yield_now().await;
+            }
             drop(cut);
             assert_eq!(keyed("POST", &tokens, &key, json!({"label": label})).await.status, 201);
             let sign_ins = ana.http.get("/v1/auth/sessions?limit=200").await.good();
