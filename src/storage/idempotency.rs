@@ -24,7 +24,7 @@ pub fn body_hash(command: &Command) -> [u8; 32] {
 }
 
 /// Refuses a key that was used with another body.
-pub(super) fn same_body(stored: &[u8], hash: &[u8; 32]) -> Result<(), Refusal> {
+pub(super) fn same_body<T: PartialEq + ?Sized>(stored: &T, hash: &T) -> Result<(), Refusal> {
     if stored == hash {
         return Ok(());
     }
@@ -38,7 +38,7 @@ pub(super) async fn find(db: &mut Db, user: UserId, key: &str, hash: &[u8; 32]) 
         on!(db, c => sqlx::query_as(sql).bind(user).bind(key).fetch_optional(c).await?);
     match found {
         Some((stored, response)) => {
-            same_body(&stored, hash)?;
+            same_body(&stored[..], &hash[..])?;
             Ok(Some(response))
         }
         None => Ok(None),

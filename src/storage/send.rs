@@ -2,7 +2,8 @@
 //!
 //! However many messages of however many channels wait, they cost two round trips: one asks what decides about each, one
 //! stores them all; a text with an `@` in it costs one more, to find whom it names. A batch travels as JSON parameters,
-//! which both databases take apart themselves.
+//! which both databases take apart themselves, and the answer comes as one JSON too: row by row, SQLite's thread and the
+//! writer's would wake each other for every message.
 //!
 //! On Postgres no transaction is open between the two. Whatever decides who may post in a channel is written with an
 //! event of that channel, so the second statement writes to a channel only if its head is still where the first one
@@ -13,19 +14,21 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::apply::{Created, find_mentions};
-use super::channels::{EVERYBODY, Facts};
+use super::channels::EVERYBODY;
 use super::writer::{Failure, Reply};
-use super::{Db, StoreError, by_dialect, from_row, idempotency, on};
+use super::{Db, StoreError, by_dialect, idempotency, on};
 use crate::clock::Timestamp;
+use crate::domain::channel::{ChannelKind, ChannelRole, Posting};
 use crate::domain::command::SendMessage;
 use crate::domain::error::{Refusal, not_found, unavailable};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ChannelId, EventId, MessageId, StreamId, UserId};
 use crate::domain::message::{Mentions, Sent};
-use crate::domain::permission::{self, Action};
+use crate::domain::permission::{self, Action, ChannelFacts, Standing};
+use crate::domain::user::Role;
 
 /// One message to store.
 pub(super) struct Item<'a> {
@@ -45,25 +48,23 @@ pub(super) enum Transaction {
 /// How often a batch is tried when another process writes to the same channels.
 const TRIES: usize = 3;
 
-/// What the store knows about one item before it decides.
+/// What the store knows about one item before it decides: an array of JSON, in this order.
+#[derive(Deserialize)]
 struct Known {
-    at: i64,
+    at: usize,
     last_seq: i64,
     last_message_no: i64,
-    facts: Facts,
-    first: Option<(Vec<u8>, String)>,
+    role: Role,
+    channel_role: Option<ChannelRole>,
+    kind: ChannelKind,
+    posting: Posting,
+    /// A 1 if the channel is archived.
+    archived: Option<u8>,
+    /// What the key of an earlier request is bound to, in hexadecimal.
+    body_hash: Option<String>,
+    /// The first answer to it.
+    response: Option<String>,
 }
-
-from_row!(Known, row => Known {
-    at: row.try_get("at")?,
-    last_seq: row.try_get("last_seq")?,
-    last_message_no: row.try_get("last_message_no")?,
-    facts: sqlx::FromRow::from_row(row)?,
-    first: match row.try_get::<Option<Vec<u8>>, _>("body_hash")? {
-        Some(hash) => Some((hash, row.try_get("response")?)),
-        None => None,
-    },
-});
 
 #[derive(Serialize)]
 struct Question<'a> {
@@ -113,6 +114,15 @@ struct Named {
     n: i64,
 }
 
+fn hex(hash: &[u8; 32]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(64);
+    for byte in hash {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+    }
+    text
+}
+
 fn json(rows: &impl Serialize) -> String {
     serde_json::to_string(rows).expect("a batch has only string keys")
 }
@@ -150,10 +160,10 @@ async fn store(
     if transaction == Transaction::Open {
         lock_channels(db, items).await?;
     }
-    let mut known: HashMap<i64, Known> = HashMap::new();
+    let mut known: HashMap<usize, Known> = HashMap::new();
     let mut heads: HashMap<ChannelId, Head> = HashMap::new();
     for known_one in ask(db, items, transaction).await? {
-        let (c, s) = (items[known_one.at as usize].send.channel_id, known_one.last_seq);
+        let (c, s) = (items[known_one.at].send.channel_id, known_one.last_seq);
         heads.entry(c).or_insert(Head { c, was: s, s, n: known_one.last_message_no });
         known.insert(known_one.at, known_one);
     }
@@ -163,7 +173,7 @@ async fn store(
     let mut repeats: Vec<(usize, usize)> = Vec::new();
     let mut going: Vec<usize> = Vec::with_capacity(items.len());
     for (at, item) in items.iter().enumerate().filter(|(at, _)| results[*at].is_none()).collect::<Vec<_>>() {
-        match decide(item, known.remove(&(at as i64))) {
+        match decide(item, known.remove(&at)) {
             Err(refusal) => results[at] = Some(Err(refusal)),
             Ok(Some(first)) => results[at] = Some(Ok(Reply::repeated(first))),
             Ok(None) => match item.key.map(|(key, _)| *firsts.entry((item.author, key)).or_insert(at)) {
@@ -240,11 +250,13 @@ async fn store(
 
 fn decide(item: &Item<'_>, known: Option<Known>) -> Result<Option<String>, Refusal> {
     let known = known.ok_or_else(|| not_found("channel"))?;
-    if let (Some((stored, response)), Some((_, hash))) = (known.first, &item.key) {
-        idempotency::same_body(&stored, hash)?;
+    if let (Some(stored), Some(response), Some((_, hash))) = (&known.body_hash, known.response, &item.key) {
+        idempotency::same_body(stored, &hex(hash))?;
         return Ok(Some(response));
     }
-    permission::allows(known.facts.who, Action::Post, known.facts.channel)?;
+    let who = Standing { role: known.role, channel_role: known.channel_role };
+    let channel = ChannelFacts { kind: known.kind, posting: known.posting, archived: known.archived.is_some() };
+    permission::allows(who, Action::Post, channel)?;
     Ok(None)
 }
 
@@ -288,8 +300,8 @@ async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Resul
         ($begin:literal) => {
             concat!(
                 $begin,
-                "SELECT b.at, s.last_seq, s.last_message_no, u.role, c.kind, c.posting, c.archived_at, \
-                    m.role AS channel_role, i.body_hash, i.response \
+                "SELECT json_group_array(json_array(b.at, s.last_seq, s.last_message_no, u.role, m.role, c.kind, c.posting, \
+                    CASE WHEN c.archived_at IS NOT NULL THEN 1 END, lower(hex(i.body_hash)), i.response)) \
                 FROM (SELECT value ->> 'at' AS at, unhex(value ->> 'c', '-') AS c, unhex(value ->> 'u', '-') AS u, \
                     value ->> 'k' AS k FROM json_each($1)) b \
                 CROSS JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL CROSS JOIN channels c ON c.id = b.c \
@@ -299,8 +311,9 @@ async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Resul
         };
     }
     let sql = by_dialect!(db,
-        postgres: "SELECT b.at, s.last_seq, s.last_message_no, u.role, c.kind, c.posting, c.archived_at, \
-                m.role AS channel_role, i.body_hash, i.response \
+        postgres: "SELECT coalesce(json_agg(json_build_array(b.at, s.last_seq, s.last_message_no, u.role, m.role, c.kind, \
+                c.posting, CASE WHEN c.archived_at IS NOT NULL THEN 1 END, encode(i.body_hash, 'hex'), i.response)), \
+                '[]')::text \
             FROM json_to_recordset($1::json) AS b(at bigint, c uuid, u uuid, k text) \
             JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL JOIN channels c ON c.id = b.c \
             JOIN streams s ON s.id = b.c LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
@@ -310,7 +323,8 @@ async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Resul
             Transaction::Open => ask!(""),
         },
     );
-    Ok(on!(db, c => sqlx::query_as(sql).bind(questions).fetch_all(c).await?))
+    let known: String = on!(db, c => sqlx::query_scalar(sql).bind(questions).fetch_one(c).await?);
+    Ok(serde_json::from_str(&known).map_err(|error| sqlx::Error::Decode(error.into()))?)
 }
 
 async fn find_mentions_of(db: &mut Db, item: &Item<'_>) -> Result<Mentions, StoreError> {
@@ -357,7 +371,7 @@ async fn insert(
             concat!(
                 "UPDATE streams SET last_seq = h.s, last_message_no = h.n FROM (SELECT unhex(value ->> 'c', '-') AS c, \
                     value ->> 'was' AS was, value ->> 's' AS s, value ->> 'n' AS n FROM json_each($6)) h \
-                    WHERE streams.id = h.c AND streams.last_seq = h.was RETURNING streams.id; \
+                    WHERE streams.id = h.c AND streams.last_seq = h.was; \
                 INSERT INTO messages (channel_id, seq, id, message_no, author_id, client_msg_id, text, mentions, \
                     created_at) SELECT unhex(value ->> 'c', '-'), value ->> 's', unhex(value ->> 'i', '-'), value ->> 'n', \
                     unhex(value ->> 'a', '-'), value ->> 'k', value ->> 't', value ->> 'm', $2 FROM json_each($1); \
@@ -400,11 +414,19 @@ async fn insert(
             Transaction::Open => insert!(""),
         },
     );
-    let (rows, heads, read, named, keys) = (json(&rows), json(&heads), json(&read), json(&named), json(&keys));
-    let stored: Result<Vec<StreamId>, sqlx::Error> = on!(db, c => {
-        let query = sqlx::query_scalar(sql).bind(rows).bind(now).bind(read).bind(named).bind(keys).bind(heads);
-        query.fetch_all(c).await
-    });
+    let (rows, moved, read, named, keys) = (json(&rows), json(&heads), json(&read), json(&named), json(&keys));
+    macro_rules! bound {
+        ($query:expr) => {
+            $query.bind(rows).bind(now).bind(read).bind(named).bind(keys).bind(moved)
+        };
+    }
+    let stored: Result<Vec<StreamId>, sqlx::Error> = match db {
+        Db::Postgres(c) => bound!(sqlx::query_scalar(sql)).fetch_all(&mut **c).await,
+        // The transaction has been open since the heads were read: nobody moved them.
+        Db::Sqlite(c) => {
+            bound!(sqlx::query(sql)).execute(&mut **c).await.map(|_| heads.iter().map(|h| h.c.into()).collect())
+        }
+    };
     match (stored, transaction) {
         (Ok(stored), _) => Ok(stored.into_iter().collect()),
         (Err(error), Transaction::Own) => Err(Failure::of_commit(error)),
@@ -417,8 +439,7 @@ fn keys<'a>(items: &[Item<'a>], going: &[usize], answers: &'a [String]) -> Vec<K
     let mut keys = Vec::new();
     for (at, answer) in going.iter().zip(answers) {
         if let Some((key, hash)) = &items[*at].key {
-            let h = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-            keys.push(Key { c: items[*at].send.channel_id, u: items[*at].author, k: key, h, r: answer });
+            keys.push(Key { c: items[*at].send.channel_id, u: items[*at].author, k: key, h: hex(hash), r: answer });
         }
     }
     keys
