@@ -1,6 +1,6 @@
 //! What runs under a [`super::Gateway`]: the opening of a session, then the task that owns its connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -15,9 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::cursor::{Cursors, Moved};
 use super::gateway::{Options, Position, Start};
 use super::socket::{Incoming, Reading, Socket, Writing, receive, write};
-use super::wire::{ChannelHead, Event, Frame, Ready, Reply};
+use super::wire::{ChannelHead, Event, Frame, Hello, Ready, Reply};
 use super::{Address, Client, Error, Result, cut, timed_out};
-use crate::domain::id::{ChannelId, SessionId, StreamId};
+use crate::domain::id::{ChannelId, SessionId, StreamId, UserId};
 use crate::domain::user::Role;
 
 /// Where a reply goes.
@@ -38,6 +38,7 @@ pub(super) struct Opening {
     pub(super) cursors: Cursors,
     pub(super) start: Start,
     pub(super) ready: Option<Ready>,
+    pub(super) user_id: UserId,
     pub(super) session_id: SessionId,
     pub(super) s: i64,
     /// The last event, by its number in the session, of those that come from the log.
@@ -54,7 +55,7 @@ impl Opening {
         from: Option<Position>,
     ) -> Result<Opening> {
         let mut socket = Socket::connect(&address).await?;
-        let Frame::Hello { heartbeat_interval_ms } = socket.next().await? else {
+        let Frame::Hello(Hello { heartbeat_interval_ms, max_frame }) = socket.next().await? else {
             return Err(Error::Protocol("the server did not say hello".to_owned()));
         };
         let identify = json!({ "id": 1, "type": "identify", "d": {
@@ -62,18 +63,15 @@ impl Opening {
             "client": { "name": options.name, "version": env!("CARGO_PKG_VERSION") },
             "intents": options.intents,
         }});
-        let (mut cursors, mut session_id, mut s) = (Cursors::default(), None, 0);
-        let mut start = Start::Fresh;
+        let (mut cursors, mut session, mut s) = (Cursors::default(), None, 0);
+        let (mut start, mut left_out) = (Start::Fresh, HashSet::new());
         match from {
             None => socket.say(&identify).await?,
             Some(from) => {
-                let cursors_now = from.cursors.as_map();
-                let resume = json!({ "id": 1, "type": "resume", "d": {
-                    "token": token, "session_id": from.session_id, "s": from.s, "cursors": cursors_now,
-                    "intents": options.intents,
-                }});
+                let resume;
+                (resume, left_out) = resume_frame(&from, token, options, max_frame);
                 socket.say(&resume).await?;
-                (cursors, session_id, s) = (from.cursors, Some(from.session_id), from.s);
+                (cursors, session, s) = (from.cursors, Some((from.session_id, from.user_id)), from.s);
             }
         }
 
@@ -83,10 +81,15 @@ impl Opening {
                 Frame::Events(events) => early.extend(events),
                 Frame::Resumed(resumed) => {
                     start = Start::Resumed(resumed.replayed);
-                    session_id = resumed.session_id.or(session_id);
+                    session = session.map(|(old, user)| (resumed.session_id.unwrap_or(old), user));
                     s = resumed.s.unwrap_or(s);
                     if resumed.mode == "log" {
                         replay_ends = s.saturating_add_unsigned(resumed.replayed);
+                        if !left_out.is_empty() {
+                            let heads = channels(&address, token).await?;
+                            let not_replayed = heads.iter().filter(|head| left_out.contains(&head.id.into()));
+                            early.extend(not_replayed.map(ChannelHead::as_lag));
+                        }
                     }
                     break;
                 }
@@ -97,8 +100,7 @@ impl Opening {
                 }
                 Frame::Ready { s: first, ready: mut state } => {
                     if state.channels_next_cursor.is_some() {
-                        let client = Client::new(&format!("http://{}", address.authority()))?.with_token(token);
-                        state.channels = client.all::<ChannelHead>("/v1/channels").await?;
+                        state.channels = channels(&address, token).await?;
                     }
                     for head in heads(&state) {
                         match (&start, head.stream(), head.seq) {
@@ -107,17 +109,56 @@ impl Opening {
                             _ => {}
                         }
                     }
-                    (session_id, s, ready) = (Some(state.session_id), first, Some(*state));
+                    (session, s, ready) = (Some((state.session_id, state.user.id)), first, Some(*state));
                     break;
                 }
                 Frame::Reply(Reply { result: Err(refusal), .. }) => return Err(refusal),
-                Frame::Reply(_) | Frame::Hello { .. } | Frame::HeartbeatAck | Frame::Reconnect { .. } => {}
+                Frame::Reply(_) | Frame::Hello(_) | Frame::HeartbeatAck | Frame::Reconnect { .. } => {}
             }
         }
-        let session_id = session_id.ok_or_else(|| Error::Protocol("resumed without a session".to_owned()))?;
+        let (session_id, user_id) = session.ok_or_else(|| Error::Protocol("resumed without a session".to_owned()))?;
         let interval = Duration::from_millis(heartbeat_interval_ms.max(100));
-        Ok(Opening { socket, interval, cursors, start, ready, session_id, s, replay_ends, early })
+        Ok(Opening { socket, interval, cursors, start, ready, user_id, session_id, s, replay_ends, early })
     }
+}
+
+/// The most cursors that the hub takes in a resume.
+const CURSORS_MAX: usize = 10_000;
+
+/// Returns the request to resume, and the streams whose cursors it has no room for: memory needs none, and the log does
+/// not replay these. The user's own stream, which tells of new channels, and the workspace come first.
+fn resume_frame(
+    from: &Position,
+    token: &str,
+    options: &Options,
+    max_frame: usize,
+) -> (serde_json::Value, HashSet<StreamId>) {
+    let mut frame = json!({ "id": 1, "type": "resume", "d": {
+        "token": token, "session_id": from.session_id, "s": from.s, "cursors": {}, "intents": options.intents,
+    }});
+    let most = if max_frame == 0 { usize::MAX } else { max_frame };
+    let mut cursors: Vec<(StreamId, i64)> = from.cursors.as_map().iter().map(|(stream, seq)| (*stream, *seq)).collect();
+    cursors.sort_by_key(|(stream, _)| (*stream != from.user_id.into(), *stream != StreamId::WORKSPACE));
+    let mut bytes = frame.to_string().len();
+    let mut sent = serde_json::Map::new();
+    let mut left_out = HashSet::new();
+    for (stream, seq) in cursors {
+        let name = stream.to_string();
+        // With two quotes, a colon and a comma.
+        bytes += name.len() + seq.to_string().len() + 4;
+        if bytes <= most && sent.len() < CURSORS_MAX {
+            sent.insert(name, seq.into());
+        } else {
+            left_out.insert(stream);
+        }
+    }
+    frame["d"]["cursors"] = sent.into();
+    (frame, left_out)
+}
+
+/// Reads where the user's channels end.
+async fn channels(address: &Address, token: &str) -> Result<Vec<ChannelHead>> {
+    Client::new(&format!("http://{}", address.authority()))?.with_token(token).all("/v1/channels").await
 }
 
 /// Returns where every stream of a first state ends, as notices of a lag.
@@ -219,7 +260,7 @@ impl Connection {
             }
             Frame::HeartbeatAck => self.unanswered = 0,
             Frame::Reconnect { after_ms } => self.move_at = Some(Instant::now() + Duration::from_millis(after_ms)),
-            Frame::Hello { .. } | Frame::Ready { .. } | Frame::Resumed(_) | Frame::InvalidSession(_) => {}
+            Frame::Hello(_) | Frame::Ready { .. } | Frame::Resumed(_) | Frame::InvalidSession(_) => {}
         }
         Ok(())
     }

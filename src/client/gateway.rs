@@ -60,6 +60,8 @@ impl Default for Options {
 /// Where a session stands: enough to come back to it on any node.
 #[derive(Clone, Debug)]
 pub struct Position {
+    /// Who is signed in.
+    pub user_id: UserId,
     /// The session.
     pub session_id: SessionId,
     /// The last event taken, by its number in the session.
@@ -91,6 +93,7 @@ pub struct Gateway {
     url: String,
     token: String,
     options: Options,
+    user_id: UserId,
     session_id: SessionId,
     taken: Arc<AtomicI64>,
     acked: i64,
@@ -138,7 +141,7 @@ impl Gateway {
     #[must_use]
     pub fn position(&self) -> Position {
         let s = self.taken.load(Ordering::Acquire);
-        Position { session_id: self.session_id, s, cursors: self.cursors.clone() }
+        Position { user_id: self.user_id, session_id: self.session_id, s, cursors: self.cursors.clone() }
     }
 
     /// Waits for the next event. May be cancelled without losing one.
@@ -200,9 +203,9 @@ impl Gateway {
     async fn open(url: &str, token: &str, options: Options, from: Option<Position>) -> Result<Gateway> {
         let opening = Opening::connect(Address::parse(url)?, &options, token, from);
         let opened = timeout(options.timeout, opening).await.map_err(|_| timed_out("connecting"))??;
-        let Opening { socket, interval, cursors, start, ready, session_id, s, replay_ends, early } = opened;
+        let Opening { socket, interval, cursors, start, ready, user_id, session_id, s, replay_ends, early } = opened;
 
-        let (event_sender, events) = mpsc::channel(options.queue.max(early.len() + 1));
+        let (event_sender, events) = mpsc::channel(options.queue.max(1) + early.len());
         for event in early {
             // The queue was made large enough for these.
             event_sender.try_send(event).map_err(broken)?;
@@ -223,7 +226,22 @@ impl Gateway {
         };
         let task = Some(tokio::spawn(connection.run(socket.read, asked, interval)));
         let (url, token) = (url.to_owned(), token.to_owned());
-        Ok(Gateway { cursors, start, ready, url, token, options, session_id, taken, acked: s, events, asks, task })
+        let acked = s;
+        Ok(Gateway {
+            cursors,
+            start,
+            ready,
+            url,
+            token,
+            options,
+            user_id,
+            session_id,
+            taken,
+            acked,
+            events,
+            asks,
+            task,
+        })
     }
 }
 

@@ -106,6 +106,13 @@ pub struct ChannelHead {
     pub mention_count: i64,
 }
 
+impl ChannelHead {
+    /// Returns the notice that everything up to here was missed.
+    pub(super) fn as_lag(&self) -> Event {
+        Event::of_channel("lagged", self.id, self.last_seq)
+    }
+}
+
 /// The first state of a session.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Ready {
@@ -124,6 +131,15 @@ pub struct Ready {
     pub channels: Vec<ChannelHead>,
     #[serde(default)]
     pub(super) channels_next_cursor: Option<String>,
+}
+
+/// What the server says first.
+#[derive(Debug, Deserialize)]
+pub(super) struct Hello {
+    pub(super) heartbeat_interval_ms: u64,
+    /// The longest message that the server takes, in bytes; 0 if any.
+    #[serde(default)]
+    pub(super) max_frame: usize,
 }
 
 /// The answer to a resume that was kept: by the same session, or by a new one that replays the log.
@@ -156,7 +172,7 @@ pub(super) struct Reply {
 /// Anything that the server sends.
 #[derive(Debug)]
 pub(super) enum Frame {
-    Hello { heartbeat_interval_ms: u64 },
+    Hello(Hello),
     Ready { s: i64, ready: Box<Ready> },
     Resumed(Resumed),
     InvalidSession(InvalidSession),
@@ -178,11 +194,6 @@ struct ReplyFrame {
     retry_after: Option<f64>,
     #[serde(default)]
     d: Box<RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Hello {
-    heartbeat_interval_ms: u64,
 }
 
 #[derive(Deserialize)]
@@ -218,7 +229,7 @@ impl Frame {
             }
         };
         Ok(match event.kind.as_str() {
-            "hello" => Frame::Hello { heartbeat_interval_ms: event.data::<Hello>()?.heartbeat_interval_ms },
+            "hello" => Frame::Hello(event.data()?),
             "ready" => Frame::Ready { s: event.s.unwrap_or(0), ready: Box::new(event.data()?) },
             "resumed" => Frame::Resumed(event.data()?),
             "invalid_session" => Frame::InvalidSession(event.data().unwrap_or_default()),

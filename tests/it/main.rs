@@ -11,6 +11,7 @@ mod world;
 mod accounts;
 mod canary;
 mod cli;
+mod client;
 mod ending;
 mod fallback;
 mod floods;

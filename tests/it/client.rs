@@ -1,0 +1,95 @@
+//! The typed client against a whole node: what it misses while it is away, and what it must not.
+
+use std::collections::HashSet;
+
+use colink::client::{Client, Event, Gateway, Options, Start, Step};
+use colink::domain::id::{ChannelId, StreamId};
+
+use crate::world::{Person, World, within};
+
+/// A client that follows every rule of the protocol, as `examples/tail.rs` does.
+struct Tail {
+    gateway: Gateway,
+    client: Client,
+    told: Vec<Event>,
+}
+
+impl Tail {
+    async fn of(world: &World, person: &Person, options: Options) -> Tail {
+        let gateway = Gateway::connect(&world.url, &person.token, options).await.unwrap();
+        let client = Client::new(&world.url).unwrap().with_token(&person.token);
+        Tail { gateway, client, told: Vec::new() }
+    }
+
+    async fn resume(&mut self) {
+        within("the resume", self.gateway.resume()).await.unwrap();
+    }
+
+    /// Takes what comes next, gaps and all.
+    async fn take(&mut self) {
+        let event = self.gateway.next_event().await.unwrap();
+        match self.gateway.cursors.offer(&event) {
+            Step::Apply => self.told.push(event),
+            Step::Drop => {}
+            Step::Gap { stream, after } => {
+                let missed = self.client.events(stream, after).await.unwrap_or_default();
+                let next = missed.into_iter().filter(|event| self.gateway.cursors.offer(event) == Step::Apply);
+                self.told.extend(next);
+            }
+        }
+    }
+
+    /// Takes what comes until this was said in each of the channels.
+    async fn hears(&mut self, text: &str, channels: &[ChannelId]) {
+        let mut missing: HashSet<ChannelId> = channels.iter().copied().collect();
+        let mut looked = 0;
+        within(text, async {
+            loop {
+                for event in &self.told[looked..] {
+                    if event.message().is_some_and(|message| message.text == text) {
+                        missing.remove(&event.channel_id.unwrap());
+                    }
+                }
+                looked = self.told.len();
+                if missing.is_empty() {
+                    return;
+                }
+                self.take().await;
+            }
+        })
+        .await;
+    }
+
+    /// Returns the numbers that were applied of a stream.
+    fn numbers(&self, stream: impl Into<StreamId>) -> Vec<i64> {
+        let stream = stream.into();
+        self.told.iter().filter(|event| event.stream() == Some(stream)).filter_map(|event| event.seq).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_in_more_channels_than_a_message_names_resumes_from_memory_and_from_the_log() {
+    let mut world = World::with(|config| config.gateway.max_message_bytes = 1_024).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let mut channels = Vec::new();
+    for n in 0..60 {
+        channels.push(world.channel(&format!("channel-{n}"), &[&ana, &bob]).await);
+    }
+    let mut tail = Tail::of(&world, &bob, Options::default()).await;
+    tail.resume().await;
+    assert!(matches!(tail.gateway.start, Start::Resumed(_)), "{:?}", tail.gateway.start);
+    let session = tail.gateway.position().session_id;
+    tail.resume().await;
+    assert_eq!(tail.gateway.position().session_id, session, "memory needs no cursors");
+
+    world.restart().await;
+    for channel in &channels {
+        ana.says(*channel, "missed").await;
+    }
+    tail.resume().await;
+    assert!(matches!(tail.gateway.start, Start::Resumed(_)), "{:?}", tail.gateway.start);
+    tail.hears("missed", &channels).await;
+    for channel in channels {
+        assert_eq!(tail.numbers(channel), [2], "once");
+    }
+}
