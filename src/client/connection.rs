@@ -12,12 +12,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::cursor::{Cursors, Moved};
+use super::cursor::{Added, Cursors};
 use super::gateway::{Options, Position, Start};
 use super::socket::{Incoming, Reading, Socket, Writing, receive, write};
 use super::wire::{ChannelHead, Event, Frame, Hello, Ready, Reply};
 use super::{Address, Client, Error, Result, cut, timed_out};
-use crate::domain::id::{ChannelId, SessionId, StreamId, UserId};
+use crate::domain::id::{SessionId, StreamId, UserId};
 use crate::domain::user::Role;
 
 /// Where a reply goes.
@@ -104,7 +104,7 @@ impl Opening {
                     }
                     for head in heads(&state) {
                         match (&start, head.stream(), head.seq) {
-                            (Start::Anew, ..) => early.push(head),
+                            (Start::Anew, _, Some(1..)) => early.push(head),
                             (_, Some(stream), Some(seq)) => cursors.start(stream, seq),
                             _ => {}
                         }
@@ -161,14 +161,15 @@ async fn channels(address: &Address, token: &str) -> Result<Vec<ChannelHead>> {
     Client::new(&format!("http://{}", address.authority()))?.with_token(token).all("/v1/channels").await
 }
 
-/// Returns where every stream of a first state ends, as notices of a lag.
+/// Returns where every stream of a first state ends, as notices of a lag. The user's own comes first: it tells where
+/// channels begin that the client does not know yet.
 fn heads(state: &Ready) -> impl Iterator<Item = Event> {
-    let channels = state.channels.iter().map(|head| Event::of_channel("lagged", head.id, head.last_seq));
-    let own = (state.user_seq > 0).then(|| Event::of_stream("lagged", state.user.id.into(), state.user_seq));
+    let own = Event::of_stream("lagged", state.user.id.into(), state.user_seq);
+    let channels = state.channels.iter().map(ChannelHead::as_lag);
     // A guest does not hear of the workspace.
-    let hears = state.workspace_seq > 0 && state.user.role > Role::Guest;
+    let hears = state.user.role > Role::Guest;
     let workspace = hears.then(|| Event::of_stream("lagged", StreamId::WORKSPACE, state.workspace_seq));
-    channels.chain(own).chain(workspace)
+    std::iter::once(own).chain(channels).chain(workspace)
 }
 
 /// The task that owns an open connection.
@@ -179,9 +180,6 @@ pub(super) struct Connection {
     pub(super) next_id: u64,
     /// The last event, by its number in the session, of those that come from the log.
     pub(super) replay_ends: i64,
-    /// Channels that the user came into according to the log, with the event that brought them in: of these streams
-    /// nothing was replayed.
-    pub(super) came_into: HashMap<ChannelId, i64>,
     /// Heartbeats sent since the last one that was answered.
     pub(super) unanswered: u32,
     /// When to leave: the hub asked to, because it is about to stop.
@@ -244,8 +242,8 @@ impl Connection {
         match Frame::decode(&text)? {
             Frame::Events(events) => {
                 for event in events {
-                    let more = self.follow(&event);
-                    for event in std::iter::once(event).chain(more) {
+                    let gap = self.came_into(&event);
+                    for event in std::iter::once(event).chain(gap) {
                         if self.events.try_send(event).is_err() {
                             return Err(self.close(4010, "events were left unread").await);
                         }
@@ -265,19 +263,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Notes what a replayed event tells of the user's channels. Behind the last of them, each channel that the user came
-    /// into meanwhile is a gap to be read.
-    fn follow(&mut self, event: &Event) -> Vec<Event> {
-        let Some(s) = event.s.filter(|s| *s <= self.replay_ends) else { return Vec::new() };
-        match (event.kind.as_str(), event.data::<Moved>()) {
-            ("user.channel_added", Ok(moved)) => drop(self.came_into.insert(moved.channel_id, moved.last_seq)),
-            ("user.channel_removed", Ok(moved)) => drop(self.came_into.remove(&moved.channel_id)),
-            _ => {}
+    /// Returns the gap behind a replayed event that says which channel the user came into: of that nothing was replayed.
+    fn came_into(&self, event: &Event) -> Option<Event> {
+        if event.kind != "user.channel_added" || event.s? > self.replay_ends {
+            return None;
         }
-        if s < self.replay_ends {
-            return Vec::new();
-        }
-        self.came_into.drain().map(|(channel, seq)| Event::of_channel("lagged", channel, seq)).collect()
+        let Added { channel_id, last_seq } = event.data().ok()?;
+        Some(Event::of_channel("lagged", channel_id, last_seq))
     }
 
     async fn put(&mut self, ask: Ask) -> Result<()> {

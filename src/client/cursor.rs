@@ -2,6 +2,9 @@
 //!
 //! An event is applied only if its `seq` is the last one plus one; anything at or below the last one was seen before; a
 //! jump means that events are missing, and they are read from `GET /v1/streams/{id}/events?after_seq=`.
+//!
+//! A channel begins for a client where `user.channel_added` says. That is an event of another stream, and may come behind
+//! the channel's own: these are left aside, and are a gap as soon as the beginning is known.
 
 use std::collections::HashMap;
 
@@ -15,7 +18,8 @@ use crate::domain::id::{ChannelId, StreamId};
 pub enum Step {
     /// Apply it: it is the next one, or one that carries no number.
     Apply,
-    /// Drop it: it was applied before.
+    /// Drop it: it was applied before, or it is not known yet where its channel begins. Then the gateway tells of a gap
+    /// once it is.
     Drop,
     /// Events before it are missing. Read those behind `after`, this one among them, and offer each in turn.
     Gap {
@@ -26,27 +30,40 @@ pub enum Step {
     },
 }
 
-/// The last event applied of each stream.
+/// The last event applied of each stream. For a client with both `messages` and `reactions` among its intents: another one
+/// cannot tell a loss from what it did not ask for.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Cursors(HashMap<StreamId, i64>);
+pub struct Cursors {
+    applied: HashMap<StreamId, i64>,
+    /// The newest event left aside of each channel of which it was not known where it begins.
+    aside: HashMap<ChannelId, i64>,
+}
 
-/// The payload of `user.channel_added` and `user.channel_removed`.
+/// The payload of `user.channel_added`.
 #[derive(Deserialize)]
-pub(super) struct Moved {
+pub(super) struct Added {
     pub(super) channel_id: ChannelId,
     /// The event that brought the user in.
-    #[serde(default)]
     pub(super) last_seq: i64,
 }
 
 impl Cursors {
     /// Decides over an event, and moves the stream's cursor if it is to be applied.
     ///
-    /// The first event of a stream that is not known yet sets its cursor. A channel that the user came into begins with the
-    /// event that brought them in.
+    /// A channel that the user came into begins with the event that brought them in. Another stream that is not known yet
+    /// begins with what comes first.
     pub fn offer(&mut self, event: &Event) -> Step {
         let (Some(stream), Some(seq)) = (event.stream(), event.seq) else { return Step::Apply };
-        let last = *self.0.entry(stream).or_insert(seq - 1);
+        let last = match (self.get(stream), event.channel_id) {
+            (Some(last), _) => last,
+            (None, Some(channel)) if seq > 1 => {
+                let newest = self.aside.entry(channel).or_default();
+                *newest = seq.max(*newest);
+                return Step::Drop;
+            }
+            (None, _) => seq - 1,
+        };
+        self.start(stream, last);
         if seq <= last {
             return Step::Drop;
         }
@@ -55,7 +72,7 @@ impl Cursors {
         }
         self.set(stream, seq);
         if event.kind == "user.channel_added"
-            && let Ok(Moved { channel_id, last_seq }) = event.data()
+            && let Ok(Added { channel_id, last_seq }) = event.data()
         {
             self.start(channel_id, last_seq - 1);
         }
@@ -65,21 +82,28 @@ impl Cursors {
     /// Returns the last event applied of a stream, such as a channel.
     #[must_use]
     pub fn get(&self, stream: impl Into<StreamId>) -> Option<i64> {
-        self.0.get(&stream.into()).copied()
+        self.applied.get(&stream.into()).copied()
     }
 
     /// Takes everything of a stream up to `seq` as applied.
     pub fn set(&mut self, stream: impl Into<StreamId>, seq: i64) {
-        self.0.insert(stream.into(), seq);
+        self.applied.insert(stream.into(), seq);
     }
 
     /// Sets the cursor of a stream that is not known yet.
     pub(super) fn start(&mut self, stream: impl Into<StreamId>, seq: i64) {
-        self.0.entry(stream.into()).or_insert(seq);
+        self.applied.entry(stream.into()).or_insert(seq);
+    }
+
+    /// Takes a channel whose events were left aside and whose beginning is known now: a gap to be read.
+    pub(super) fn overdue(&mut self) -> Option<Event> {
+        let channel = *self.aside.keys().find(|channel| self.get(**channel).is_some())?;
+        let seq = self.aside.remove(&channel)?;
+        Some(Event::of_channel("lagged", channel, seq))
     }
 
     pub(super) fn as_map(&self) -> &HashMap<StreamId, i64> {
-        &self.0
+        &self.applied
     }
 }
 
@@ -136,5 +160,31 @@ mod tests {
         assert_eq!(cursors.offer(&added), Step::Drop);
         assert_eq!((cursors.get(own), cursors.get(channel)), (Some(5), Some(6)));
         assert_eq!(cursors.offer(&event(channel, 9)), Step::Gap { stream: channel.into(), after: 6 });
+    }
+
+    #[test]
+    fn what_comes_before_the_beginning_is_known_is_a_gap_once_it_is() {
+        let (own, channel, other) = (StreamId::WORKSPACE, ChannelId::new(Timestamp(1)), ChannelId::new(Timestamp(2)));
+        let mut cursors = Cursors::default();
+        cursors.set(own, 4);
+        for (channel, seq) in [(channel, 8), (channel, 9), (other, 3)] {
+            assert_eq!(cursors.offer(&event(channel, seq)), Step::Drop);
+        }
+        assert!(cursors.overdue().is_none());
+        let json = format!(r#"{{"channel_id":"{channel}","last_seq":7}}"#);
+        let data = serde_json::value::RawValue::from_string(json).unwrap();
+        cursors.offer(&Event { data, ..Event::of_stream("user.channel_added", own, 5) });
+        let due = cursors.overdue().unwrap();
+        assert_eq!((due.kind.as_str(), due.channel_id, due.seq), ("lagged", Some(channel), Some(9)));
+        assert_eq!(cursors.offer(&due), Step::Gap { stream: channel.into(), after: 6 });
+        assert!(cursors.overdue().is_none(), "once, and nothing of the other channel");
+    }
+
+    #[test]
+    fn a_channel_that_is_heard_from_its_first_event_needs_no_beginning() {
+        let channel = ChannelId::new(Timestamp(1));
+        let mut cursors = Cursors::default();
+        assert_eq!(cursors.offer(&event(channel, 1)), Step::Apply);
+        assert_eq!(cursors.offer(&event(channel, 2)), Step::Apply);
     }
 }

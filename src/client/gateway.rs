@@ -146,6 +146,9 @@ impl Gateway {
 
     /// Waits for the next event. May be cancelled without losing one.
     pub async fn next_event(&mut self) -> Result<Event> {
+        if let Some(gap) = self.cursors.overdue() {
+            return Ok(gap);
+        }
         let Some(event) = self.events.recv().await else { return Err(self.why_it_ended().await) };
         if let Some(s) = event.s {
             self.taken.store(s, Ordering::Release);
@@ -219,7 +222,6 @@ impl Gateway {
             // Answers to what was asked on the last connection may still come: no number is used again.
             next_id: u64::from(getrandom::u32().unwrap_or(0)) << 16 | 10,
             replay_ends,
-            came_into: HashMap::new(),
             unanswered: 0,
             move_at: None,
             taken: Arc::clone(&taken),

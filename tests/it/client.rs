@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use colink::client::{Client, Event, Gateway, Options, Start, Step};
+use colink::domain::command as c;
 use colink::domain::id::{ChannelId, StreamId};
+use serde_json::Value;
 
 use crate::world::{Person, World, within};
 
@@ -92,4 +94,76 @@ async fn a_client_in_more_channels_than_a_message_names_resumes_from_memory_and_
     for channel in channels {
         assert_eq!(tail.numbers(channel), [2], "once");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_was_in_no_channel_yet_hears_of_the_first_one_from_its_beginning() {
+    let mut world = World::start().await;
+    let (ana, bot) = (world.user("ana").await, world.user("bot").await);
+    let mut tail = Tail::of(&world, &bot, Options::default()).await;
+    world.restart().await;
+    let first = world.channel("first", &[&ana, &bot]).await;
+    ana.says(first, "missed").await;
+    tail.resume().await;
+    assert!(matches!(tail.gateway.start, Start::Resumed(_)), "{:?}", tail.gateway.start);
+    ana.says(first, "live").await;
+    tail.hears("live", &[first]).await;
+    assert_eq!(tail.numbers(first), [1, 2, 3]);
+    assert_eq!(tail.numbers(bot.id()), [1], "what its own stream says");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_begins_anew_reads_channels_that_it_came_into_from_their_beginning() {
+    let mut world = World::with(|config| config.gateway.replay_events = 5).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut tail = Tail::of(&world, &bob, Options::default()).await;
+    world.restart().await;
+    for n in 2..10 {
+        ana.says(general, &n.to_string()).await;
+    }
+    let later = world.channel("later", &[&ana, &bob]).await;
+    ana.says(later, "early").await;
+    ana.says(later, "late").await;
+    tail.resume().await;
+    assert!(matches!(tail.gateway.start, Start::Anew), "{:?}", tail.gateway.start);
+    tail.hears("late", &[later]).await;
+    tail.hears("9", &[general]).await;
+    assert_eq!(tail.numbers(later), [1, 2, 3]);
+    assert_eq!(tail.numbers(general), (2..10).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_hears_channels_that_it_comes_into_from_the_event_that_brought_it_in() {
+    let world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let mut tail = Tail::of(&world, &bob, Options::default()).await;
+    for n in 0..30 {
+        let channel = world.channel(&format!("channel-{n}"), &[&ana]).await;
+        ana.says(channel, "before").await;
+        ana.invites(channel, &bob).await;
+        ana.says(channel, "after").await;
+        tail.hears("after", &[channel]).await;
+        assert_eq!(tail.numbers(channel), [3, 4]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_intents_leave_out_hides_no_channel_that_the_client_came_into_meanwhile() {
+    let mut world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let seq = ana.says(general, "like this").await;
+    let options = Options { intents: vec!["messages".to_owned()], ..Options::default() };
+    let mut tail = Tail::of(&world, &bob, options).await;
+    world.restart().await;
+    for emoji in ["tada", "eyes", "rocket"] {
+        let _: Value = ana.does(c::AddReaction { channel_id: general, seq, emoji: emoji.into() }).await;
+    }
+    let later = world.channel("later", &[&ana, &bob]).await;
+    ana.says(later, "missed").await;
+    tail.resume().await;
+    assert!(matches!(tail.gateway.start, Start::Resumed(_)), "{:?}", tail.gateway.start);
+    tail.hears("missed", &[later]).await;
+    assert_eq!(tail.numbers(later), [1, 2]);
 }
