@@ -21,7 +21,7 @@ async fn main() -> Result<(), Error> {
             Step::Apply => print(&event),
             Step::Drop => {}
             Step::Gap { stream, after } => {
-                let missed = client.events(stream, after).await?;
+                let missed = client.missed(stream, after).await?;
                 missed.iter().filter(|event| gateway.cursors.offer(event) == Step::Apply).for_each(print);
             }
         }

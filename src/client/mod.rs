@@ -10,7 +10,7 @@
 //! match gateway.cursors.offer(&event) {
 //!     Step::Apply => println!("{} in {:?}", event.kind, event.channel_id),
 //!     Step::Drop => {}
-//!     Step::Gap { stream, after } => println!("{:?}", client.events(stream, after).await?),
+//!     Step::Gap { stream, after } => println!("{:?}", client.missed(stream, after).await?),
 //! }
 //! # Ok(()) }
 //! ```
@@ -40,6 +40,7 @@ pub use wire::{ChannelHead, Event, Ready};
 pub(crate) use address::Address;
 pub(crate) use rest::escaped;
 
+use crate::domain::error::Code;
 use crate::protocol::close::{CloseCode, ComeBack};
 
 /// The usual result of this module.
@@ -77,14 +78,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether connecting again makes sense. Of a close, the protocol's table decides; a code that is not in it, such
-    /// as 1006 for a connection that was cut, does not keep anybody away.
+    /// Returns whether connecting or asking again makes sense. Of a close, the protocol's table decides; a code that is not
+    /// in it, such as 1006 for a connection that was cut, does not keep anybody away. Of a refusal, the table of errors and
+    /// whether it says when.
     #[must_use]
     pub fn may_come_back(&self) -> bool {
         match self {
             Error::Io(_) => true,
             Error::Closed { code, .. } => CloseCode::of(*code).is_none_or(|code| code.come_back() != ComeBack::No),
-            Error::Refused { retry_after, .. } => retry_after.is_some(),
+            Error::Refused { code, retry_after, .. } => retry_after.is_some() || is_temporary(code),
             Error::Protocol(_) => false,
         }
     }
@@ -104,6 +106,12 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Returns whether the same request may succeed later, which the hub or a proxy before it says by this code.
+fn is_temporary(code: &str) -> bool {
+    let known = Code::ALL.iter().find(|known| known.as_str() == code);
+    known.map_or(code.starts_with("http_5"), |known| known.temporary())
 }
 
 /// The connection is over without a close frame.
@@ -141,5 +149,19 @@ mod tests {
         for code in [1005, 1006, 4999] {
             assert!(closed(code).may_come_back() && !closed(code).begins_anew(), "{code}");
         }
+    }
+
+    #[test]
+    fn the_table_of_errors_says_what_may_succeed_later() {
+        let refused = |code: &str| Error::Refused {
+            code: code.to_owned(),
+            message: String::new(),
+            status: None,
+            retry_after: None,
+        };
+        for code in Code::ALL {
+            assert_eq!(refused(code.as_str()).may_come_back(), code.temporary(), "{}", code.as_str());
+        }
+        assert!(refused("http_502").may_come_back() && !refused("http_404").may_come_back(), "what a proxy says");
     }
 }

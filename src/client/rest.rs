@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::TcpStream;
 
+use super::connection::random_fraction;
 use super::wire::Event;
 use super::{Address, Error, Result, broken, malformed, timed_out};
 use crate::clock::Timestamp;
@@ -177,6 +178,26 @@ impl Client {
             if last.is_none_or(|seq| seq >= page.head) {
                 return Ok(events);
             }
+        }
+    }
+
+    /// Reads what a gap lacks: as [`Client::events`], but tries again, with growing pauses, while the hub cannot answer.
+    /// Of a stream that the user may no longer read there is nothing.
+    pub async fn missed(&self, stream: impl Into<StreamId>, after: i64) -> Result<Vec<Event>> {
+        let (stream, mut pause) = (stream.into(), Duration::from_millis(200));
+        loop {
+            let error = match self.events(stream, after).await {
+                Ok(events) => return Ok(events),
+                Err(error) if matches!(error.code(), Some("not_found" | "forbidden")) => return Ok(Vec::new()),
+                Err(error) if error.may_come_back() => error,
+                Err(error) => return Err(error),
+            };
+            let asked = match error {
+                Error::Refused { retry_after: Some(seconds), .. } => Duration::from_secs_f64(seconds.clamp(0.0, 60.0)),
+                _ => Duration::ZERO,
+            };
+            tokio::time::sleep(asked.max(pause.mul_f64(0.5 + random_fraction() / 2.0))).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
 
@@ -383,6 +404,20 @@ mod tests {
         assert_eq!(history.items.last().unwrap().seq, sent.seq);
         assert_eq!(ana.events(room, sent.seq - 1).await.unwrap().len(), 1);
         assert_eq!(ana.my_channels().await.unwrap()[0].channel.id, room);
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_read_as_soon_as_the_hub_can_answer_and_given_up_where_the_user_may_not_read() {
+        let stub = Stub::start().await;
+        let ana = stub.client("ana").await;
+        let room = stub.room(&["ana"]);
+        stub.post(room, "ana", "missed");
+        stub.fail_next(2);
+        assert_eq!(ana.missed(room, 0).await.unwrap()[0].message().unwrap().text, "missed");
+        let elsewhere = ChannelId::new(Timestamp(1));
+        assert!(ana.missed(elsewhere, 0).await.unwrap().is_empty());
+        let stranger = Client::new(&stub.url).unwrap();
+        assert_eq!(stranger.missed(room, 0).await.unwrap_err().code(), Some("unauthenticated"));
     }
 
     #[test]

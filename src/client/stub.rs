@@ -38,6 +38,8 @@ struct Hub {
     /// Every delivery with this number (1, 2, …) modulo the value is dropped; 0 drops none.
     lose_every: AtomicUsize,
     deliveries: AtomicUsize,
+    /// So many requests are still to be answered with 503.
+    failing: AtomicUsize,
     state: Mutex<State>,
     http: Mutex<JoinSet<()>>,
     sockets: Mutex<JoinSet<()>>,
@@ -103,6 +105,10 @@ impl Stub {
 
     pub(crate) fn lose_every(&self, n: usize) {
         self.hub.lose_every.store(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn fail_next(&self, n: usize) {
+        self.hub.failing.store(n, Ordering::Relaxed);
     }
 
     pub(crate) fn cut_http(&self) {
@@ -178,7 +184,9 @@ impl Hub {
         if head.uri.path() == "/metrics" {
             return Ok(Response::new(Full::from("")));
         }
+        let fails = self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         let answer = match token.and_then(|token| self.user_of(token)) {
+            Some(_) if fails => Err((503, "unavailable")),
             Some((name, user)) => self.rest(&head.method, head.uri.path(), query, &body, (&name, user)),
             None => Err((401, "unauthenticated")),
         };

@@ -34,7 +34,7 @@ impl Tail {
             Step::Apply => self.told.push(event),
             Step::Drop => {}
             Step::Gap { stream, after } => {
-                let missed = self.client.events(stream, after).await.unwrap_or_default();
+                let missed = self.client.missed(stream, after).await.unwrap();
                 let next = missed.into_iter().filter(|event| self.gateway.cursors.offer(event) == Step::Apply);
                 self.told.extend(next);
             }

@@ -323,7 +323,7 @@ async fn until_told(
                 Step::Apply => vec![event],
                 Step::Drop => continue,
                 Step::Gap { stream, after } => {
-                    let missed = client.events(stream, after).await.unwrap_or_default();
+                    let missed = client.missed(stream, after).await.unwrap();
                     missed.into_iter().filter(|event| gateway.cursors.offer(event) == Step::Apply).collect()
                 }
             };

@@ -47,7 +47,7 @@ pub(super) struct Link {
 enum Done {
     Told(Vec<News>),
     Posted(News),
-    Filled { stream: StreamId, upto: i64, events: Result<Vec<Event>, Error> },
+    Filled { stream: StreamId, upto: i64, events: Vec<Event> },
     Back { gateway: Result<Box<Gateway>, Error>, anew: bool },
 }
 
@@ -204,14 +204,8 @@ impl Link {
                 self.filling = true;
                 let (client, upto) = (self.client.clone(), event.seq.unwrap_or(after));
                 self.jobs.spawn(async move {
-                    let mut pause = Duration::from_millis(200);
-                    loop {
-                        match client.events(stream, after).await {
-                            Err(error) if error.may_come_back() => sleep(pause).await,
-                            events => return Done::Filled { stream, upto, events },
-                        }
-                        pause = (pause * 2).min(Duration::from_secs(5));
-                    }
+                    let events = client.missed(stream, after).await.unwrap_or_default();
+                    Done::Filled { stream, upto, events }
                 });
             }
         }
@@ -236,18 +230,19 @@ impl Link {
         }
     }
 
-    fn filled(&mut self, stream: StreamId, upto: i64, events: Result<Vec<Event>, Error>) {
+    fn filled(&mut self, stream: StreamId, upto: i64, events: Vec<Event>) {
         self.filling = false;
         let Some(gateway) = &mut self.gateway else { return };
-        let (mut applied, refused) = (gateway.cursors.get(stream), events.is_err());
-        // The log is the truth: what it does not have is not waited for.
-        for event in events.unwrap_or_default() {
-            if event.seq > applied {
-                applied = event.seq;
+        let refused = events.is_empty();
+        for event in events {
+            if gateway.cursors.offer(&event) == Step::Apply {
                 self.ready.push_back(News::Event(Box::new(event)));
             }
         }
-        gateway.cursors.set(stream, applied.map_or(upto, |seq| seq.max(upto)));
+        // The log is the truth: what it does not have is not waited for.
+        if gateway.cursors.get(stream).is_none_or(|applied| applied < upto) {
+            gateway.cursors.set(stream, upto);
+        }
         if refused {
             // The user is no longer in it: what matters of that is read anew.
             self.refresh();
