@@ -1,5 +1,6 @@
-//! `seed` and `serve --demo`: a small team that is already talking. The same every time; running it again changes
-//! nothing, because every step has its idempotency key.
+//! `seed` and `serve --demo`: a small team that is already talking. The same every time, and running it again changes
+//! nothing: people and channels whose names are there are left as they are. Every step has its idempotency key, so that a
+//! run that was cut short is finished by the next one.
 #![expect(clippy::print_stdout, reason = "this is the command line")]
 
 use std::collections::HashMap;
@@ -10,8 +11,10 @@ use serde::de::DeserializeOwned;
 use super::Settings;
 use super::door::Door;
 use crate::app::App;
+use crate::client;
 use crate::domain::channel::Channel;
 use crate::domain::command::{self as c, Command, Done, Principal, Spec};
+use crate::domain::error::{Code, Refusal};
 use crate::domain::id::{ChannelId, TokenId};
 use crate::domain::message::Sent;
 use crate::domain::user::{Role, User};
@@ -137,14 +140,28 @@ async fn plant(hands: &impl Hands) -> Result<()> {
             purpose: purpose.into(),
             members: who.to_vec(),
         };
-        let made: Channel = hands.command(&people["ana"], create, format!("seed-channel-{name}")).await?;
-        rooms.insert(name, made.id);
+        match hands.command::<_, Channel>(&people["ana"], create, format!("seed-channel-{name}")).await {
+            Ok(made) => drop(rooms.insert(name, made.id)),
+            Err(error) if is_taken(&error) => {}
+            Err(error) => return Err(error),
+        }
     }
     let direct = c::OpenDirect { user_ids: vec![all[1]] };
     let direct: Channel = hands.command(&people["ana"], direct, "seed-direct".into()).await?;
-    let hello = says(direct.id, "Lunch at one?", None, "seed-direct-1");
-    let _: Sent = hands.command(&people["bob"], hello, "seed-direct-1".into()).await?;
+    if direct.last_message_no == 0 {
+        let hello = says(direct.id, "Lunch at one?", None, "seed-direct-1");
+        let _: Sent = hands.command(&people["bob"], hello, "seed-direct-1".into()).await?;
+    }
     talk(hands, &people, &rooms).await
+}
+
+/// Returns whether a name was refused because something has it: the demo team's channel, whose key is forgotten, or
+/// somebody else's.
+fn is_taken(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<Refusal>() {
+        Some(refusal) => refusal.code == Code::Conflict,
+        None => error.downcast_ref::<client::Error>().and_then(client::Error::code) == Some(Code::Conflict.as_str()),
+    }
 }
 
 async fn person(hands: &impl Hands, name: &str, display: &str, title: &str, hash: &str) -> Result<User> {
@@ -175,7 +192,8 @@ fn says(channel_id: ChannelId, text: &str, thread_seq: Option<i64>, key: &str) -
 async fn talk(hands: &impl Hands, people: &HashMap<&str, User>, rooms: &HashMap<&str, ChannelId>) -> Result<()> {
     let mut last: HashMap<&str, i64> = HashMap::new();
     for (n, (room, author, text)) in TALK.iter().enumerate() {
-        let (channel_id, user, key) = (rooms[room], &people[author], format!("seed-talk-{n}"));
+        let Some(channel_id) = rooms.get(room).copied() else { continue };
+        let (user, key) = (&people[author], format!("seed-talk-{n}"));
         if let Some(emoji) = text.strip_prefix("+ ") {
             let react = c::AddReaction { channel_id, seq: last[room], emoji: emoji.into() };
             let _: Done = hands.command(user, react, key).await?;

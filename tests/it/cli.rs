@@ -1,6 +1,6 @@
 //! The binary as an operator has it.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -12,15 +12,22 @@ use crate::http::Http;
 use crate::socket::Socket;
 use crate::world::{LIMIT, new_postgres_database, postgres_is_there, within};
 
-/// Runs the binary on a data directory, away from the surroundings of the test.
-fn colink(data: &Path, args: &[&str]) -> Command {
+/// Runs the binary in a directory, away from the surroundings of the test.
+fn bare(place: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_colink"));
-    command.args(args).arg("--data").arg(data).current_dir(data).stdin(Stdio::null());
+    command.args(args).current_dir(place).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("COLINK_") {
             command.env_remove(name);
         }
     }
+    command
+}
+
+/// Runs the binary on a data directory.
+fn colink(data: &Path, args: &[&str]) -> Command {
+    let mut command = bare(data, args);
+    command.arg("--data").arg(data);
     command.args(["--set", "auth.argon2_memory_kib=8", "--set", "auth.argon2_iterations=1"]);
     command
 }
@@ -54,6 +61,26 @@ fn run_with_stdin(data: &Path, args: &[&str], text: &str) -> Said {
     said(child.wait_with_output().unwrap())
 }
 
+/// Returns the lines of what a process writes, as they come.
+fn lines(out: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    let out = BufReader::new(out);
+    std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    lines
+}
+
+/// Returns the next line that holds a text.
+fn heard(lines: &mpsc::Receiver<String>, text: &str) -> String {
+    let mut said = Vec::new();
+    loop {
+        match lines.recv_timeout(LIMIT) {
+            Ok(line) if line.contains(text) => return line,
+            Ok(line) => said.push(line),
+            Err(_) => panic!("it does not say `{text}`: {said:#?}"),
+        }
+    }
+}
+
 /// A server of one's own, ended with the test.
 pub(crate) struct Serving {
     child: Child,
@@ -63,11 +90,20 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn start(data: &Path, more: &[&str]) -> Serving {
+        let mut child = Serving::command(data, more).stdout(Stdio::piped()).spawn().unwrap();
+        let out = child.stdout.take().unwrap();
+        Serving::of(child, out)
+    }
+
+    fn command(data: &Path, more: &[&str]) -> Command {
         let args = [&["serve", "--listen", "127.0.0.1:0", "--set", "server.drain_s=1"][..], more].concat();
-        let mut child = colink(data, &args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let (sender, lines) = mpsc::channel();
-        let out = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let mut command = colink(data, &args);
+        command.stderr(Stdio::null());
+        command
+    }
+
+    fn of(child: Child, out: impl Read + Send + 'static) -> Serving {
+        let lines = lines(out);
         let url = loop {
             let line = lines.recv_timeout(LIMIT).expect("the server says where it listens");
             if let Some(at) = line.find("http://") {
@@ -75,6 +111,11 @@ impl Serving {
             }
         };
         Serving { child, url, lines }
+    }
+
+    /// Returns the next line that holds a text.
+    fn says(&self, text: &str) -> String {
+        heard(&self.lines, text)
     }
 
     /// Returns the process.
@@ -160,8 +201,7 @@ async fn accounts_tokens_and_channels_are_made_on_a_stopped_and_on_a_running_ser
 async fn a_server_says_where_it_listens_keeps_others_off_its_data_and_stops_in_order() {
     let data = tempfile::tempdir().unwrap();
     let server = Serving::start(data.path(), &["--demo"]);
-    let hint = std::iter::from_fn(|| server.lines.recv_timeout(LIMIT).ok()).find(|line| line.ends_with("--user ana"));
-    let hint = hint.expect("it says how to talk");
+    let hint = server.says("--user ana");
     assert!(hint.contains(&format!("colink chat --data {}", data.path().display())), "{hint}");
     let login = json!({"name": "ana", "password": "colink-demo"});
     let signed_in = Http::new(&server.url, None).post("/v1/auth/login", &login).await.good();
@@ -270,8 +310,8 @@ fn a_configuration_is_checked_whole() {
     assert_eq!(run(data.path(), &["no-such-command"]).code, 2);
 }
 
-#[test]
-fn planting_the_demo_team_twice_changes_nothing() {
+#[tokio::test(flavor = "multi_thread")]
+async fn planting_the_demo_team_again_changes_nothing_even_after_its_keys_are_forgotten() {
     let data = tempfile::tempdir().unwrap();
     let count = || {
         let users = run(data.path(), &["user", "list", "--json"]).out;
@@ -283,8 +323,24 @@ fn planting_the_demo_team_twice_changes_nothing() {
     let before = count();
     assert_eq!(before.0.lines().count(), 5);
     let second = run(data.path(), &["seed"]);
-    assert_eq!((second.code, second.out), (0, first.out));
+    assert_eq!((second.code, &second.out), (0, &first.out));
     assert_eq!(count(), before, "accounts and channels, and how many messages and events these have");
+
+    let events = async || {
+        let url = format!("sqlite://{}", data.path().join("colink.db").display());
+        let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let events: i64 = sqlx::query_scalar("SELECT count(*) FROM events").fetch_one(&mut db).await.unwrap();
+        // As the housekeeping does it a day later.
+        sqlx::query("DELETE FROM idempotency").execute(&mut db).await.unwrap();
+        db.close().await.unwrap();
+        events
+    };
+    let planted = events().await;
+    let later = run(data.path(), &["seed"]);
+    assert_eq!((later.code, &later.out), (0, &first.out), "{}", later.err);
+    assert_eq!(events().await, planted, "the direct messages among them");
+    assert_eq!(Serving::start(data.path(), &["--demo"]).stop("-TERM"), Some(0));
+    assert_eq!(events().await, planted);
 }
 
 #[test]
