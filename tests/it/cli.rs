@@ -394,6 +394,59 @@ fn commands_on_a_stopped_server_wait_for_each_other() {
 }
 
 #[test]
+fn a_load_is_measured_whole_on_a_server_of_its_own_whatever_surrounds_it() {
+    let place = tempfile::tempdir().unwrap();
+    let real = |name: &str| format!("sqlite://{}", place.path().join(name).display());
+    let config = format!("[database]\nurl = \"{}\"\n", real("file.db"));
+    std::fs::write(place.path().join("config.toml"), config).unwrap();
+    let words = "load --duration 0.5 --warm-up 0.2 --members 5 --senders 2 --rooms 2 --room-members 3 --rate 100 \
+                 --connections 20 --messages 60 --readers 2 --clients 6 --missed 4 --dir data --json report.json";
+    let words: Vec<&str> = words.split_whitespace().collect();
+    std::fs::create_dir(place.path().join("data")).unwrap();
+    let run = said(bare(place.path(), &words).env("COLINK_DATABASE__URL", real("env.db")).output().unwrap());
+    assert_eq!(run.code, 0, "{}{}", run.out, run.err);
+    for name in ["file.db", "env.db"] {
+        assert!(!place.path().join(name).exists(), "{name} is somebody else's");
+    }
+    assert_eq!(std::fs::read_dir(place.path().join("data")).unwrap().count(), 0, "nothing is left behind");
+
+    let report: Value = serde_json::from_slice(&std::fs::read(place.path().join("report.json")).unwrap()).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        for fault in ["lost", "duplicates", "out_of_order"] {
+            assert_eq!(row[fault], 0, "{row:#}");
+        }
+    }
+    let row = |scenario: &str| {
+        rows.iter().find(|row| row["scenario"].as_str().unwrap().starts_with(scenario)).expect("every scenario runs")
+    };
+    for scenario in ["fanout", "rooms"] {
+        let row = row(scenario);
+        assert!(row["receive"]["count"].as_i64().unwrap() > 0 && row["ack"]["count"].as_i64().unwrap() > 0, "{row:#}");
+        for figure in [
+            "commit_to_socket_p50_ms",
+            "commit_to_socket_p99_ms",
+            "cpu_s_per_1000",
+            "cpu_ms_per_message",
+            "floor_cpu_s_per_1000",
+            "times_floor",
+        ] {
+            assert!(row[figure].is_number(), "{figure}: {row:#}");
+        }
+    }
+    assert!(row("idle")["kib_per_connection"].is_number(), "{:#}", row("idle"));
+    for (scenario, figure) in [
+        ("idle", "cpu_percent_at_rest"),
+        ("ack", "times_fdatasync"),
+        ("history", "cpu_ms_per_request"),
+        ("reconnect", "cpu_ms_per_client"),
+    ] {
+        assert!(row(scenario)["figures"][figure].is_number(), "{figure}: {:#}", row(scenario));
+    }
+}
+
+#[test]
 fn the_password_of_a_database_is_never_shown() {
     let data = tempfile::tempdir().unwrap();
     for args in [&["config", "check"][..], &["doctor"], &["migrate"]] {

@@ -1,4 +1,7 @@
 //! The server under load: one that is started here and ends with the run, or one that runs already.
+//!
+//! One that is started here knows of its surroundings only what the options say: neither `COLINK_…` variables nor a
+//! `config.toml` lead it to a database that is in use.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
@@ -117,11 +120,13 @@ fn is_local_postgres(url: &str) -> bool {
 
 impl Own {
     fn prepare(args: &LoadArgs) -> Result<Own> {
+        // It runs in a folder of its own, where other paths than whole ones lead elsewhere.
         let program = match &args.server_bin {
+            Some(program) if program.components().count() > 1 => std::path::absolute(program)?,
             Some(program) => program.clone(),
             None => std::env::current_exe().context("cannot find this program")?,
         };
-        let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let parent = std::path::absolute(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
         let dir = parent.join(format!("colink-load-{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let database = args.database.iter().map(|url| format!("database.url={url}"));
@@ -152,7 +157,10 @@ impl Own {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(words).arg("--data").arg(&self.dir).stdin(Stdio::null());
+        command.args(words).arg("--data").arg(&self.dir).current_dir(&self.dir).stdin(Stdio::null());
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("COLINK_")) {
+            command.env_remove(name);
+        }
         for setting in &self.settings {
             command.arg("--set").arg(setting);
         }
