@@ -81,6 +81,16 @@ fn heard(lines: &mpsc::Receiver<String>, text: &str) -> String {
     }
 }
 
+/// A process that is ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A server of one's own, ended with the test.
 pub(crate) struct Serving {
     child: Child,
@@ -391,6 +401,126 @@ fn commands_on_a_stopped_server_wait_for_each_other() {
         assert_eq!(said.code, 0, "{}", said.err);
     }
     assert_eq!(run(data.path(), &["user", "list"]).out.lines().count(), names.len());
+}
+
+/// Changes accounts and channels on a server that runs or not; returns the new channels and a token of each member.
+fn changes(data: &Path, prefix: &str) -> (Vec<Value>, Vec<String>) {
+    let name = |name: &str| format!("{prefix}-{name}");
+    let (ana, bob, cleo, dan) = (name("ana"), name("bob"), name("cleo"), name("dan"));
+    run_json(data, &["user", "add", &ana, "--admin"]);
+    for member in [&bob, &cleo, &dan] {
+        run_json(data, &["user", "add", member]);
+    }
+    let secret = run_json(data, &["channel", "add", &name("secret"), "--private", "--member", &bob, "--member", &dan]);
+    let [open, old, back] = ["open", "old", "back"]
+        .map(|channel| run_json(data, &["channel", "add", &name(channel), "--member", &bob, "--purpose", "to talk"]));
+    let tokens = [&ana, &bob, &cleo, &dan]
+        .map(|user| run_json(data, &["token", "add", "--user", user])["token"].as_str().unwrap().to_owned());
+
+    assert_eq!(run_json(data, &["user", "role", &bob, "moderator"])["role"], "moderator");
+    run_json(data, &["user", "deactivate", &cleo]);
+    run_json(data, &["user", "deactivate", &dan]);
+    run_json(data, &["user", "reactivate", &dan]);
+    for channel in [&old, &back] {
+        let archived = run_json(data, &["channel", "archive", channel["name"].as_str().unwrap()]);
+        assert_eq!(archived["id"], channel["id"]);
+    }
+    assert_eq!(run_json(data, &["channel", "unarchive", &name("back")])["id"], back["id"]);
+    let nowhere = run(data, &["channel", "archive", &name("nowhere")]);
+    assert!(nowhere.code == 1 && nowhere.err.contains("there is no channel"), "{}", nowhere.err);
+    let listed = run(data, &["channel", "list"]).out;
+    assert!(listed.contains(&name("open")) && !listed.contains(&name("secret")), "{listed}");
+    let dan = run_json(data, &["token", "add", "--user", &dan])["token"].as_str().unwrap().to_owned();
+    (vec![secret, open, old, back], [&tokens[..], &[dan]].concat())
+}
+
+/// Shows by REST what [`changes`] changed.
+async fn changed(url: &str, (channels, tokens): &(Vec<Value>, Vec<String>)) {
+    let who: Vec<Http> = tokens.iter().map(|token| Http::new(url, Some(token))).collect();
+    let [ana, bob, cleo, _, dan] = &who[..] else { panic!("five tokens") };
+    assert_eq!(bob.get("/v1/users/me").await.good()["role"], "moderator");
+    assert_eq!(cleo.get("/v1/users/me").await.code(), "unauthenticated");
+    dan.get("/v1/users/me").await.good();
+    let path = |channel: &Value| format!("/v1/channels/{}", channel["id"].as_str().unwrap());
+    let [secret, open, old, back] = &channels[..] else { panic!("four channels") };
+    for (member, role) in [(bob, "owner"), (dan, "member")] {
+        let secret = member.get(&path(secret)).await.good();
+        assert_eq!((&secret["kind"], &secret["role"]), (&json!("private"), &json!(role)));
+    }
+    assert_eq!(ana.get(&path(open)).await.good()["purpose"], "to talk");
+    for (channel, answer) in [(open, "ok"), (old, "channel_archived"), (back, "ok")] {
+        let said = bob.post(&format!("{}/messages", path(channel)), &json!({"text": "hi"})).await;
+        assert_eq!(said.code(), answer, "{}", channel["name"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_and_channels_are_changed_on_a_stopped_and_on_a_running_server() {
+    let data = tempfile::tempdir().unwrap();
+    let stopped = changes(data.path(), "stopped");
+    let server = Serving::start(data.path(), &[]);
+    changed(&server.url, &stopped).await;
+    let running = changes(data.path(), "running");
+    changed(&server.url, &running).await;
+}
+
+/// A chat through pipes.
+struct Chat {
+    child: Running,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Chat {
+    fn start(data: &Path, token: &str, more: &[&str]) -> Chat {
+        let args = [&["chat", "--channel", "general", "--data", data.to_str().unwrap()][..], more].concat();
+        let mut command = bare(data, &args);
+        command.env("COLINK_TOKEN", token).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = lines(child.stdout.take().unwrap());
+        Chat { child: Running(child), lines }
+    }
+
+    fn say(&mut self, text: &str) {
+        writeln!(self.child.0.stdin.as_mut().unwrap(), "{text}").unwrap();
+    }
+
+    /// Ends the input and waits for the end.
+    fn end(mut self) -> Option<i32> {
+        drop(self.child.0.stdin.take());
+        while self.lines.recv_timeout(LIMIT).is_ok() {}
+        self.child.0.wait().unwrap().code()
+    }
+}
+
+#[test]
+fn two_people_talk_through_pipes() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Serving::start(data.path(), &[]);
+    let token = |name: &str| {
+        run_json(data.path(), &["user", "add", name, "--admin"]);
+        run_json(data.path(), &["token", "add", "--user", name])["token"].as_str().unwrap().to_owned()
+    };
+    let tokens = ["ana", "bob"].map(token);
+    run_json(data.path(), &["channel", "add", "general", "--member", "ana"]);
+    let mut bob = Chat::start(data.path(), &tokens[1], &["--follow"]);
+    bob.say("anybody here?");
+    heard(&bob.lines, "bob: anybody here?");
+
+    let mut ana = Chat::start(data.path(), &tokens[0], &[]);
+    ana.say("hi bob");
+    ana.say("and bye");
+    heard(&ana.lines, "ana: hi bob");
+    heard(&bob.lines, "ana: hi bob");
+    heard(&bob.lines, "ana: and bye");
+    bob.say("bye");
+    heard(&ana.lines, "bob: bye");
+    assert_eq!(ana.end(), Some(0));
+
+    let mut words = bare(data.path(), &["chat", "--channel", "@ana", "--url", &server.url]);
+    let mut quick = words.env("COLINK_TOKEN", &tokens[1]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    quick.stdin.take().unwrap().write_all(b"only you\n").unwrap();
+    let quick = said(quick.wait_with_output().unwrap());
+    assert_eq!((quick.code, quick.out.as_str()), (0, "bob: only you\n"), "{}", quick.err);
 }
 
 #[test]

@@ -250,3 +250,29 @@ impl Raw {
         Ok(Joined { stream: self.stream.into_std()?, carry: held, person, place, anew })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn people_come_from_many_addresses_of_this_machine() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let hub = listener.local_addr().unwrap();
+        for (person, from) in [(0, [127, 0, 0, 2]), (1, [127, 0, 0, 3]), (199, [127, 0, 0, 201]), (200, [127, 0, 0, 2])]
+        {
+            let source = source(hub, person);
+            let dialling = tokio::spawn(async move { Raw::open(hub, source).await.map(drop) });
+            let (stream, peer) = listener.accept().await.unwrap();
+            assert_eq!(peer.ip(), Ipv4Addr::from(from));
+            drop(stream);
+            assert!(dialling.await.unwrap().is_err(), "nobody answered");
+        }
+    }
+
+    #[test]
+    fn a_hub_elsewhere_is_dialled_from_wherever_the_system_says() {
+        assert_eq!(source("192.0.2.1:80".parse().unwrap(), 7), None);
+    }
+}
