@@ -85,30 +85,31 @@ async fn welcome(app: &App, demo: bool) -> Result<()> {
     let mut db = app.hub.store.read().await?;
     let accounts = users::count(&mut db).await?;
     drop(db);
-    let chat = chat(&app.hub.config);
     if demo {
+        let chat = typed("chat", &app.hub.config);
         println!("\nA demo team is here: {}, password `{}`.", seed::NAMES.join(", "), seed::PASSWORD);
         println!("Talk from two terminals:\n  {chat} --user ana\n  {chat} --user bob");
     } else if accounts == 0 {
-        first_admin(app, &chat).await?;
+        first_admin(app).await?;
     }
     Ok(())
 }
 
-/// Returns the command that talks to this server, as it can be typed where the server was started.
-fn chat(config: &Config) -> String {
+/// Returns a command for this server, as it can be typed where the server was started.
+fn typed(words: &str, config: &Config) -> String {
     let program = std::env::args().next().unwrap_or_else(|| "colink".to_owned());
     let data = &config.server.data;
     if *data == Config::default().server.data {
-        return format!("{program} chat");
+        return format!("{program} {words}");
     }
-    format!("{program} chat --data {}", data.display())
+    format!("{program} {words} --data {}", data.display())
 }
 
 /// Makes the first administrator where a person sees the password; it is printed once and kept nowhere.
-async fn first_admin(app: &App, chat: &str) -> Result<()> {
+async fn first_admin(app: &App) -> Result<()> {
+    let typed = |words: &str| typed(words, &app.hub.config);
     if !std::io::stdout().is_terminal() {
-        println!("\nThere is no account yet: make one with `colink user add NAME --admin --password-stdin`.");
+        println!("\nThere is no account yet: make one with `{}`.", typed("user add NAME --admin --password-stdin"));
         return Ok(());
     }
     let password = Secret::generate("").0[..16].to_owned();
@@ -124,7 +125,7 @@ async fn first_admin(app: &App, chat: &str) -> Result<()> {
     let admin: User = serde_json::from_str(&reply.json)?;
     println!("\nThe first administrator was made. This is shown once:");
     println!("  name       {}\n  password   {password}", admin.name);
-    println!("Sign in:     {chat} --user {}", admin.name);
-    println!("Others:      colink user add NAME --password-stdin, or colink user invite");
+    println!("Sign in:     {} --user {}", typed("chat"), admin.name);
+    println!("Others:      {}\n          or {}", typed("user add NAME --password-stdin"), typed("user invite"));
     Ok(())
 }

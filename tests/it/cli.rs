@@ -1,10 +1,13 @@
 //! The binary as an operator has it.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 
@@ -103,6 +106,17 @@ impl Serving {
         let mut child = Serving::command(data, more).stdout(Stdio::piped()).spawn().unwrap();
         let out = child.stdout.take().unwrap();
         Serving::of(child, out)
+    }
+
+    /// Starts a server that believes to be on a terminal.
+    fn start_on_a_terminal(data: &Path, more: &[&str]) -> Serving {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let name = ptsname(&terminal, Vec::new()).unwrap();
+        let screen = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let child = Serving::command(data, more).stdout(screen).spawn().unwrap();
+        Serving::of(child, File::from(terminal))
     }
 
     fn command(data: &Path, more: &[&str]) -> Command {
@@ -351,6 +365,32 @@ async fn planting_the_demo_team_again_changes_nothing_even_after_its_keys_are_fo
     assert_eq!(events().await, planted, "the direct messages among them");
     assert_eq!(Serving::start(data.path(), &["--demo"]).stop("-TERM"), Some(0));
     assert_eq!(events().await, planted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_start_on_a_terminal_makes_an_administrator_who_can_sign_in() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Serving::start_on_a_terminal(data.path(), &[]);
+    let word = |line: String| line.split_whitespace().last().unwrap().to_owned();
+    let (name, password) = (word(server.says("  name ")), word(server.says("  password ")));
+    let hint = format!("chat --data {} --user {name}", data.path().display());
+    assert!(server.says("Sign in:").ends_with(&hint));
+    let login = json!({"name": name, "password": password});
+    let admin = Http::new(&server.url, None).post("/v1/auth/login", &login).await.good();
+    assert_eq!(admin["user"]["role"], "admin");
+    assert_eq!(server.stop("-TERM"), Some(0));
+    let again = Serving::start_on_a_terminal(data.path(), &[]);
+    assert_eq!(again.stop("-TERM"), Some(0));
+    assert_eq!(run(data.path(), &["user", "list"]).out.lines().count(), 1, "the first start alone");
+}
+
+#[test]
+fn the_first_start_without_a_terminal_says_how_to_make_an_administrator() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Serving::start(data.path(), &[]);
+    let hint = server.says("There is no account yet");
+    let place = format!("user add NAME --admin --password-stdin --data {}`", data.path().display());
+    assert!(hint.contains(&place), "{hint}");
 }
 
 #[test]
