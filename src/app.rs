@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -105,7 +105,7 @@ pub fn make_data_dir(data: &Path) -> Result<()> {
 
 /// Takes the data directory for this process; nothing if another one has it. What a server that was killed left there
 /// about itself is gone then.
-pub fn lock_data_dir(data: &Path) -> Result<Option<File>> {
+fn lock_data_dir(data: &Path) -> Result<Option<File>> {
     make_data_dir(data)?;
     let path = data.join("colink.lock");
     let file = File::options().create(true).write(true).truncate(false).open(&path);
@@ -119,6 +119,43 @@ pub fn lock_data_dir(data: &Path) -> Result<Option<File>> {
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
 }
+
+/// Who has a data directory.
+pub enum Holder {
+    /// This process, as long as it keeps the file.
+    Us(File),
+    /// A server that runs.
+    Server(Running),
+    /// A command, or a server that starts or stops, and for longer than was waited.
+    Other,
+}
+
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Takes the data directory for this process, or finds the server that has it. Waits at most `patience` for whoever gives
+/// it back in a moment.
+pub async fn hold_data_dir(data: &Path, patience: Duration) -> Result<Holder> {
+    let since = Instant::now();
+    let mut told = false;
+    loop {
+        if let Some(lock) = lock_data_dir(data)? {
+            return Ok(Holder::Us(lock));
+        }
+        if let Some(running) = Running::read(data) {
+            return Ok(Holder::Server(running));
+        }
+        if since.elapsed() >= patience {
+            return Ok(Holder::Other);
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::info!("waiting for a command, or a server that starts or stops, which has {}", data.display());
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// How long a start waits for a command that has the data directory, or for a server that stops on it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Opens the store and brings its schema up to date.
 pub async fn open_store(config: &Config) -> Result<Store> {
@@ -144,11 +181,16 @@ impl App {
         choose_crypto();
         telemetry::start_metrics();
         let data = config.server.data.clone();
-        let Some(lock) = lock_data_dir(&data)? else {
-            bail!(
+        let lock = match hold_data_dir(&data, PATIENCE).await? {
+            Holder::Us(lock) => lock,
+            Holder::Server(_) => bail!(
                 "another server runs on the data directory {}: stop it, or give this one another --data",
                 data.display()
-            );
+            ),
+            Holder::Other => bail!(
+                "a command has the data directory {}, or another server starts or stops on it: try again in a moment",
+                data.display()
+            ),
         };
         let Some(database_lock) = Lock::take(&store_options(&config)).await? else {
             bail!(

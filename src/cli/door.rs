@@ -4,15 +4,14 @@
 //! directory tells which it is.
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{self, Running};
+use crate::app::{self, Holder};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -42,13 +41,18 @@ enum Way {
 impl Door {
     /// Opens the way to the data that `config` names.
     pub(super) async fn open(mut config: Config) -> Result<Door> {
-        let lock = match holder(&config.server.data).await? {
+        let data = &config.server.data;
+        let lock = match app::hold_data_dir(data, PATIENCE).await? {
             Holder::Us(lock) => lock,
             Holder::Server(running) => {
                 let client = Client::new(&running.url)?.with_token(&running.operator_token);
                 config.database.url = running.database.into();
                 return Ok(Door { store: app::open_store(&config).await?, config, way: Way::Running(client) });
             }
+            Holder::Other => bail!(
+                "a server is starting or stopping on {}, or another command has it: try again in a moment",
+                data.display()
+            ),
         };
         let Some(database_lock) = Lock::take(&app::store_options(&config)).await? else {
             bail!(
@@ -114,30 +118,8 @@ impl Door {
     }
 }
 
-/// Who has the data directory.
-enum Holder {
-    Us(File),
-    Server(Running),
-}
-
 /// How long a command waits for another one, or for a server that starts or stops.
 const PATIENCE: Duration = Duration::from_secs(30);
-const AGAIN: Duration = Duration::from_millis(20);
-
-/// Takes the data directory, or finds the server that has it.
-async fn holder(data: &Path) -> Result<Holder> {
-    let since = Instant::now();
-    while since.elapsed() < PATIENCE {
-        if let Some(lock) = app::lock_data_dir(data)? {
-            return Ok(Holder::Us(lock));
-        }
-        if let Some(running) = Running::read(data) {
-            return Ok(Holder::Server(running));
-        }
-        tokio::time::sleep(AGAIN).await;
-    }
-    bail!("a server is starting or stopping on {}, or another command has it: try again in a moment", data.display())
-}
 
 async fn order(client: &Client, order: &Order) -> Result<String> {
     let answer: serde_json::Value = client.post("/operator", order).await?;

@@ -13,7 +13,7 @@ use sqlx::Connection as _;
 
 use crate::http::Http;
 use crate::socket::Socket;
-use crate::world::{LIMIT, new_postgres_database, postgres_is_there, within};
+use crate::world::{LIMIT, eventually, new_postgres_database, postgres_is_there, within};
 
 /// Runs the binary in a directory, away from the surroundings of the test.
 fn bare(place: &Path, args: &[&str]) -> Command {
@@ -441,6 +441,24 @@ fn commands_on_a_stopped_server_wait_for_each_other() {
         assert_eq!(said.code, 0, "{}", said.err);
     }
     assert_eq!(run(data.path(), &["user", "list"]).out.lines().count(), names.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_waits_for_a_command_that_has_its_data() {
+    let data = tempfile::tempdir().unwrap();
+    let args = ["user", "add", "ana", "--admin", "--password-stdin"];
+    let mut command = Running(colink(data.path(), &args).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+    eventually("the command to have the data", || async {
+        File::open(data.path().join("colink.lock")).is_ok_and(|file| file.try_lock().is_err())
+    })
+    .await;
+    let mut child =
+        Running(Serving::command(data.path(), &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    heard(&lines(child.0.stderr.take().unwrap()), "waiting");
+    command.0.stdin.take().unwrap().write_all(b"long enough").unwrap();
+    assert!(command.0.wait().unwrap().success());
+    heard(&lines(child.0.stdout.take().unwrap()), "listens on http://");
+    assert!(run(data.path(), &["user", "list"]).out.contains("ana"));
 }
 
 /// Changes accounts and channels on a server that runs or not; returns the new channels and a token of each member.
