@@ -21,7 +21,7 @@ use super::Config;
 /// The keys that may be read from a file of their own.
 const SECRETS: &[&str] = &["database.url"];
 /// Variables that belong to the command line and the tests.
-const OTHERS: &[&str] = &["COLINK_CONFIG", "COLINK_TOKEN", "COLINK_PASSWORD", "COLINK_LOG", "COLINK_URL"];
+const OTHERS: &[&str] = &["COLINK_CONFIG", "COLINK_TOKEN", "COLINK_PASSWORD", "COLINK_URL"];
 
 /// Where a configuration comes from, besides the defaults. It may hold secrets, and so cannot be printed.
 #[derive(Clone, Default)]
@@ -442,7 +442,6 @@ mod tests {
             ("COLINK_TEST__X", "x"),
             ("COLINK_TOKEN", "x"),
             ("COLINK_PASSWORD", "x"),
-            ("COLINK_LOG", "x"),
             ("COLINK_URL", "x"),
             ("COLINK_SERVICE_HOST", "10.0.0.1"),
             ("COLINK_PORT_8080_TCP", "tcp://10.0.0.1:8080"),
