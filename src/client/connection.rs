@@ -204,9 +204,7 @@ impl Connection {
             }
         });
 
-        // The first beat comes at a random point of the interval, so that a restarted hub is not beaten in step.
-        let first = interval.mul_f64(random_fraction());
-        let mut beat = interval_at(Instant::now() + first, interval);
+        let mut beat = interval_at(Instant::now() + first_beat(interval), interval);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let moves = async {
@@ -309,7 +307,28 @@ impl Connection {
     }
 }
 
+/// Returns when the first heartbeat is due: at a random point of the interval, so that a restarted hub is not beaten in
+/// step.
+fn first_beat(interval: Duration) -> Duration {
+    interval.mul_f64(random_fraction())
+}
+
 /// Returns a number from 0 to 1, to keep many clients out of step.
 pub(super) fn random_fraction() -> f64 {
     f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_heartbeat_comes_anywhere_in_the_interval() {
+        let interval = Duration::from_secs(30);
+        let beats: Vec<Duration> = (0..100).map(|_| first_beat(interval)).collect();
+        assert!(beats.iter().all(|beat| *beat <= interval));
+        for half in [beats.iter().min() < Some(&(interval / 2)), beats.iter().max() > Some(&(interval / 2))] {
+            assert!(half, "{beats:?}");
+        }
+    }
 }

@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use colink::client::{Client, Event, Gateway, Options, Start, Step};
 use colink::domain::command as c;
 use colink::domain::id::{ChannelId, StreamId};
-use serde_json::Value;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::{Value, json};
 
-use crate::world::{Person, World, within};
+use crate::world::{Person, World, message, within};
 
 /// A client that follows every rule of the protocol, as `examples/tail.rs` does.
 struct Tail {
@@ -166,4 +167,53 @@ async fn what_the_intents_leave_out_hides_no_channel_that_the_client_came_into_m
     assert!(matches!(tail.gateway.start, Start::Resumed(_)), "{:?}", tail.gateway.start);
     tail.hears("missed", &[later]).await;
     assert_eq!(tail.numbers(later), [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ready_names_a_thousand_channels_and_the_client_reads_the_rest() {
+    const CHANNELS: usize = 1_001;
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let make = |n: usize| {
+        let ana = &ana;
+        async move {
+            let name = format!("channel-{n}");
+            let (topic, purpose) = (String::new(), String::new());
+            let command = c::CreateChannel { name, private: true, topic, purpose, members: Vec::new() };
+            let made = ana.tries(command).await.good();
+            Ok::<ChannelId, ()>(serde_json::from_value(made["id"].clone()).unwrap())
+        }
+    };
+    let channels: Vec<ChannelId> =
+        stream::iter(0..CHANNELS).map(make).buffer_unordered(32).try_collect().await.unwrap();
+
+    let mut socket = ana.opens().await;
+    let ready = socket.identifies(&ana.token).await;
+    assert_eq!(ready["d"]["channels"].as_array().unwrap().len(), 1_000);
+    let cursor = ready["d"]["channels_next_cursor"].as_str().expect("there are more");
+    let rest = ana.http.get(&format!("/v1/channels?cursor={cursor}")).await.items();
+    assert_eq!(rest.len(), 1, "{rest:?}");
+
+    let tail = Tail::of(&world, &ana, Options::default()).await;
+    assert_eq!(tail.gateway.ready.as_ref().unwrap().channels.len(), CHANNELS);
+    for channel in channels {
+        assert_eq!(tail.gateway.cursors.get(channel), Some(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_acknowledges_what_it_took_so_that_the_hub_may_forget_it() {
+    let world = World::with(|config| config.gateway.heartbeat_interval_ms = 600_000).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let mut tail = Tail::of(&world, &bob, Options::default()).await;
+    for n in 1..=256 {
+        ana.says(general, &n.to_string()).await;
+    }
+    tail.hears("256", &[general]).await;
+    // What is asked after the acknowledgement is answered after it.
+    let session = tail.gateway.position().session_id;
+    tail.gateway.call(message(general, "answered")).await.unwrap();
+    let (_, resumed) = bob.resumes(json!({"session_id": session, "s": 250, "cursors": {}})).await;
+    assert_eq!(resumed["d"]["mode"], "log", "it is forgotten: {resumed}");
 }
