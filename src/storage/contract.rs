@@ -2,16 +2,18 @@
 //!
 //! Each test opens a database of its own: a temporary file, or `CREATE DATABASE` on the server.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
 use super::accounts::{Account, Ended, Pruned, SYSTEM};
+use super::apply::Scope;
 use super::messages::Page;
 use super::tokens::{Secret, Token};
 use super::writer::{Limits, Reply, Work, Writer};
-use super::{Dialect, Options, Store, channels, events, messages, personal, tokens, users};
+use super::{Db, Dialect, Options, Store, apply, channels, events, messages, on, personal, tokens, users};
 use crate::clock::{Clock, Timestamp};
 use crate::domain::channel::{Channel, ChannelKind, Membership};
 use crate::domain::command::{self, Command, Invite, Principal};
@@ -26,7 +28,7 @@ struct World {
     writer: Writer,
     told: Arc<Mutex<Vec<Event>>>,
     clock: Clock,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// Returns a URL of a new, empty database; nothing if there is no Postgres to test on.
@@ -57,7 +59,7 @@ impl World {
         let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
         let limits = Limits { queue: 4_096, batch: 256 };
         let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new()).unwrap();
-        Some(World { store, writer, told, clock, _dir: dir })
+        Some(World { store, writer, told, clock, dir })
     }
 
     async fn user(&self, name: &str, role: Role) -> Principal {
@@ -414,4 +416,115 @@ on_both! {
         let mut db = world.store.read().await.unwrap();
         assert_eq!(users::list(&mut db, "", 10).await.unwrap().len(), 2);
     }
+}
+
+/// Counts what SQLite does for one thing after the other, each of them undone again.
+struct Meter {
+    db: Db,
+    now: Timestamp,
+    steps: Arc<AtomicU64>,
+}
+
+impl Meter {
+    /// Counts on a connection of its own to the world's file.
+    async fn of(world: &World) -> Meter {
+        let url = format!("sqlite://{}", world.dir.path().join("test.db").display());
+        let mut db = Store::open(&Options::new(url)).await.unwrap().write().await.unwrap();
+        let steps = Arc::new(AtomicU64::new(0));
+        let Db::Sqlite(connection) = &mut db else { unreachable!("the URL says so") };
+        let count = steps.clone();
+        connection.lock_handle().await.unwrap().set_progress_handler(1, move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            true
+        });
+        Meter { db, now: world.clock.now(), steps }
+    }
+
+    async fn steps(&mut self, caller: Principal, what: &Ask) -> u64 {
+        self.db.run("BEGIN IMMEDIATE").await.unwrap();
+        self.steps.store(0, Ordering::Relaxed);
+        let db = &mut self.db;
+        match what {
+            Ask::Command(command) => {
+                let mut scope = Scope { db, now: self.now, caller, events: Vec::new() };
+                apply::apply(&mut scope, command).await.unwrap();
+            }
+            Ask::Replies(channel, thread, after) => {
+                drop(messages::replies(db, *channel, *thread, *after, 10).await.unwrap())
+            }
+        }
+        let steps = self.steps.load(Ordering::Relaxed);
+        self.db.run("ROLLBACK").await.unwrap();
+        steps
+    }
+}
+
+/// What a [`Meter`] measures.
+#[derive(Debug)]
+enum Ask {
+    Command(Command),
+    /// A page of a thread's replies, behind one of them.
+    Replies(ChannelId, i64, i64),
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_often_done_costs_the_same_however_much_is_stored() {
+    let world = World::open(Dialect::Sqlite).await.unwrap();
+    let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
+    let room = world.channel(ana, "room", &[bob]).await;
+    let direct = world.get::<Channel>(ana, command::OpenDirect { user_ids: vec![bob.user_id] }).await.id;
+    let reply = |thread: i64| command::SendMessage { thread_seq: Some(thread), ..says(room, "re @bob", None) };
+    let quiet = world.get::<Sent>(ana, says(room, "quiet @bob", None)).await.seq;
+    let first = world.get::<Sent>(bob, reply(quiet)).await.seq;
+    let busy = world.get::<Sent>(ana, says(room, "busy", None)).await.seq;
+    world.ask(bob, reply(busy)).await.unwrap();
+    world.ask(bob, says(direct, "hi", None)).await.unwrap();
+    world.ask(bob, command::AddSaved { channel_id: room, seq: quiet }).await.unwrap();
+
+    let (c, end) = (room, i64::MAX);
+    let asks = [
+        (bob, Ask::Command(command::MarkThreadRead { channel_id: c, thread_seq: quiet, seq: end }.into())),
+        (bob, Ask::Command(command::MarkThreadRead { channel_id: c, thread_seq: busy, seq: end }.into())),
+        (ana, Ask::Replies(c, quiet, first)),
+    ];
+
+    let mut meter = Meter::of(&world).await;
+    let mut before = Vec::new();
+    for (who, ask) in &asks {
+        before.push(meter.steps(*who, ask).await);
+    }
+    crowd(&mut meter.db, room, busy, ana.user_id).await;
+    let mut grown = Vec::new();
+    for ((who, ask), before) in asks.iter().zip(before) {
+        let after = meter.steps(*who, ask).await;
+        if after > 2 * before + 20 {
+            grown.push(format!("{before} steps became {after}: {ask:?}"));
+        }
+    }
+    assert!(grown.is_empty(), "{grown:#?}");
+}
+
+/// Puts thousands into a room, into one thread of it, and into what its members keep of it, and gives somebody hundreds of
+/// direct messages.
+async fn crowd(db: &mut Db, room: ChannelId, thread: i64, who: UserId) {
+    let fill = "
+        CREATE TEMP TABLE n AS WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 3000)
+            SELECT n, randomblob(16) AS id FROM n;
+        INSERT INTO users (id, name, display_name, role, created_at) SELECT id, 'u' || n, '', 'member', 0 FROM n;
+        INSERT INTO members (channel_id, user_id, role, joined_at) SELECT $1, id, 'member', 0 FROM n;
+        INSERT INTO messages (channel_id, seq, id, thread_seq, reply_no, author_id, text, created_at)
+            SELECT $1, last_seq + n, n.id, $2, n + 1, $3, '', 0 FROM n JOIN streams ON streams.id = $1;
+        INSERT INTO mentions (channel_id, user_id, seq, thread_seq)
+            SELECT $1, n.id, last_seq + n, $2 FROM n JOIN streams ON streams.id = $1;
+        INSERT INTO saved (user_id, channel_id, seq, saved_at)
+            SELECT n.id, $1, last_seq + n, 0 FROM n JOIN streams ON streams.id = $1;
+        INSERT INTO thread_follows (channel_id, thread_seq, user_id, following) SELECT $1, $2, id, TRUE FROM n;
+        UPDATE messages SET reply_count = 3001, last_reply_seq = 3000 + (SELECT last_seq FROM streams WHERE id = $1)
+            WHERE channel_id = $1 AND seq = $2;
+        UPDATE streams SET last_seq = last_seq + 3000 WHERE id = $1;
+        INSERT INTO streams (id) SELECT id FROM n WHERE n <= 300;
+        INSERT INTO channels (id, kind, created_by, created_at) SELECT id, 'direct', $3, 0 FROM n WHERE n <= 300;
+        INSERT INTO members (channel_id, user_id, role, joined_at) SELECT id, $3, 'member', 0 FROM n WHERE n <= 300;
+        INSERT INTO members (channel_id, user_id, role, joined_at) SELECT id, id, 'member', 0 FROM n WHERE n <= 300";
+    on!(db, c => { sqlx::query(fill).bind(room).bind(thread).bind(who).execute(c).await.unwrap(); });
 }
