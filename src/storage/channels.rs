@@ -1,7 +1,7 @@
 //! Channels and their members, as rows.
 
 use super::apply::Scope;
-use super::{Db, StoreError, from_row, on};
+use super::{Db, StoreError, by_dialect, from_row, on};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Member, Membership};
 use crate::domain::id::{ChannelId, UserId};
 use crate::domain::permission::{ChannelFacts, Standing};
@@ -107,17 +107,25 @@ pub async fn of_user(
     let after = after.unwrap_or(ChannelId(uuid::Uuid::nil()));
     let mut found: Vec<Membership> = on!(db, c => sqlx::query_as(sql).bind(user).bind(EVERYBODY).bind(after).bind(limit)
         .fetch_all(c).await?);
-    if found.iter().any(|m| m.channel.kind.is_direct()) {
-        name_others(db, user, &mut found).await?;
-    }
+    name_others(db, user, &mut found).await?;
     Ok(found)
 }
 
+/// Fills in who else is in the direct messages and groups among a user's channels.
 async fn name_others(db: &mut Db, user: UserId, found: &mut [Membership]) -> Result<(), StoreError> {
-    let sql = "SELECT o.channel_id, o.user_id FROM members m JOIN channels c ON c.id = m.channel_id \
-               JOIN members o ON o.channel_id = c.id WHERE m.user_id = $1 AND o.user_id <> $1 \
-               AND c.kind IN ('direct', 'group') ORDER BY o.channel_id, o.user_id";
-    let rows: Vec<(ChannelId, UserId)> = on!(db, c => sqlx::query_as(sql).bind(user).fetch_all(c).await?);
+    let direct: Vec<ChannelId> =
+        found.iter().map(|m| &m.channel).filter(|c| c.kind.is_direct()).map(|c| c.id).collect();
+    if direct.is_empty() {
+        return Ok(());
+    }
+    let direct = serde_json::to_string(&direct).expect("identifiers are strings");
+    let sql = by_dialect!(db,
+        postgres: "SELECT channel_id, user_id FROM members WHERE user_id <> $1 AND channel_id = \
+                   ANY(ARRAY(SELECT value::uuid FROM json_array_elements_text($2::json))) ORDER BY channel_id, user_id",
+        sqlite: "SELECT channel_id, user_id FROM members WHERE user_id <> $1 AND channel_id IN \
+                 (SELECT unhex(value, '-') FROM json_each($2)) ORDER BY channel_id, user_id",
+    );
+    let rows: Vec<(ChannelId, UserId)> = on!(db, c => sqlx::query_as(sql).bind(user).bind(direct).fetch_all(c).await?);
     for membership in found {
         let start = rows.partition_point(|row| row.0 < membership.channel.id);
         let others = rows[start..].iter().take_while(|row| row.0 == membership.channel.id);
@@ -133,9 +141,7 @@ pub async fn membership(db: &mut Db, user: UserId, channel: ChannelId) -> Result
         on!(db, c => sqlx::query_as(sql).bind(user).bind(EVERYBODY).bind(channel).fetch_optional(c).await?);
     let Some(found) = found else { return Ok(None) };
     let mut found = [found];
-    if found[0].channel.kind.is_direct() {
-        name_others(db, user, &mut found).await?;
-    }
+    name_others(db, user, &mut found).await?;
     let [found] = found;
     Ok(Some(found))
 }

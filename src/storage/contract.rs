@@ -223,6 +223,11 @@ on_both! {
         assert_eq!(read.unread_count, 1, "reading never moves backwards");
         let read: Membership = world.get(bob, command::MarkUnread { channel_id: room, seq: 2 }).await;
         assert_eq!((read.unread_count, read.mention_count), (3, 2));
+        let reply = command::SendMessage { thread_seq: Some(2), ..says(room, "a reply", None) };
+        let reply: Sent = world.get(ana, reply).await;
+        world.ask(ana, says(room, "behind it", None)).await.unwrap();
+        let read: Membership = world.get(bob, command::MarkRead { channel_id: room, seq: reply.seq }).await;
+        assert_eq!((read.unread_count, read.mention_count), (1, 0), "a mark may stand at a reply");
     }
 
     threads_count_their_own_replies(world) {
@@ -481,12 +486,30 @@ async fn what_is_often_done_costs_the_same_however_much_is_stored() {
     world.ask(bob, says(direct, "hi", None)).await.unwrap();
     world.ask(bob, command::AddSaved { channel_id: room, seq: quiet }).await.unwrap();
 
-    let (c, end) = (room, i64::MAX);
-    let asks = [
-        (bob, Ask::Command(command::MarkThreadRead { channel_id: c, thread_seq: quiet, seq: end }.into())),
-        (bob, Ask::Command(command::MarkThreadRead { channel_id: c, thread_seq: busy, seq: end }.into())),
-        (ana, Ask::Replies(c, quiet, first)),
+    let (c, seq, end) = (room, quiet, i64::MAX);
+    let commands: Vec<Command> = vec![
+        says(c, "hello @bob", None).into(),
+        reply(quiet).into(),
+        command::EditMessage { channel_id: c, seq, text: "nobody".into() }.into(),
+        command::DeleteMessage { channel_id: c, seq }.into(),
+        command::AddReaction { channel_id: c, seq, emoji: "+1".into() }.into(),
+        command::AddPin { channel_id: c, seq }.into(),
+        command::AddSaved { channel_id: c, seq }.into(),
+        command::SetDraft { channel_id: c, thread_seq: None, text: "draft".into() }.into(),
+        command::MarkUnread { channel_id: c, seq }.into(),
+        command::FollowThread { channel_id: c, thread_seq: busy }.into(),
+        command::UpdateProfile { display_name: None, title: Some("boss".into()), timezone: None }.into(),
     ];
+    let mut asks: Vec<(Principal, Ask)> = commands.into_iter().map(|command| (ana, Ask::Command(command))).collect();
+    let commands: Vec<Command> = vec![
+        command::MarkRead { channel_id: c, seq: end }.into(),
+        command::MarkThreadRead { channel_id: c, thread_seq: quiet, seq: end }.into(),
+        command::MarkThreadRead { channel_id: c, thread_seq: busy, seq: end }.into(),
+        command::LeaveChannel { channel_id: c }.into(),
+    ];
+    asks.extend(commands.into_iter().map(|command| (bob, Ask::Command(command))));
+    asks.push((ana, Ask::Command(command::MarkRead { channel_id: direct, seq: end }.into())));
+    asks.push((ana, Ask::Replies(c, quiet, first)));
 
     let mut meter = Meter::of(&world).await;
     let mut before = Vec::new();
@@ -512,8 +535,8 @@ async fn crowd(db: &mut Db, room: ChannelId, thread: i64, who: UserId) {
             SELECT n, randomblob(16) AS id FROM n;
         INSERT INTO users (id, name, display_name, role, created_at) SELECT id, 'u' || n, '', 'member', 0 FROM n;
         INSERT INTO members (channel_id, user_id, role, joined_at) SELECT $1, id, 'member', 0 FROM n;
-        INSERT INTO messages (channel_id, seq, id, thread_seq, reply_no, author_id, text, created_at)
-            SELECT $1, last_seq + n, n.id, $2, n + 1, $3, '', 0 FROM n JOIN streams ON streams.id = $1;
+        INSERT INTO messages (channel_id, seq, id, thread_seq, reply_no, author_id, text, created_at, after_no)
+            SELECT $1, last_seq + n, n.id, $2, n + 1, $3, '', 0, last_message_no FROM n JOIN streams ON streams.id = $1;
         INSERT INTO mentions (channel_id, user_id, seq, thread_seq)
             SELECT $1, n.id, last_seq + n, $2 FROM n JOIN streams ON streams.id = $1;
         INSERT INTO saved (user_id, channel_id, seq, saved_at)

@@ -187,14 +187,15 @@ async fn attach_reactions(db: &mut Db, channel: ChannelId, messages: &mut [Messa
     Ok(())
 }
 
-/// Inserts a reply, whose numbers are known.
-pub(super) async fn insert_reply(scope: &mut Scope<'_>, message: &Message) -> Result<(), StoreError> {
+/// Inserts a message whose numbers are known; `last_no` is the number of the channel's newest top-level message.
+pub(super) async fn insert_one(scope: &mut Scope<'_>, message: &Message, last_no: i64) -> Result<(), StoreError> {
     let mentions = mentions_text(message);
+    let after_no = message.message_no.is_none().then_some(last_no);
     let sql = "INSERT INTO messages (channel_id, seq, id, message_no, thread_seq, reply_no, author_id, client_msg_id, \
-               text, mentions, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+               text, mentions, created_at, after_no) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
     on!(scope.db, db => { sqlx::query(sql).bind(message.channel_id).bind(message.seq).bind(message.id)
         .bind(message.message_no).bind(message.thread_seq).bind(message.reply_no).bind(message.author_id)
-        .bind(&message.client_msg_id).bind(&message.text).bind(&mentions).bind(message.created_at)
+        .bind(&message.client_msg_id).bind(&message.text).bind(&mentions).bind(message.created_at).bind(after_no)
         .execute(db).await?; });
     Ok(())
 }
@@ -220,19 +221,28 @@ pub(super) fn mentions_text(message: &Message) -> String {
     serde_json::to_string(&message.mentions).expect("mentions have only string keys")
 }
 
-/// Stores whom a message names, in place of whom it named before.
-pub(super) async fn set_mentions(scope: &mut Scope<'_>, message: &Message, replace: bool) -> Result<(), StoreError> {
-    if replace {
-        on!(scope.db, db => { sqlx::query("DELETE FROM mentions WHERE channel_id = $1 AND seq = $2")
-            .bind(message.channel_id).bind(message.seq).execute(db).await?; });
-    }
+/// Returns whom a message names: the keys of its rows in `mentions`.
+fn named(message: &Message) -> impl Iterator<Item = UserId> {
     let everybody = message.mentions.channel || message.mentions.here;
-    let named = message.mentions.users.iter().copied();
-    for user in named.chain(everybody.then_some(super::channels::EVERYBODY)) {
+    message.mentions.users.iter().copied().chain(everybody.then_some(super::channels::EVERYBODY))
+}
+
+/// Stores whom a message names.
+pub(super) async fn add_mentions(scope: &mut Scope<'_>, message: &Message) -> Result<(), StoreError> {
+    for user in named(message) {
         let sql = "INSERT INTO mentions (channel_id, user_id, seq, message_no, thread_seq) VALUES ($1, $2, $3, $4, $5) \
                    ON CONFLICT DO NOTHING";
         on!(scope.db, db => { sqlx::query(sql).bind(message.channel_id).bind(user).bind(message.seq)
             .bind(message.message_no).bind(message.thread_seq).execute(db).await?; });
+    }
+    Ok(())
+}
+
+/// Forgets whom a message names.
+async fn remove_mentions(scope: &mut Scope<'_>, message: &Message) -> Result<(), StoreError> {
+    for user in named(message) {
+        let sql = "DELETE FROM mentions WHERE channel_id = $1 AND user_id = $2 AND seq = $3";
+        on!(scope.db, db => { sqlx::query(sql).bind(message.channel_id).bind(user).bind(message.seq).execute(db).await?; });
     }
     Ok(())
 }
@@ -253,24 +263,24 @@ pub(super) async fn edit(
     let sql = "UPDATE messages SET text = $3, mentions = $4, edited_at = $5 WHERE channel_id = $1 AND seq = $2";
     on!(scope.db, db => { sqlx::query(sql).bind(after.channel_id).bind(after.seq).bind(&after.text).bind(&mentions)
         .bind(now).execute(db).await?; });
-    set_mentions(scope, after, true).await
+    remove_mentions(scope, before).await?;
+    add_mentions(scope, after).await
 }
 
 /// Empties a message and removes all that hangs on it but its thread. The event log forgets the text too.
-pub(super) async fn delete(scope: &mut Scope<'_>, channel: ChannelId, seq: i64) -> Result<(), StoreError> {
-    let now = scope.now;
+pub(super) async fn delete(scope: &mut Scope<'_>, message: &Message) -> Result<(), StoreError> {
+    let (now, channel, seq) = (scope.now, message.channel_id, message.seq);
     let sql = "UPDATE messages SET text = '', mentions = '', deleted_at = $3 WHERE channel_id = $1 AND seq = $2";
     on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(seq).bind(now).execute(db).await?; });
     for sql in [
         "DELETE FROM edits WHERE channel_id = $1 AND seq = $2",
-        "DELETE FROM mentions WHERE channel_id = $1 AND seq = $2",
         "DELETE FROM reactions WHERE channel_id = $1 AND seq = $2",
         "DELETE FROM pins WHERE channel_id = $1 AND seq = $2",
         "DELETE FROM saved WHERE channel_id = $1 AND seq = $2",
     ] {
         on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(seq).execute(db).await?; });
     }
-    Ok(())
+    remove_mentions(scope, message).await
 }
 
 /// Adds a reaction; returns whether it was not there.
@@ -338,7 +348,7 @@ pub(super) async fn unpin(scope: &mut Scope<'_>, channel: ChannelId, seq: i64) -
 
 /// Returns the number of the newest top-level message up to an event; 0 if there is none.
 pub(super) async fn number_at(db: &mut Db, channel: ChannelId, seq: i64) -> Result<i64, StoreError> {
-    let sql = "SELECT message_no FROM messages WHERE channel_id = $1 AND seq <= $2 AND message_no IS NOT NULL \
+    let sql = "SELECT COALESCE(message_no, after_no) FROM messages WHERE channel_id = $1 AND seq <= $2 \
                ORDER BY seq DESC LIMIT 1";
     let number: Option<i64> = on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(seq).fetch_optional(c).await?);
     Ok(number.unwrap_or(0))

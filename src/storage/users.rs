@@ -144,11 +144,12 @@ pub(super) async fn members_named(
         return Ok(Vec::new());
     }
     let list = serde_json::to_string(names).expect("names are strings");
+    // A join would begin with the members, however many there are; what is counted is looked up by its key.
     let sql = super::by_dialect!(db,
-        postgres: "SELECT u.id FROM users u JOIN members m ON m.user_id = u.id AND m.channel_id = $1 \
-                   WHERE u.name IN (SELECT value FROM json_array_elements_text($2::json)) ORDER BY u.id",
-        sqlite: "SELECT u.id FROM users u JOIN members m ON m.user_id = u.id AND m.channel_id = $1 \
-                 WHERE u.name IN (SELECT value FROM json_each($2)) ORDER BY u.id",
+        postgres: "SELECT u.id FROM users u WHERE u.name = ANY(ARRAY(SELECT json_array_elements_text($2::json))) \
+                   AND (SELECT COUNT(*) FROM members m WHERE m.channel_id = $1 AND m.user_id = u.id) = 1 ORDER BY u.id",
+        sqlite: "SELECT u.id FROM users u WHERE u.name IN (SELECT value FROM json_each($2)) \
+                 AND (SELECT COUNT(*) FROM members m WHERE m.channel_id = $1 AND m.user_id = u.id) = 1 ORDER BY u.id",
     );
     Ok(on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(list).fetch_all(c).await?))
 }

@@ -97,8 +97,8 @@ pub(super) async fn send_message(scope: &mut Scope<'_>, c: &command::SendMessage
         pinned: false,
         reactions: Vec::new(),
     };
-    messages::insert_reply(scope, &message).await?;
-    messages::set_mentions(scope, &message, false).await?;
+    messages::insert_one(scope, &message, last_no).await?;
+    messages::add_mentions(scope, &message).await?;
     if let (Some(thread), Some(number)) = (c.thread_seq, reply_no) {
         follow_participants(scope, &message, thread, number).await?;
     }
@@ -161,7 +161,7 @@ pub(super) async fn delete_message(scope: &mut Scope<'_>, c: &command::DeleteMes
     let payload = json!({"message_seq": c.seq, "deleted_by": scope.caller.user_id, "deleted_at": scope.now});
     let seq = events::append(scope, c.channel_id.into(), EventKind::MessageDeleted, &payload).await?;
     forget_in_log(scope, &message).await?;
-    messages::delete(scope, c.channel_id, c.seq).await?;
+    messages::delete(scope, &message).await?;
     done(seq)
 }
 
