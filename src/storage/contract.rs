@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,8 @@ struct World {
     writer: Writer,
     told: Arc<Mutex<Vec<Event>>>,
     clock: Clock,
-    dir: tempfile::TempDir,
+    url: String,
+    _dir: tempfile::TempDir,
 }
 
 /// Returns a URL of a new, empty database; nothing if there is no Postgres to test on.
@@ -46,9 +48,15 @@ async fn new_database(dialect: Dialect, dir: &std::path::Path) -> Option<String>
 
 impl World {
     async fn open(dialect: Dialect) -> Option<World> {
+        World::with(dialect, |_| {}).await
+    }
+
+    async fn with(dialect: Dialect, change: impl FnOnce(&mut Options)) -> Option<World> {
         let dir = tempfile::tempdir().unwrap();
         let url = new_database(dialect, dir.path()).await?;
-        let store = Store::open(&Options::new(url)).await.unwrap();
+        let mut options = Options::new(&url);
+        change(&mut options);
+        let store = Store::open(&options).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
         let told = Arc::new(Mutex::new(Vec::new()));
@@ -59,7 +67,7 @@ impl World {
         let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
         let limits = Limits { queue: 4_096, batch: 256 };
         let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new()).unwrap();
-        Some(World { store, writer, told, clock, dir })
+        Some(World { store, writer, told, clock, url, _dir: dir })
     }
 
     async fn user(&self, name: &str, role: Role) -> Principal {
@@ -99,6 +107,11 @@ impl World {
         channels::membership(&mut db, who.user_id, channel).await.unwrap().unwrap()
     }
 
+    /// Returns a connection that writes past the writer.
+    async fn apart(&self) -> Db {
+        Store::open(&Options::new(&self.url)).await.unwrap().write().await.unwrap()
+    }
+
     async fn log(&self, stream: impl Into<StreamId>) -> Vec<Event> {
         let mut db = self.store.read().await.unwrap();
         events::after(&mut db, stream.into(), 0, 100_000).await.unwrap()
@@ -129,12 +142,8 @@ macro_rules! on_both {
 
             #[tokio::test(flavor = "multi_thread")]
             async fn postgres() {
-                match World::open(Dialect::Postgres).await {
-                    Some(world) => body(world).await,
-                    None => {
-                        assert!(std::env::var("CI").is_err(), "CI runs every test on Postgres: set COLINK_TEST_POSTGRES");
-                        eprintln!("skipped: COLINK_TEST_POSTGRES is not set");
-                    }
+                if let Some(world) = on_postgres(|_| {}).await {
+                    body(world).await;
                 }
             }
         }
@@ -388,7 +397,7 @@ on_both! {
             async move { world.ask(root, says(room, "hi", Some(&format!("k{n}")))).await.unwrap() }
         });
         futures_util::future::join_all(sends).await;
-        world.clock.advance(std::time::Duration::from_secs(3_600));
+        world.clock.advance(Duration::from_secs(3_600));
         world.ask(root, says(room, "hi", Some("young"))).await.unwrap();
 
         let later = start.plus_seconds(600);
@@ -423,6 +432,48 @@ on_both! {
     }
 }
 
+/// Opens a world on Postgres, if there is one to test on.
+async fn on_postgres(change: impl FnOnce(&mut Options)) -> Option<World> {
+    let world = World::with(Dialect::Postgres, change).await;
+    if world.is_none() {
+        assert!(std::env::var("CI").is_err(), "CI runs every test on Postgres: set COLINK_TEST_POSTGRES");
+        eprintln!("skipped: COLINK_TEST_POSTGRES is not set");
+    }
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
+    let limit = Duration::from_millis(500);
+    let Some(world) = on_postgres(|options| options.statement = limit).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let slow = "CREATE FUNCTION slow() RETURNS TRIGGER LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.text = 'slow' THEN PERFORM pg_sleep(600); END IF; RETURN NEW; END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION slow()";
+    let Db::Postgres(mut apart) = world.apart().await else { unreachable!("it is for Postgres alone") };
+    sqlx::raw_sql(slow).execute(&mut *apart).await.unwrap();
+    let all_say = async |texts: &[&str]| {
+        futures_util::future::join_all(texts.iter().map(|text| world.ask(ana, says(room, text, None)))).await
+    };
+
+    let mut texts = ["quick"; 20];
+    texts[10] = "slow";
+    for (text, answer) in texts.iter().zip(all_say(&texts).await) {
+        match answer {
+            Ok(_) => assert_eq!(*text, "quick"),
+            Err(refusal) => assert_eq!((*text, refusal.code), ("slow", Code::Unavailable)),
+        }
+    }
+    assert_eq!(world.log(room).await.len(), 20);
+
+    let started = Instant::now();
+    for answer in all_say(&["slow"; 40]).await {
+        assert_eq!(answer.unwrap_err().code, Code::Unavailable);
+    }
+    assert!(started.elapsed() < limit * 20, "a database that is slow is not waited for by each of them");
+}
+
 /// Counts what SQLite does for one thing after the other, each of them undone again.
 struct Meter {
     db: Db,
@@ -433,10 +484,9 @@ struct Meter {
 impl Meter {
     /// Counts on a connection of its own to the world's file.
     async fn of(world: &World) -> Meter {
-        let url = format!("sqlite://{}", world.dir.path().join("test.db").display());
-        let mut db = Store::open(&Options::new(url)).await.unwrap().write().await.unwrap();
+        let mut db = world.apart().await;
         let steps = Arc::new(AtomicU64::new(0));
-        let Db::Sqlite(connection) = &mut db else { unreachable!("the URL says so") };
+        let Db::Sqlite(connection) = &mut db else { unreachable!("it is for SQLite alone") };
         let count = steps.clone();
         connection.lock_handle().await.unwrap().set_progress_handler(1, move || {
             count.fetch_add(1, Ordering::Relaxed);

@@ -208,18 +208,36 @@ impl Failure {
     /// would wait for it one after the other.
     fn may_be_one_item(&self) -> bool {
         match self {
-            Failure::RolledBack(StoreError::Database(error)) => !gave_up(error),
+            Failure::RolledBack(StoreError::Database(error)) => !is_locked(error),
             Failure::RolledBack(_) => true,
             Failure::Unknown(_) => false,
         }
     }
+
+    /// Returns whether the next write may fare no better: the database took too long, or did not answer.
+    fn may_be_the_database(&self) -> bool {
+        match self {
+            Failure::RolledBack(StoreError::Database(error)) => error.as_database_error().is_none() || gave_up(error),
+            Failure::RolledBack(_) => false,
+            Failure::Unknown(_) => true,
+        }
+    }
 }
 
-/// Returns whether the database gave up on a statement that waited or ran for too long, and undid it: in Postgres
-/// `lock_not_available` and `query_canceled`, in SQLite `SQLITE_BUSY`.
+/// Returns whether the database gave up on a statement that waited or ran for too long, and undid it: it waited for a
+/// lock, or it was `query_canceled` in Postgres.
 fn gave_up(error: &sqlx::Error) -> bool {
+    is_locked(error) || has_code(error, &["57014"])
+}
+
+/// Returns whether the database gave up on waiting for a lock: Postgres' `lock_not_available`, SQLite's `SQLITE_BUSY`.
+fn is_locked(error: &sqlx::Error) -> bool {
+    has_code(error, &["55P03", "5"])
+}
+
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| matches!(&*code, "55P03" | "57014" | "5"))
+    code.is_some_and(|code| codes.contains(&&*code))
 }
 
 impl From<StoreError> for Failure {
@@ -281,20 +299,30 @@ impl Task {
             Err(failure) if batch.len() > 1 && failure.may_be_one_item() => {
                 let (Failure::RolledBack(error) | Failure::Unknown(error)) = failure;
                 tracing::warn!(%error, writes = batch.len(), "a commit failed: trying its writes one by one");
-                for write in batch {
-                    Box::pin(self.commit_one(write)).await;
-                }
+                Box::pin(self.commit_each(batch)).await;
             }
-            Err(failure) => refuse(batch, failure),
+            Err(failure) => refuse(batch, &failure),
         }
         metrics::histogram!("colink_commit_seconds").record(started.elapsed().as_secs_f64());
     }
 
-    async fn commit_one(&mut self, write: Write) {
-        let batch = vec![write];
-        match self.commit(&batch).await {
-            Ok((results, events)) => self.conclude(batch, results, events),
-            Err(failure) => refuse(batch, failure),
+    /// Commits writes one by one. One of them may be too much for the database; if a second is too, the fault is not
+    /// theirs, and the rest is refused without waiting as long for each.
+    async fn commit_each(&mut self, batch: Vec<Write>) {
+        let mut not_theirs = 0;
+        let mut waiting = batch.into_iter();
+        while let Some(write) = waiting.next() {
+            let one = vec![write];
+            match self.commit(&one).await {
+                Ok((results, events)) => self.conclude(one, results, events),
+                Err(failure) => {
+                    refuse(one, &failure);
+                    not_theirs += usize::from(failure.may_be_the_database());
+                    if not_theirs == 2 {
+                        return refuse(waiting.collect(), &failure);
+                    }
+                }
+            }
         }
     }
 
@@ -454,9 +482,9 @@ fn without_secret(command: &Command, json: &str) -> String {
     invite.to_string()
 }
 
-fn refuse(batch: Vec<Write>, failure: Failure) {
+fn refuse(batch: Vec<Write>, failure: &Failure) {
     let refusal = match failure {
-        Failure::RolledBack(StoreError::Refused(refusal)) => refusal,
+        Failure::RolledBack(StoreError::Refused(refusal)) => refusal.clone(),
         Failure::RolledBack(error) => {
             tracing::error!(%error, writes = batch.len(), "a write failed and was rolled back");
             unavailable("the database does not take writes now")
