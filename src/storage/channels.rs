@@ -236,6 +236,24 @@ pub(super) async fn add_member(
     Ok(rows == 1)
 }
 
+/// Puts people into a channel that was just made, in one statement however many they are.
+pub(super) async fn add_first_members(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    people: &[(UserId, ChannelRole)],
+) -> Result<(), StoreError> {
+    let people = serde_json::to_string(people).expect("lists have no keys");
+    let sql = by_dialect!(scope.db,
+        postgres: "INSERT INTO members (channel_id, user_id, role, joined_at) \
+                   SELECT $1, (value ->> 0)::uuid, value ->> 1, $3 FROM json_array_elements($2::json)",
+        sqlite: "INSERT INTO members (channel_id, user_id, role, joined_at) \
+                 SELECT $1, unhex(value ->> 0, '-'), value ->> 1, $3 FROM json_each($2)",
+    );
+    let now = scope.now;
+    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(people).bind(now).execute(db).await?; });
+    Ok(())
+}
+
 /// Removes a member and what they kept about the channel; returns whether they were in it.
 pub(super) async fn remove_member(scope: &mut Scope<'_>, channel: ChannelId, user: UserId) -> Result<bool, StoreError> {
     let rows = on!(scope.db, db => sqlx::query("DELETE FROM members WHERE channel_id = $1 AND user_id = $2")

@@ -16,7 +16,7 @@ use super::tokens::{Secret, Token};
 use super::writer::{Limits, Reply, Work, Writer};
 use super::{Db, Dialect, Options, Store, apply, channels, events, messages, on, personal, tokens, users};
 use crate::clock::{Clock, Timestamp};
-use crate::domain::channel::{Channel, ChannelKind, Membership};
+use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership};
 use crate::domain::command::{self, Command, Invite, Principal};
 use crate::domain::error::{Code, Refusal};
 use crate::domain::event::{Event, EventKind};
@@ -289,6 +289,45 @@ on_both! {
         }
     }
 
+    a_channel_is_made_with_many_members_at_once(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let mut people = Vec::new();
+        for n in 0..60 {
+            people.push(world.user(&format!("user-{n}"), Role::Member).await);
+        }
+        let (bob, leaver) = (people[7], world.user("leaver", Role::Member).await);
+        let quiet = world.channel(ana, "quiet", &[bob]).await;
+        let root = world.user("root", Role::Admin).await;
+        world.ask(root, command::DeactivateUser { user_id: leaver.user_id }).await.unwrap();
+        let create = |name: &str, members: &[Principal]| command::CreateChannel {
+            name: name.into(), private: false, topic: String::new(), purpose: String::new(),
+            members: members.iter().map(|m| m.user_id).collect(),
+        };
+        let twice: Vec<Principal> = people.iter().chain(&people).copied().chain([ana]).collect();
+        let with_leaver: Vec<Principal> = people.iter().copied().chain([leaver]).collect();
+        let (before, big, refused, behind) = tokio::join!(
+            world.ask(ana, says(quiet, "before", None)),
+            world.ask(ana, create("big", &twice)),
+            world.ask(ana, create("bigger", &with_leaver)),
+            world.ask(ana, says(quiet, "behind", None)),
+        );
+        assert!(before.is_ok() && behind.is_ok());
+        assert_eq!(refused.unwrap_err().code, Code::NotFound, "nobody who is gone is put into a channel");
+        let big: Channel = serde_json::from_str(&big.unwrap().json).unwrap();
+        let mut db = world.store.read().await.unwrap();
+        assert!(channels::by_name(&mut db, "bigger").await.unwrap().is_none());
+        let members = channels::members(&mut db, big.id, None, 100).await.unwrap();
+        assert_eq!(members.len(), 61);
+        let owners: Vec<UserId> = members.iter().filter(|m| m.role == ChannelRole::Owner).map(|m| m.user_id).collect();
+        assert_eq!(owners, [ana.user_id]);
+        let own = world.log(bob.user_id).await;
+        assert_eq!(own.iter().map(|e| (e.seq, e.kind)).collect::<Vec<_>>(),
+            [(1, EventKind::UserChannelAdded), (2, EventKind::UserChannelAdded)]);
+        assert!(own[1].payload.contains(&big.id.to_string()) && own[1].actor == Some(ana.user_id));
+        let told: Vec<_> = world.told.lock().unwrap().iter().filter(|e| e.stream == bob.user_id.into()).map(|e| e.id).collect();
+        assert_eq!(told, own.iter().map(|e| e.id).collect::<Vec<_>>(), "what is told is what is stored");
+    }
+
     direct_messages_are_found_again(world) {
         let ana = world.user("ana", Role::Member).await;
         let bob = world.user("bob", Role::Member).await;
@@ -335,7 +374,7 @@ on_both! {
             command::UnfollowThread { channel_id: c, thread_seq: seq }.into(),
             command::UpdateChannel { channel_id: c, name: Some("r2".into()), topic: Some("t".into()), purpose: None,
                 posting: None }.into(),
-            command::SetChannelRole { channel_id: c, user_id: bob.user_id, role: crate::domain::channel::ChannelRole::Owner }.into(),
+            command::SetChannelRole { channel_id: c, user_id: bob.user_id, role: ChannelRole::Owner }.into(),
             command::RemoveMember { channel_id: c, user_id: bob.user_id }.into(),
             command::InviteMember { channel_id: c, user_id: bob.user_id }.into(),
             command::DeleteMessage { channel_id: c, seq }.into(),

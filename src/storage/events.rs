@@ -67,6 +67,41 @@ pub(super) async fn append_numbered(
     Ok(())
 }
 
+/// Appends the same event to each of several streams, all different: two statements, however many they are.
+pub(super) async fn append_to_each(
+    scope: &mut Scope<'_>,
+    streams: &[StreamId],
+    kind: EventKind,
+    payload: &impl Serialize,
+) -> Result<(), StoreError> {
+    let ids = serde_json::to_string(streams).expect("identifiers are strings");
+    let sql = by_dialect!(scope.db,
+        postgres: "UPDATE streams SET last_seq = last_seq + 1 WHERE id = \
+                   ANY(ARRAY(SELECT value::uuid FROM json_array_elements_text($1::json))) RETURNING id, last_seq",
+        sqlite: "UPDATE streams SET last_seq = last_seq + 1 WHERE id IN \
+                 (SELECT unhex(value, '-') FROM json_each($1)) RETURNING id, last_seq",
+    );
+    let heads: Vec<(StreamId, i64)> = on!(scope.db, db => sqlx::query_as(sql).bind(ids).fetch_all(db).await?);
+
+    let (at, actor) = (scope.now, scope.actor());
+    let payload: Arc<str> = serde_json::to_string(payload).expect("a payload has only string keys").into();
+    let event = |(stream, seq)| Event { stream, seq, id: EventId::new(at), kind, actor, payload: payload.clone(), at };
+    let events: Vec<Event> = heads.into_iter().map(event).collect();
+    let rows: Vec<_> = events.iter().map(|event| (event.stream, event.seq, event.id)).collect();
+    let rows = serde_json::to_string(&rows).expect("lists have no keys");
+    let sql = by_dialect!(scope.db,
+        postgres: "INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
+                   SELECT (value ->> 0)::uuid, (value ->> 1)::bigint, (value ->> 2)::uuid, $2, $3, $4, $5 \
+                   FROM json_array_elements($1::json)",
+        sqlite: "INSERT INTO events (stream_id, seq, event_id, kind, actor_id, payload, created_at) \
+                 SELECT unhex(value ->> 0, '-'), value ->> 1, unhex(value ->> 2, '-'), $2, $3, $4, $5 FROM json_each($1)",
+    );
+    on!(scope.db, db => { sqlx::query(sql).bind(rows).bind(kind.as_str()).bind(actor).bind(&*payload).bind(at)
+        .execute(db).await?; });
+    scope.events.extend(events);
+    Ok(())
+}
+
 /// Returns up to `limit` events of a stream behind `after_seq`, in order.
 pub async fn after(db: &mut Db, stream: StreamId, after_seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
     let sql = "SELECT stream_id, seq, event_id, kind, actor_id, payload, created_at FROM events \

@@ -100,6 +100,19 @@ pub(super) async fn active_role(db: &mut Db, id: UserId) -> Result<Option<Role>,
     Ok(on!(db, c => sqlx::query_scalar(sql).bind(id).fetch_optional(c).await?))
 }
 
+/// Returns whether all of these, each named once, are there and active.
+pub(super) async fn are_active(db: &mut Db, ids: &[UserId]) -> Result<bool, StoreError> {
+    let list = serde_json::to_string(ids).expect("identifiers are strings");
+    let sql = super::by_dialect!(db,
+        postgres: "SELECT COUNT(*) FROM users WHERE deactivated_at IS NULL \
+                   AND id = ANY(ARRAY(SELECT value::uuid FROM json_array_elements_text($1::json)))",
+        sqlite: "SELECT COUNT(*) FROM users WHERE deactivated_at IS NULL \
+                 AND id IN (SELECT unhex(value, '-') FROM json_each($1))",
+    );
+    let active: i64 = on!(db, c => sqlx::query_scalar(sql).bind(list).fetch_one(c).await?);
+    Ok(active == ids.len() as i64)
+}
+
 /// Inserts a user whose handle is free; returns whether it was.
 pub(super) async fn insert(scope: &mut Scope<'_>, user: &User) -> Result<bool, StoreError> {
     let sql = "INSERT INTO users (id, name, display_name, role, bot, created_at) VALUES ($1, $2, $3, $4, $5, $6) \

@@ -187,6 +187,16 @@ struct Task {
 /// this many leave a log of tens of megabytes.
 const CHECKPOINT: usize = 4_000;
 
+/// From how many members on the making of a channel ends its batch, so that what came before is not kept waiting by more
+/// than one of them.
+const HEAVY: usize = 50;
+
+/// Returns how many of the writes go into one commit: up to the first that is much work, and that one.
+fn until_heavy(writes: &[Write]) -> usize {
+    let is_heavy = |write: &Write| matches!(&write.work, Work::Command(Command::CreateChannel(create)) if create.members.len() >= HEAVY);
+    writes.iter().position(is_heavy).map_or(writes.len(), |at| at + 1)
+}
+
 /// How a batch ended when it was not committed.
 pub(super) enum Failure {
     /// Nothing was written: it may be tried again.
@@ -270,7 +280,11 @@ impl Task {
                 return;
             }
             metrics::histogram!("colink_commit_batch_writes").record(received as f64);
-            self.commit_all(std::mem::take(&mut batch)).await;
+            let mut writes = std::mem::take(&mut batch);
+            while !writes.is_empty() {
+                let behind = writes.split_off(until_heavy(&writes));
+                self.commit_all(std::mem::replace(&mut writes, behind)).await;
+            }
             batch.reserve(self.batch.min(64));
             self.written += received;
             self.checkpoint();

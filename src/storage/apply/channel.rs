@@ -1,5 +1,7 @@
 //! Channels: how they are made and changed, and who is in them.
 
+use std::collections::HashSet;
+
 use serde_json::json;
 
 use super::{Applied, Scope, answer, caller_role, done, nothing_to_do, permit};
@@ -40,11 +42,8 @@ pub(super) async fn create_channel(scope: &mut Scope<'_>, c: &command::CreateCha
         ..new_channel(scope, kind)
     };
     let mut people: Vec<(UserId, ChannelRole)> = vec![(scope.caller.user_id, ChannelRole::Owner)];
-    for user in &c.members {
-        if people.iter().all(|p| p.0 != *user) {
-            people.push((*user, ChannelRole::Member));
-        }
-    }
+    let mut named = HashSet::from([scope.caller.user_id]);
+    people.extend(c.members.iter().filter(|user| named.insert(**user)).map(|user| (*user, ChannelRole::Member)));
     events::create_stream(scope, channel.id.into()).await?;
     if !channels::insert(scope, &channel, None).await? {
         return Err(conflict(format!("the channel name `{name}` is taken")).into());
@@ -62,27 +61,28 @@ async fn found_channel(
     mut channel: Channel,
     people: &[(UserId, ChannelRole)],
 ) -> Result<Channel, StoreError> {
-    for (user, role) in people {
-        if users::active_role(scope.db, *user).await?.is_none() {
-            return Err(not_found("user").into());
-        }
-        channels::add_member(scope, channel.id, *user, *role).await?;
-    }
     let ids: Vec<UserId> = people.iter().map(|p| p.0).collect();
+    if !users::are_active(scope.db, &ids).await? {
+        return Err(not_found("user").into());
+    }
+    channels::add_first_members(scope, channel.id, people).await?;
     let payload = json!({"id": channel.id, "kind": channel.kind, "name": channel.name, "topic": channel.topic,
         "purpose": channel.purpose, "posting": channel.posting, "created_by": channel.created_by,
         "created_at": channel.created_at, "members": ids});
     channel.last_seq = events::append(scope, channel.id.into(), EventKind::ChannelCreated, &payload).await?;
-    for user in ids {
-        tell_added(scope, user, channel.id, channel.last_seq).await?;
-    }
+    let streams: Vec<StreamId> = ids.into_iter().map(StreamId::from).collect();
+    tell_added(scope, &streams, channel.id, channel.last_seq).await?;
     Ok(channel)
 }
 
-async fn tell_added(scope: &mut Scope<'_>, user: UserId, channel: ChannelId, seq: i64) -> Result<(), StoreError> {
+async fn tell_added(
+    scope: &mut Scope<'_>,
+    people: &[StreamId],
+    channel: ChannelId,
+    seq: i64,
+) -> Result<(), StoreError> {
     let payload = json!({"channel_id": channel, "last_seq": seq});
-    events::append(scope, user.into(), EventKind::UserChannelAdded, &payload).await?;
-    Ok(())
+    events::append_to_each(scope, people, EventKind::UserChannelAdded, &payload).await
 }
 
 async fn list_channel(scope: &mut Scope<'_>, channel: &Channel) -> Result<(), StoreError> {
@@ -196,7 +196,7 @@ async fn come_in(scope: &mut Scope<'_>, channel: ChannelId, user: UserId, invite
         payload["invited_by"] = json!(by);
     }
     let seq = events::append(scope, channel.into(), EventKind::MemberJoined, &payload).await?;
-    tell_added(scope, user, channel, seq).await?;
+    tell_added(scope, &[user.into()], channel, seq).await?;
     done(seq)
 }
 
