@@ -21,7 +21,7 @@ use crate::domain::command::{self, Command, Invite, Principal};
 use crate::domain::error::{Code, Refusal};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ChannelId, StreamId, TokenId, UserId};
-use crate::domain::message::Sent;
+use crate::domain::message::{Message, Sent};
 use crate::domain::user::{Role, User};
 
 struct World {
@@ -264,6 +264,32 @@ on_both! {
         world.ask(ana, command::MarkThreadRead { channel_id: room, thread_seq: root.seq, seq: second.seq - 1 }).await.unwrap();
         let mut db = world.store.read().await.unwrap();
         assert_eq!(personal::followed(&mut db, ana.user_id, None, 10).await.unwrap()[0].unread_count, 1);
+    }
+
+    a_page_has_all_reactions_on_its_messages(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let room = world.channel(ana, "room", &[]).await;
+        let react = async |seq: i64, emoji: &str| {
+            world.ask(ana, command::AddReaction { channel_id: room, seq, emoji: emoji.into() }).await.unwrap();
+        };
+        let root: Sent = world.get(ana, says(room, "root", None)).await;
+        let reply = command::SendMessage { thread_seq: Some(root.seq), ..says(room, "much liked", None) };
+        let reply: Sent = world.get(ana, reply).await;
+        let newest: Sent = world.get(ana, says(room, "newest", None)).await;
+        react(root.seq, "eyes").await;
+        react(newest.seq, "wave").await;
+        react(newest.seq, "+1").await;
+        let likes = "INSERT INTO reactions (channel_id, seq, emoji, user_id, created_at) \
+            WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000) \
+            SELECT $1, $2, 'e' || n, $3, $4 FROM n";
+        let (mut apart, now) = (world.apart().await, world.clock.now());
+        on!(&mut apart, c => { sqlx::query(likes).bind(room).bind(reply.seq).bind(ana.user_id).bind(now).execute(c).await.unwrap(); });
+
+        let mut db = world.store.read().await.unwrap();
+        let (page, _) = messages::history(&mut db, room, Page::Newest, 10).await.unwrap();
+        let on = |message: &Message| message.reactions.iter().map(|r| r.emoji.clone()).collect::<Vec<_>>();
+        assert_eq!(page.iter().map(on).collect::<Vec<_>>(), [vec!["eyes"], vec!["+1", "wave"]]);
+        assert_eq!(messages::one(&mut db, room, reply.seq).await.unwrap().unwrap().reactions.len(), 10_000);
     }
 
     an_edit_keeps_the_earlier_text_and_a_deletion_forgets_all(world) {

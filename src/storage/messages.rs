@@ -169,13 +169,22 @@ from_row!(Edit, row => Edit {
     edited_at: row.try_get("edited_at")?,
 });
 
+/// Gives messages, in order, all reactions on them. What is between them, such as replies, may have many more.
 async fn attach_reactions(db: &mut Db, channel: ChannelId, messages: &mut [Message]) -> Result<(), StoreError> {
-    let (Some(first), Some(last)) = (messages.first(), messages.last()) else { return Ok(()) };
-    let sql = "SELECT seq, emoji, user_id FROM reactions WHERE channel_id = $1 AND seq BETWEEN $2 AND $3 \
-               ORDER BY seq, created_at, emoji LIMIT 10000";
-    let (first, last) = (first.seq, last.seq);
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let seqs: Vec<i64> = messages.iter().map(|message| message.seq).collect();
+    let seqs = serde_json::to_string(&seqs).expect("lists have no keys");
+    let sql = by_dialect!(db,
+        postgres: "SELECT seq, emoji, user_id FROM reactions WHERE channel_id = $1 AND seq = \
+                   ANY(ARRAY(SELECT value::bigint FROM json_array_elements_text($2::json))) \
+                   ORDER BY seq, created_at, emoji",
+        sqlite: "SELECT seq, emoji, user_id FROM reactions WHERE channel_id = $1 AND seq IN \
+                 (SELECT value FROM json_each($2)) ORDER BY seq, created_at, emoji",
+    );
     let rows: Vec<(i64, String, UserId)> =
-        on!(db, c => sqlx::query_as(sql).bind(channel).bind(first).bind(last).fetch_all(c).await?);
+        on!(db, c => sqlx::query_as(sql).bind(channel).bind(seqs).fetch_all(c).await?);
     for (seq, emoji, user) in rows {
         let Ok(at) = messages.binary_search_by_key(&seq, |m| m.seq) else { continue };
         let reactions = &mut messages[at].reactions;
