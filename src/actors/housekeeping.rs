@@ -16,11 +16,15 @@ use crate::domain::error::Refusal;
 use crate::domain::id::TokenId;
 use crate::storage::accounts::{Account, Ended, PRUNED_MAX, Pruned, SYSTEM};
 use crate::storage::writer::Work;
+use crate::storage::{StoreError, users};
 
-/// How often it looks for what is over.
-const EVERY: Duration = Duration::from_secs(30);
+/// How often it looks whose status is over, which is also how late a status ends. It asks an index, and writes only if
+/// there is one.
+const EVERY: Duration = Duration::from_secs(1);
+/// Idempotency keys are looked through once in so many turns: half a minute.
+const OFTEN: u64 = 30;
 /// Sign-ins and invitations are looked through once in so many turns: an hour.
-const HOURLY: u64 = 120;
+const HOURLY: u64 = 3_600;
 /// Sign-ins whose end one commit moves.
 const PIECE: usize = 500;
 /// Seconds that a sign-in or an invitation is kept after its end.
@@ -38,21 +42,31 @@ async fn keep_house(hub: Weak<Hub>) {
     for turn in 0u64.. {
         turns.tick().await;
         let Some(hub) = hub.upgrade() else { return };
-        if let Err(error) = hub.one_turn(turn.is_multiple_of(HOURLY)).await {
+        if let Err(error) = hub.one_turn(turn).await {
             tracing::warn!(%error, "housekeeping failed: it is tried again");
         }
     }
 }
 
 impl Hub {
-    async fn one_turn(&self, all: bool) -> Result<(), Refusal> {
-        self.writer.write(SYSTEM, Work::Account(Account::EndStatuses), None).await?;
-        let hours = i64::from(self.config.limits.idempotency_hours);
-        self.prune(Ended::Keys, hours * 3_600).await?;
-        if all {
+    async fn one_turn(&self, turn: u64) -> Result<(), StoreError> {
+        self.end_statuses().await?;
+        if turn.is_multiple_of(OFTEN) {
+            let hours = i64::from(self.config.limits.idempotency_hours);
+            self.prune(Ended::Keys, hours * 3_600).await?;
+        }
+        if turn.is_multiple_of(HOURLY) {
             self.prolong_open().await?;
             self.prune(Ended::Tokens, KEPT_S).await?;
             self.prune(Ended::Invites, KEPT_S).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the statuses whose time is over, piece by piece.
+    async fn end_statuses(&self) -> Result<(), StoreError> {
+        while !users::ended_status(&mut self.store.read().await?, self.clock.now()).await?.is_empty() {
+            self.writer.write(SYSTEM, Work::Account(Account::EndStatuses), None).await?;
         }
         Ok(())
     }

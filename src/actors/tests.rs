@@ -16,7 +16,7 @@ use super::session::queue::text_of;
 use super::session::{OpenError, SessionHandle};
 use super::*;
 use crate::domain::channel::Channel;
-use crate::domain::command::{Command, CreateChannel, Principal, SendMessage};
+use crate::domain::command::{Command, CreateChannel, Principal, SendMessage, SetStatus};
 use crate::domain::error::{Code, Refusal};
 use crate::domain::id::{ChannelId, TokenId};
 use crate::domain::message::Sent;
@@ -25,7 +25,7 @@ use crate::protocol::close::CloseCode;
 use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::tokens::{Secret, Token};
 use crate::storage::writer::{Answer, Reply, Work};
-use crate::storage::{Options, StoreError, events};
+use crate::storage::{Options, StoreError, events, users};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -186,6 +186,28 @@ impl Ear {
             assert!(waited.is_ok(), "heard only {heard:?} of {first}..={last}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_statuses_of_many_end_in_time() {
+    let world = World::open(|_| {}).await;
+    let mut people = Vec::new();
+    for n in 0..120 {
+        people.push(world.user(&format!("user-{n}")).await);
+    }
+    let end = world.hub.clock.now().plus_seconds(2);
+    let all_set = people.iter().map(|who| {
+        let status = SetStatus { emoji: String::new(), text: "at lunch".into(), until: Some(end) };
+        world.hub.run(*who, status.into(), None)
+    });
+    assert!(futures_util::future::join_all(all_set).await.iter().all(Result::is_ok));
+    until(async || {
+        let users = users::list(&mut world.hub.store.read().await.unwrap(), "", 200).await.unwrap();
+        users.iter().all(|user| user.status.is_none()).then_some(())
+    })
+    .await;
+    let late = world.hub.clock.now().since(end);
+    assert!(late < Duration::from_secs(10), "the last one ended {late:?} late");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

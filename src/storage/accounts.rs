@@ -76,7 +76,7 @@ pub enum Account {
         /// Whether to end all sign-ins too.
         sign_out: bool,
     },
-    /// Ends custom statuses and manual presence whose time is over.
+    /// Ends custom statuses and manual presence whose time is over, of up to a hundred users.
     EndStatuses,
     /// Looks for the first answer to an idempotency key; changes nothing.
     FirstAnswer {

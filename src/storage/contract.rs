@@ -569,6 +569,7 @@ impl Meter {
                 let mut scope = Scope { db, now: self.now, caller, events: Vec::new() };
                 apply::apply(&mut scope, command).await.unwrap();
             }
+            Ask::EndedStatuses => drop(users::ended_status(db, self.now).await.unwrap()),
             Ask::Replies(channel, thread, after) => {
                 drop(messages::replies(db, *channel, *thread, *after, 10).await.unwrap())
             }
@@ -583,6 +584,7 @@ impl Meter {
 #[derive(Debug)]
 enum Ask {
     Command(Command),
+    EndedStatuses,
     /// A page of a thread's replies, behind one of them.
     Replies(ChannelId, i64, i64),
 }
@@ -625,6 +627,7 @@ async fn what_is_often_done_costs_the_same_however_much_is_stored() {
     asks.extend(commands.into_iter().map(|command| (bob, Ask::Command(command))));
     asks.push((ana, Ask::Command(command::MarkRead { channel_id: direct, seq: end }.into())));
     asks.push((ana, Ask::Replies(c, quiet, first)));
+    asks.push((ana, Ask::EndedStatuses));
 
     let mut meter = Meter::of(&world).await;
     let mut before = Vec::new();

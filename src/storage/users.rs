@@ -173,7 +173,7 @@ pub async fn workspace_audience(db: &mut Db) -> Result<Vec<UserId>, StoreError> 
     Ok(on!(db, c => sqlx::query_scalar(sql).fetch_all(c).await?))
 }
 
-/// Returns those whose custom status or manual presence has ended by `now`.
+/// Returns up to a hundred users whose custom status or manual presence has ended by `now`.
 pub async fn ended_status(db: &mut Db, now: Timestamp) -> Result<Vec<UserId>, StoreError> {
     let sql = "SELECT id FROM users WHERE status_until <= $1 OR presence_until <= $1 LIMIT 100";
     Ok(on!(db, c => sqlx::query_scalar(sql).bind(now).fetch_all(c).await?))
