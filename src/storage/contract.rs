@@ -266,6 +266,29 @@ on_both! {
         assert_eq!(personal::followed(&mut db, ana.user_id, None, 10).await.unwrap()[0].unread_count, 1);
     }
 
+    a_thread_can_be_read_and_left_when_its_first_message_is_gone(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let bob = world.user("bob", Role::Member).await;
+        let room = world.channel(ana, "room", &[bob]).await;
+        let root: Sent = world.get(ana, says(room, "root", None)).await;
+        let (channel_id, thread_seq) = (room, root.seq);
+        let reply: Sent =
+            world.get(bob, command::SendMessage { thread_seq: Some(thread_seq), ..says(room, "re", None) }).await;
+        world.ask(ana, command::DeleteMessage { channel_id, seq: thread_seq }).await.unwrap();
+        let threads = async || {
+            let mut db = world.store.read().await.unwrap();
+            let threads = personal::followed(&mut db, ana.user_id, None, 10).await.unwrap();
+            threads.iter().map(|thread| thread.unread_count).collect::<Vec<_>>()
+        };
+        assert_eq!(threads().await, [1]);
+        world.ask(ana, command::MarkThreadRead { channel_id, thread_seq, seq: reply.seq }).await.unwrap();
+        assert_eq!(threads().await, [0]);
+        world.ask(ana, command::UnfollowThread { channel_id, thread_seq }).await.unwrap();
+        assert!(threads().await.is_empty());
+        let again = world.ask(ana, command::FollowThread { channel_id, thread_seq }).await.unwrap_err();
+        assert_eq!(again.code, Code::NotFound, "nothing more is written in it");
+    }
+
     a_page_has_all_reactions_on_its_messages(world) {
         let ana = world.user("ana", Role::Member).await;
         let room = world.channel(ana, "room", &[]).await;

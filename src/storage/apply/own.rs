@@ -8,6 +8,7 @@ use crate::domain::command;
 use crate::domain::error::{invalid, not_found};
 use crate::domain::event::EventKind;
 use crate::domain::id::ChannelId;
+use crate::domain::message::Message;
 use crate::domain::permission::Action;
 use crate::storage::personal::Draft;
 use crate::storage::{StoreError, channels, events, messages, personal};
@@ -76,9 +77,18 @@ pub(super) async fn set_preferences(scope: &mut Scope<'_>, c: &command::SetChann
     done(events::append(scope, scope.caller.user_id.into(), EventKind::UserChannelPreferences, &payload).await?)
 }
 
+/// Returns the message that a thread hangs on, even a deleted one: the replies are there still, to be read and left alone.
+async fn root_message(scope: &mut Scope<'_>, channel: ChannelId, thread_seq: i64) -> Result<Message, StoreError> {
+    Ok(messages::bare(scope.db, channel, thread_seq).await?.ok_or_else(|| not_found("message"))?)
+}
+
 pub(super) async fn follow(scope: &mut Scope<'_>, channel: ChannelId, thread_seq: i64, following: bool) -> Applied {
     permit(scope, channel, Action::KeepOwn).await?;
-    let root = standing_message(scope, channel, thread_seq).await?;
+    let root = if following {
+        standing_message(scope, channel, thread_seq).await?
+    } else {
+        root_message(scope, channel, thread_seq).await?
+    };
     if root.thread_seq.is_some() {
         return Err(invalid("thread_seq is a reply: give the message that the thread hangs on").into());
     }
@@ -89,7 +99,7 @@ pub(super) async fn follow(scope: &mut Scope<'_>, channel: ChannelId, thread_seq
 
 pub(super) async fn mark_thread_read(scope: &mut Scope<'_>, c: &command::MarkThreadRead) -> Applied {
     permit(scope, c.channel_id, Action::KeepOwn).await?;
-    let root = standing_message(scope, c.channel_id, c.thread_seq).await?;
+    let root = root_message(scope, c.channel_id, c.thread_seq).await?;
     let number = messages::reply_no_at(scope.db, c.channel_id, c.thread_seq, c.seq).await?;
     let seq = c.seq.min(root.last_reply_seq.unwrap_or(root.seq));
     if !personal::set_thread_read(scope, c.channel_id, c.thread_seq, seq, number).await? {

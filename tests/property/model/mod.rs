@@ -156,6 +156,11 @@ impl Room {
         self.message(seq).filter(|message| !message.deleted).ok_or_else(|| "not_found".to_owned())
     }
 
+    /// Returns a message that was written, deleted or not.
+    fn written(&self, seq: i64) -> Result<&Message, String> {
+        self.message(seq).ok_or_else(|| "not_found".to_owned())
+    }
+
     fn message_mut(&mut self, seq: i64) -> &mut Message {
         self.messages.iter_mut().find(|message| message.seq == seq).unwrap()
     }

@@ -35,7 +35,8 @@ impl Model {
 
     pub(super) fn follow(&mut self, who: UserId, channel: ChannelId, thread: i64, following: bool) -> Answer {
         let room = self.inside(who, channel)?;
-        if room.standing(thread)?.thread.is_some() {
+        let root = if following { room.standing(thread)? } else { room.written(thread)? };
+        if root.thread.is_some() {
             return refuse("invalid_request");
         }
         let read_seq = room.replies(thread).last().map_or(thread, |reply| reply.seq);
@@ -47,7 +48,7 @@ impl Model {
 
     pub(super) fn mark_thread_read(&mut self, who: UserId, c: &c::MarkThreadRead) -> Answer {
         let room = self.inside(who, c.channel_id)?;
-        room.standing(c.thread_seq)?;
+        room.written(c.thread_seq)?;
         let unread = |read: i64| room.replies(c.thread_seq).filter(|reply| reply.seq > read).count();
         let last = room.replies(c.thread_seq).last().map_or(c.thread_seq, |reply| reply.seq);
         let (read_seq, left) = (c.seq.min(last), unread(c.seq));
