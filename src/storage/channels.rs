@@ -280,8 +280,16 @@ pub(super) async fn set_role(
     Ok(rows == 1)
 }
 
-/// Returns how many owners a channel has besides one user.
-pub(super) async fn other_owners(db: &mut Db, channel: ChannelId, but: UserId) -> Result<i64, StoreError> {
-    let sql = "SELECT COUNT(*) FROM members WHERE channel_id = $1 AND role = 'owner' AND user_id <> $2";
+/// Returns whether a channel has an active owner besides one user.
+pub(super) async fn has_another_owner(db: &mut Db, channel: ChannelId, but: UserId) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM members m JOIN users u ON u.id = m.user_id WHERE m.channel_id = $1 \
+               AND m.role = 'owner' AND m.user_id <> $2 AND u.deactivated_at IS NULL)";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(but).fetch_one(c).await?))
+}
+
+/// Returns whether an active user is in a channel besides one.
+pub(super) async fn has_another_member(db: &mut Db, channel: ChannelId, but: UserId) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM members m JOIN users u ON u.id = m.user_id WHERE m.channel_id = $1 \
+               AND m.user_id <> $2 AND u.deactivated_at IS NULL)";
     Ok(on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(but).fetch_one(c).await?))
 }

@@ -401,6 +401,31 @@ on_both! {
         assert_eq!(own, [EventKind::UserChannelAdded, EventKind::UserChannelRemoved]);
     }
 
+    a_channel_keeps_an_owner_who_can_look_after_it(world) {
+        let root = world.user("root", Role::Admin).await;
+        let ana = world.user("ana", Role::Member).await;
+        let bob = world.user("bob", Role::Member).await;
+        let cem = world.user("cem", Role::Member).await;
+        let role = |channel_id, who: Principal, role| command::SetChannelRole { channel_id, user_id: who.user_id, role };
+        let code = |answer: Result<Reply, Refusal>| answer.map(drop).map_err(|refusal| refusal.code);
+        let alone = world.channel(ana, "alone", &[]).await;
+        let answer = world.ask(ana, role(alone, ana, ChannelRole::Member)).await;
+        assert_eq!(code(answer), Err(Code::Conflict), "others may come, and she could let nobody be an owner");
+        world.ask(ana, command::LeaveChannel { channel_id: alone }).await.unwrap();
+
+        let room = world.channel(ana, "room", &[bob, cem]).await;
+        world.ask(ana, role(room, bob, ChannelRole::Owner)).await.unwrap();
+        world.ask(root, command::DeactivateUser { user_id: ana.user_id }).await.unwrap();
+        for answer in [
+            world.ask(bob, command::LeaveChannel { channel_id: room }).await,
+            world.ask(bob, role(room, bob, ChannelRole::Member)).await,
+        ] {
+            assert_eq!(code(answer), Err(Code::Conflict), "ana is an owner still, but she is not here");
+        }
+        world.ask(cem, command::LeaveChannel { channel_id: room }).await.unwrap();
+        world.ask(bob, command::LeaveChannel { channel_id: room }).await.unwrap();
+    }
+
     every_payload_has_only_the_fields_of_its_kind(world) {
         let ana = world.user("ana", Role::Admin).await;
         let bob = world.user("bob", Role::Member).await;

@@ -202,8 +202,11 @@ async fn come_in(scope: &mut Scope<'_>, channel: ChannelId, user: UserId, invite
 
 pub(super) async fn leave(scope: &mut Scope<'_>, channel: ChannelId) -> Applied {
     let facts = permit(scope, channel, Action::Leave).await?;
-    keep_an_owner(scope, channel, scope.caller.user_id, facts.who.channel_role).await?;
-    go_out(scope, channel, scope.caller.user_id, None).await
+    let user = scope.caller.user_id;
+    if facts.who.channel_role == Some(ChannelRole::Owner) {
+        keep_an_owner_for_others(scope, channel, user).await?;
+    }
+    go_out(scope, channel, user, None).await
 }
 
 pub(super) async fn remove_member(scope: &mut Scope<'_>, c: &command::RemoveMember) -> Applied {
@@ -213,22 +216,26 @@ pub(super) async fn remove_member(scope: &mut Scope<'_>, c: &command::RemoveMemb
     if target > rank && facts.who.role < Role::Moderator {
         return Err(forbidden("you cannot remove somebody whose channel role is above yours").into());
     }
-    keep_an_owner(scope, c.channel_id, c.user_id, target).await?;
+    if target == Some(ChannelRole::Owner) {
+        keep_an_owner_for_others(scope, c.channel_id, c.user_id).await?;
+    }
     go_out(scope, c.channel_id, c.user_id, Some(scope.caller.user_id)).await
 }
 
-/// A channel whose last owner goes would be nobody's.
-async fn keep_an_owner(
-    scope: &mut Scope<'_>,
-    channel: ChannelId,
-    user: UserId,
-    role: Option<ChannelRole>,
-) -> Result<(), StoreError> {
-    if role != Some(ChannelRole::Owner) || channels::other_owners(scope.db, channel, user).await? > 0 {
+/// A channel whose last owner is one no longer would be nobody's: nobody could change it.
+async fn keep_an_owner(scope: &mut Scope<'_>, channel: ChannelId, owner: UserId) -> Result<(), StoreError> {
+    if channels::has_another_owner(scope.db, channel, owner).await? {
         return Ok(());
     }
-    let others = channels::members(scope.db, channel, None, 2).await?.iter().any(|m| m.user_id != user);
-    if others { Err(conflict("the channel needs an owner: make somebody else one first").into()) } else { Ok(()) }
+    Err(conflict("the channel needs an owner: make somebody else one first").into())
+}
+
+/// An owner goes: only who is left alone leaves nobody behind.
+async fn keep_an_owner_for_others(scope: &mut Scope<'_>, channel: ChannelId, owner: UserId) -> Result<(), StoreError> {
+    if !channels::has_another_member(scope.db, channel, owner).await? {
+        return Ok(());
+    }
+    keep_an_owner(scope, channel, owner).await
 }
 
 async fn go_out(scope: &mut Scope<'_>, channel: ChannelId, user: UserId, removed_by: Option<UserId>) -> Applied {
@@ -253,7 +260,7 @@ pub(super) async fn set_channel_role(scope: &mut Scope<'_>, c: &command::SetChan
         return nothing_to_do();
     }
     if before == ChannelRole::Owner {
-        keep_an_owner(scope, c.channel_id, c.user_id, Some(before)).await?;
+        keep_an_owner(scope, c.channel_id, c.user_id).await?;
     }
     channels::set_role(scope, c.channel_id, c.user_id, c.role).await?;
     let payload = json!({"user_id": c.user_id, "role": c.role, "changed_by": scope.caller.user_id});

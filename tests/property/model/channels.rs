@@ -142,7 +142,7 @@ impl Model {
         if member.role == c.role {
             return nothing_to_do();
         }
-        if room.needs(c.user_id) {
+        if room.is_only_owner(c.user_id) {
             return refuse("conflict");
         }
         self.room_mut(c.channel_id).members.get_mut(&c.user_id).unwrap().role = c.role;
