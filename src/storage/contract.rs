@@ -302,6 +302,12 @@ on_both! {
         react(root.seq, "eyes").await;
         react(newest.seq, "wave").await;
         react(newest.seq, "+1").await;
+        let (known, new) = ("wave", "eyes");
+        let mut db = world.store.read().await.unwrap();
+        assert_eq!(messages::emoji_on(&mut db, room, newest.seq, known).await.unwrap(), (2, true));
+        assert_eq!(messages::emoji_on(&mut db, room, newest.seq, new).await.unwrap(), (2, false));
+        assert_eq!(messages::emoji_on(&mut db, room, reply.seq, new).await.unwrap(), (0, false));
+        drop(db);
         let likes = "INSERT INTO reactions (channel_id, seq, emoji, user_id, created_at) \
             WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000) \
             SELECT $1, $2, 'e' || n, $3, $4 FROM n";
@@ -657,7 +663,7 @@ async fn what_is_often_done_costs_the_same_however_much_is_stored() {
         reply(quiet).into(),
         command::EditMessage { channel_id: c, seq, text: "nobody".into() }.into(),
         command::DeleteMessage { channel_id: c, seq }.into(),
-        command::AddReaction { channel_id: c, seq, emoji: "+1".into() }.into(),
+        command::AddReaction { channel_id: c, seq: busy, emoji: "wave".into() }.into(),
         command::AddPin { channel_id: c, seq }.into(),
         command::AddSaved { channel_id: c, seq }.into(),
         command::SetDraft { channel_id: c, thread_seq: None, text: "draft".into() }.into(),
@@ -707,6 +713,7 @@ async fn crowd(db: &mut Db, room: ChannelId, thread: i64, who: UserId) {
             SELECT $1, n.id, last_seq + n, $2 FROM n JOIN streams ON streams.id = $1;
         INSERT INTO saved (user_id, channel_id, seq, saved_at)
             SELECT n.id, $1, last_seq + n, 0 FROM n JOIN streams ON streams.id = $1;
+        INSERT INTO reactions (channel_id, seq, emoji, user_id, created_at) SELECT $1, $2, '+1', id, 0 FROM n;
         INSERT INTO thread_follows (channel_id, thread_seq, user_id, following) SELECT $1, $2, id, TRUE FROM n;
         UPDATE messages SET reply_count = 3001, last_reply_seq = 3000 + (SELECT last_seq FROM streams WHERE id = $1)
             WHERE channel_id = $1 AND seq = $2;

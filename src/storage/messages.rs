@@ -314,7 +314,12 @@ pub(super) async fn emoji_on(
     seq: i64,
     emoji: &str,
 ) -> Result<(i64, bool), StoreError> {
-    let sql = "SELECT DISTINCT emoji FROM reactions WHERE channel_id = $1 AND seq = $2";
+    // From one emoji to the next, past all who reacted with it.
+    let sql = "WITH RECURSIVE found(emoji) AS ( \
+                 SELECT (SELECT emoji FROM reactions WHERE channel_id = $1 AND seq = $2 ORDER BY emoji LIMIT 1) UNION ALL \
+                 SELECT (SELECT r.emoji FROM reactions r WHERE r.channel_id = $1 AND r.seq = $2 AND r.emoji > found.emoji \
+                   ORDER BY r.emoji LIMIT 1) FROM found WHERE found.emoji IS NOT NULL) \
+               SELECT emoji FROM found WHERE emoji IS NOT NULL";
     let found: Vec<String> = on!(db, c => sqlx::query_scalar(sql).bind(channel).bind(seq).fetch_all(c).await?);
     Ok((found.len() as i64, found.iter().any(|e| e == emoji)))
 }
