@@ -1,7 +1,7 @@
 //! Channels and their members, as rows.
 
 use super::apply::Scope;
-use super::{Db, StoreError, by_dialect, from_row, on};
+use super::{Db, StoreError, by_dialect, from_row, on, personal};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Member, Membership};
 use crate::domain::id::{ChannelId, UserId};
 use crate::domain::permission::{ChannelFacts, Standing};
@@ -258,12 +258,9 @@ pub(super) async fn add_first_members(
 pub(super) async fn remove_member(scope: &mut Scope<'_>, channel: ChannelId, user: UserId) -> Result<bool, StoreError> {
     let rows = on!(scope.db, db => sqlx::query("DELETE FROM members WHERE channel_id = $1 AND user_id = $2")
         .bind(channel).bind(user).execute(db).await?.rows_affected());
-    for sql in [
-        "DELETE FROM drafts WHERE channel_id = $1 AND user_id = $2",
-        "DELETE FROM thread_follows WHERE channel_id = $1 AND user_id = $2",
-    ] {
-        on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(user).execute(db).await?; });
-    }
+    on!(scope.db, db => { sqlx::query("DELETE FROM thread_follows WHERE channel_id = $1 AND user_id = $2")
+        .bind(channel).bind(user).execute(db).await?; });
+    personal::remove_drafts(scope, user, channel, None).await?;
     Ok(rows == 1)
 }
 

@@ -383,6 +383,31 @@ on_both! {
         assert_eq!(told, own.iter().map(|e| e.id).collect::<Vec<_>>(), "what is told is what is stored");
     }
 
+    of_a_draft_the_log_keeps_the_newest_text_alone(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let bob = world.user("bob", Role::Member).await;
+        let room = world.channel(ana, "room", &[bob]).await;
+        let draft = async |text: &str, thread_seq| {
+            world.ask(bob, command::SetDraft { channel_id: room, thread_seq, text: text.into() }).await.unwrap();
+        };
+        let told = async || {
+            let drafts = world.log(bob.user_id).await.into_iter().filter(|e| e.kind == EventKind::UserDraft);
+            let text = |event: Event| serde_json::from_str::<personal::Draft>(&event.payload).unwrap().text;
+            drafts.map(text).collect::<Vec<_>>()
+        };
+        draft("I think", None).await;
+        draft("in a thread", Some(2)).await;
+        draft("I think that", None).await;
+        assert_eq!(told().await, ["", "in a thread", "I think that"]);
+        let mut db = world.store.read().await.unwrap();
+        assert_eq!(personal::drafts(&mut db, bob.user_id, None, 10).await.unwrap().len(), 2);
+        draft("", None).await;
+        assert_eq!(told().await, ["", "in a thread", "", ""]);
+        world.ask(bob, command::LeaveChannel { channel_id: room }).await.unwrap();
+        assert_eq!(told().await, ["", "", "", ""]);
+        assert!(personal::drafts(&mut db, bob.user_id, None, 10).await.unwrap().is_empty());
+    }
+
     direct_messages_are_found_again(world) {
         let ana = world.user("ana", Role::Member).await;
         let bob = world.user("bob", Role::Member).await;

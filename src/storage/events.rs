@@ -67,6 +67,19 @@ pub(super) async fn append_numbered(
     Ok(())
 }
 
+/// Replaces the payload of an event that has a text which is to be forgotten.
+pub(super) async fn rewrite(
+    scope: &mut Scope<'_>,
+    stream: StreamId,
+    seq: i64,
+    payload: &impl Serialize,
+) -> Result<(), StoreError> {
+    let payload = serde_json::to_string(payload).expect("a payload has only string keys");
+    let sql = "UPDATE events SET payload = $3 WHERE stream_id = $1 AND seq = $2";
+    on!(scope.db, db => { sqlx::query(sql).bind(stream).bind(seq).bind(payload).execute(db).await?; });
+    Ok(())
+}
+
 /// Appends the same event to each of several streams, all different: two statements, however many they are.
 pub(super) async fn append_to_each(
     scope: &mut Scope<'_>,

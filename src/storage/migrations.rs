@@ -15,6 +15,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (3, "sliding_sign_ins", include_str!("../../migrations/0003_sliding_sign_ins.sql")),
     (4, "lookups", include_str!("../../migrations/0004_lookups.sql")),
     (5, "status_ends", include_str!("../../migrations/0005_status_ends.sql")),
+    (6, "drafts_in_the_log", include_str!("../../migrations/0006_drafts_in_the_log.sql")),
 ];
 
 /// Returns the migrations as `dialect` runs them.

@@ -1,7 +1,7 @@
 //! What is one user's own: read state, drafts, saved messages, preferences, followed threads.
 
 use super::apply::Scope;
-use super::{Db, End, NEWEST, StoreError, from_row, on};
+use super::{Db, End, NEWEST, StoreError, events, from_row, on};
 use crate::clock::Timestamp;
 use crate::domain::channel::Notify;
 use crate::domain::id::{ChannelId, UserId};
@@ -60,20 +60,35 @@ from_row!(Draft, row => Draft {
     updated_at: row.try_get("updated_at")?,
 });
 
-/// Keeps a draft, or removes it if its text is empty.
-pub(super) async fn set_draft(scope: &mut Scope<'_>, draft: &Draft) -> Result<(), StoreError> {
+/// Keeps a draft of the caller's where there is none; `event_seq` is the event of their stream that tells of it.
+pub(super) async fn insert_draft(scope: &mut Scope<'_>, draft: &Draft, event_seq: i64) -> Result<(), StoreError> {
     let user = scope.caller.user_id;
-    let thread = draft.thread_seq.unwrap_or(0);
-    if draft.text.is_empty() {
-        let sql = "DELETE FROM drafts WHERE user_id = $1 AND channel_id = $2 AND thread_seq = $3";
-        on!(scope.db, db => { sqlx::query(sql).bind(user).bind(draft.channel_id).bind(thread).execute(db).await?; });
-        return Ok(());
+    let sql = "INSERT INTO drafts (user_id, channel_id, thread_seq, text, updated_at, event_seq) \
+               VALUES ($1, $2, $3, $4, $5, $6)";
+    on!(scope.db, db => { sqlx::query(sql).bind(user).bind(draft.channel_id).bind(draft.thread_seq.unwrap_or(0))
+        .bind(&draft.text).bind(draft.updated_at).bind(event_seq).execute(db).await?; });
+    Ok(())
+}
+
+/// Removes a user's drafts in a channel, all or those of one thread (0: of no thread). The event log forgets their texts
+/// too, or it would keep what was said in a message long after that is deleted.
+pub(super) async fn remove_drafts(
+    scope: &mut Scope<'_>,
+    user: UserId,
+    channel: ChannelId,
+    thread: Option<i64>,
+) -> Result<(), StoreError> {
+    let sql = "DELETE FROM drafts WHERE user_id = $1 AND channel_id = $2 AND thread_seq = COALESCE($3, thread_seq) \
+               RETURNING thread_seq, updated_at, event_seq";
+    let removed: Vec<(i64, Timestamp, Option<i64>)> =
+        on!(scope.db, db => sqlx::query_as(sql).bind(user).bind(channel).bind(thread).fetch_all(db).await?);
+    for (thread, updated_at, event_seq) in removed {
+        let thread_seq = Some(thread).filter(|seq| *seq != 0);
+        let emptied = Draft { channel_id: channel, thread_seq, text: String::new(), updated_at };
+        if let Some(seq) = event_seq {
+            events::rewrite(scope, user.into(), seq, &emptied).await?;
+        }
     }
-    let sql = "INSERT INTO drafts (user_id, channel_id, thread_seq, text, updated_at) VALUES ($1, $2, $3, $4, $5) \
-               ON CONFLICT (user_id, channel_id, thread_seq) DO UPDATE SET text = excluded.text, \
-               updated_at = excluded.updated_at";
-    on!(scope.db, db => { sqlx::query(sql).bind(user).bind(draft.channel_id).bind(thread).bind(&draft.text)
-        .bind(draft.updated_at).execute(db).await?; });
     Ok(())
 }
 

@@ -168,10 +168,8 @@ pub(super) async fn delete_message(scope: &mut Scope<'_>, c: &command::DeleteMes
 /// Empties the deleted text wherever the event log has it, so that nobody resumes into it.
 async fn forget_in_log(scope: &mut Scope<'_>, message: &Message) -> Result<(), StoreError> {
     let emptied = Message { text: String::new(), mentions: Mentions::default(), ..message.clone() };
-    let created = serde_json::to_string(&Created::of(&emptied)).expect("a payload has only string keys");
     let stream = StreamId::from(message.channel_id);
-    let sql = "UPDATE events SET payload = $3 WHERE stream_id = $1 AND seq = $2";
-    on!(scope.db, db => { sqlx::query(sql).bind(stream).bind(message.seq).bind(created).execute(db).await?; });
+    events::rewrite(scope, stream, message.seq, &Created::of(&emptied)).await?;
     let edited = json!({"message_seq": message.seq, "text": ""}).to_string();
     let sql = "UPDATE events SET payload = $3 WHERE stream_id = $1 AND seq IN \
                (SELECT edit_seq FROM edits WHERE channel_id = $1 AND seq = $2)";

@@ -66,8 +66,13 @@ pub(super) async fn set_draft(scope: &mut Scope<'_>, c: &command::SetDraft) -> A
         text: c.text.clone(),
         updated_at: scope.now,
     };
-    personal::set_draft(scope, &draft).await?;
-    done(events::append(scope, scope.caller.user_id.into(), EventKind::UserDraft, &draft).await?)
+    let user = scope.caller.user_id;
+    personal::remove_drafts(scope, user, c.channel_id, Some(draft.thread_seq.unwrap_or(0))).await?;
+    let seq = events::append(scope, user.into(), EventKind::UserDraft, &draft).await?;
+    if !draft.text.is_empty() {
+        personal::insert_draft(scope, &draft, seq).await?;
+    }
+    done(seq)
 }
 
 pub(super) async fn set_preferences(scope: &mut Scope<'_>, c: &command::SetChannelPreferences) -> Applied {
