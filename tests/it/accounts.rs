@@ -270,46 +270,47 @@ async fn changing_a_password_is_counted_by_address_and_by_name() {
     assert_eq!(change(&last, "203.0.113.4").await, "forbidden", "others are not slowed");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_sees_only_shared_channels_and_people() {
-    let world = World::start().await;
-    let (ana, bob, gus) = (world.user("ana").await, world.user("bob").await, world.person("gus", Role::Guest).await);
-    let general = world.channel("general", &[&ana, &bob]).await;
-    let shared = world.channel("shared", &[&ana]).await;
-    ana.invites(shared, &gus).await;
-    let names = |items: Vec<Value>| -> Vec<String> {
-        items.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
-    };
-    assert_eq!(names(gus.http.get("/v1/users").await.items()), ["ana", "gus"]);
-    assert_eq!(names(gus.http.get("/v1/channels").await.items()), ["shared"]);
-    for (path, code) in [
-        (format!("/v1/users/{}", bob.id()), "not_found"),
-        (format!("/v1/users/{}", ana.id()), "ok"),
-        (format!("/v1/channels/{general}"), "not_found"),
-        (format!("/v1/channels/{general}/members"), "not_found"),
-        (format!("/v1/channels/{shared}/members"), "ok"),
-        ("/v1/channels/browse".to_owned(), "forbidden"),
-        ("/v1/streams/00000000-0000-7000-8000-000000000001/events".to_owned(), "forbidden"),
-    ] {
-        assert_eq!(gus.http.get(&path).await.code(), code, "{path}");
+on_both! {
+    a_guest_sees_only_shared_channels_and_people(database) {
+        let world = World::on(database, |_| ()).await;
+        let (ana, bob, gus) = (world.user("ana").await, world.user("bob").await, world.person("gus", Role::Guest).await);
+        let general = world.channel("general", &[&ana, &bob]).await;
+        let shared = world.channel("shared", &[&ana]).await;
+        ana.invites(shared, &gus).await;
+        let names = |items: Vec<Value>| -> Vec<String> {
+            items.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(names(gus.http.get("/v1/users").await.items()), ["ana", "gus"]);
+        assert_eq!(names(gus.http.get("/v1/channels").await.items()), ["shared"]);
+        for (path, code) in [
+            (format!("/v1/users/{}", bob.id()), "not_found"),
+            (format!("/v1/users/{}", ana.id()), "ok"),
+            (format!("/v1/channels/{general}"), "not_found"),
+            (format!("/v1/channels/{general}/members"), "not_found"),
+            (format!("/v1/channels/{shared}/members"), "ok"),
+            ("/v1/channels/browse".to_owned(), "forbidden"),
+            ("/v1/streams/00000000-0000-7000-8000-000000000001/events".to_owned(), "forbidden"),
+        ] {
+            assert_eq!(gus.http.get(&path).await.code(), code, "{path}");
+        }
+        let seen = gus.http.get(&format!("/v1/presence?user_ids={},{}", ana.id(), bob.id())).await.items();
+        assert_eq!(seen.len(), 1);
+        let mut screen = gus.connects().await;
+        screen.call("presence.subscribe", json!({"user_ids": [bob.id()]})).await;
+        let _bob = bob.connects().await;
+        let _: Value = bob.does(c::SetStatus { emoji: String::new(), text: "hidden".into(), until: None }).await;
+        ana.says(shared, "the last word").await;
+        let mut told = vec![screen.until("message.created").await];
+        told.extend(screen.everything().await);
+        assert!(!format!("{told:?}").contains(&bob.id().to_string()), "{told:?}");
+        // What a role gives and takes shows at once.
+        let root = world.person("root", Role::Admin).await;
+        let _: Value = root.does(c::SetUserRole { user_id: gus.id(), role: Role::Member }).await;
+        assert_eq!(gus.http.get("/v1/channels/browse").await.code(), "ok");
+        assert_eq!(screen.call("channel.create", json!({"name": "mine"})).await["ok"], true);
+        let _: Value = root.does(c::SetUserRole { user_id: gus.id(), role: Role::Guest }).await;
+        assert_eq!(gus.http.get("/v1/channels/browse").await.code(), "forbidden");
     }
-    let seen = gus.http.get(&format!("/v1/presence?user_ids={},{}", ana.id(), bob.id())).await.items();
-    assert_eq!(seen.len(), 1);
-    let mut screen = gus.connects().await;
-    screen.call("presence.subscribe", json!({"user_ids": [bob.id()]})).await;
-    let _bob = bob.connects().await;
-    let _: Value = bob.does(c::SetStatus { emoji: String::new(), text: "hidden".into(), until: None }).await;
-    ana.says(shared, "the last word").await;
-    let mut told = vec![screen.until("message.created").await];
-    told.extend(screen.everything().await);
-    assert!(!format!("{told:?}").contains(&bob.id().to_string()), "{told:?}");
-    // What a role gives and takes shows at once.
-    let root = world.person("root", Role::Admin).await;
-    let _: Value = root.does(c::SetUserRole { user_id: gus.id(), role: Role::Member }).await;
-    assert_eq!(gus.http.get("/v1/channels/browse").await.code(), "ok");
-    assert_eq!(screen.call("channel.create", json!({"name": "mine"})).await["ok"], true);
-    let _: Value = root.does(c::SetUserRole { user_id: gus.id(), role: Role::Guest }).await;
-    assert_eq!(gus.http.get("/v1/channels/browse").await.code(), "forbidden");
 }
 
 #[tokio::test(flavor = "multi_thread")]
