@@ -15,6 +15,7 @@ mod client;
 mod ending;
 mod fallback;
 mod floods;
+mod health;
 mod pages;
 mod permissions;
 mod protocol;

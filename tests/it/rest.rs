@@ -313,25 +313,6 @@ async fn a_cookie_signs_in_pages_of_this_origin_alone() {
 // ---- papers --------------------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_readiness_and_the_gateways_address_need_no_token() {
-    let world = World::start().await;
-    let stranger = world.stranger();
-    assert_eq!(stranger.get("/health").await.json(), json!({"status": "ok"}));
-    let ready = stranger.get("/ready").await;
-    assert_eq!((ready.status, &ready.json()["ready"]), (200, &json!(true)));
-    assert_eq!(ready.json()["checks"]["database"], true);
-    let gateway = stranger.get("/v1/gateway").await.json();
-    assert_eq!(gateway["url"], format!("{}/v1/ws", world.url.replace("http", "ws")));
-    assert!(stranger.get("/metrics").await.text().contains("colink_"));
-    assert_eq!(stranger.get("/").await.status, 307);
-    let quiet = World::with(|config| config.metrics.enabled = false).await;
-    assert_eq!(quiet.stranger().get("/metrics").await.code(), "not_found");
-    quiet.app().hub.drain();
-    assert_eq!(quiet.stranger().get("/ready").await.status, 503);
-    assert_eq!(quiet.stranger().get("/health").await.status, 200);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn the_openapi_document_describes_what_is_there() {
     let world = World::start().await;
     let document = world.stranger().get("/v1/openapi.json").await.good();
