@@ -7,6 +7,7 @@ use colink::domain::error::Code;
 use serde_json::{Value, json};
 
 use crate::http::{Answer, Http};
+use crate::socket::Socket;
 use crate::world::{Database, PASSWORD, World, eventually, message, nobody, on_both};
 
 // ---- refusals ------------------------------------------------------------------------------------------------------
@@ -289,20 +290,29 @@ async fn a_cookie_signs_in_pages_of_this_origin_alone() {
         assert!(cookie.contains(part), "{cookie}");
     }
     let cookie = cookie.split(';').next().unwrap().to_owned();
-    let (own, evil) = (world.url.clone(), "https://evil.example");
+    // No page's request comes without an Origin, unless it only reads: what has none is a program.
+    let mut program = Socket::open(&world.url, &[("cookie", &cookie)]).await;
+    assert_eq!(program.next().await["type"], "hello");
+    program.send(&json!({"type": "identify", "d": {}})).await;
+    assert_eq!(program.next().await["type"], "ready");
+    let (own, evil) = (Some(world.url.as_str()), Some("https://evil.example"));
     for (method, path, origin, status) in [
+        ("GET", "/v1/users/me", None, 200),
         ("GET", "/v1/users/me", evil, 200),
-        ("PUT", "/v1/users/me/status", own.as_str(), 200),
+        ("PUT", "/v1/users/me/status", None, 200),
+        ("PUT", "/v1/users/me/status", own, 200),
         ("PUT", "/v1/users/me/status", evil, 403),
-        ("PUT", "/v1/users/me/status", "null", 403),
+        ("PUT", "/v1/users/me/status", Some("null"), 403),
         ("POST", "/v1/auth/logout", evil, 403),
-        ("POST", "/v1/auth/logout", own.as_str(), 200),
-        ("GET", "/v1/users/me", own.as_str(), 401),
+        ("POST", "/v1/auth/logout", own, 200),
+        ("GET", "/v1/users/me", own, 401),
+        ("PUT", "/v1/users/me/status", None, 401),
     ] {
-        let answer = stranger.send(method, path, &[("cookie", &cookie), ("origin", origin)], "".into()).await;
-        assert_eq!(answer.status, status, "{method} {path} from {origin}: {}", answer.text());
+        let headers = [("cookie", cookie.as_str())].into_iter().chain(origin.map(|origin| ("origin", origin)));
+        let answer = stranger.send(method, path, &headers.collect::<Vec<_>>(), "".into()).await;
+        assert_eq!(answer.status, status, "{method} {path} from {origin:?}: {}", answer.text());
     }
-    let headers = [("origin", evil), ("content-type", "application/json")];
+    let headers = [("origin", "https://evil.example"), ("content-type", "application/json")];
     let answer = stranger.send("POST", "/v1/auth/login", &headers, login.to_string().into()).await;
     assert_eq!(answer.code(), "forbidden", "another site's page does not sign anybody in");
     let token = Http::new(&world.url, None);
