@@ -9,6 +9,7 @@ mod socket;
 mod world;
 
 mod accounts;
+mod away;
 mod canary;
 mod cli;
 mod client;
@@ -18,8 +19,10 @@ mod floods;
 mod health;
 mod pages;
 mod permissions;
+mod profiles;
 mod protocol;
 mod repeats;
 mod rest;
 mod resume;
 mod slow;
+mod typing;

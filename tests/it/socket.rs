@@ -158,6 +158,21 @@ impl Socket {
         }
     }
 
+    /// Reads once, whatever has come, and returns the messages in it: each is there as a whole.
+    pub(crate) async fn read_once(&mut self) -> Vec<Value> {
+        assert!(self.buffer.is_empty() && self.aside.is_empty(), "all that came before was read");
+        let mut bytes = vec![0; 1_024 * 1_024];
+        let n = within("bytes from the server", self.stream.read(&mut bytes)).await.unwrap();
+        self.buffer.extend_from_slice(&bytes[..n]);
+        let mut all = Vec::new();
+        while let Some((opcode, payload)) = take_frame(&mut self.buffer) {
+            assert_eq!(opcode, TEXT);
+            all.push(serde_json::from_slice(&payload).unwrap());
+        }
+        assert!(self.buffer.is_empty(), "a message was cut");
+        all
+    }
+
     /// Returns everything that was sent before this call, by a heartbeat that the server answers behind it.
     pub(crate) async fn everything(&mut self) -> Vec<Value> {
         // Replies go out before events: a second beat comes behind what waited at the first.
@@ -173,6 +188,12 @@ impl Socket {
             }
         }
         all
+    }
+
+    /// Checks that nothing of a type was sent before this call.
+    pub(crate) async fn heard_no(&mut self, kind: &str) {
+        let all = self.everything().await;
+        assert!(all.iter().all(|frame| frame["type"] != kind), "{all:?}");
     }
 
     async fn read_json(&mut self) -> Value {

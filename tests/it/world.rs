@@ -12,9 +12,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use colink::actors::presence::PresenceMsg;
 use colink::app::App;
 use colink::client::{Gateway, Options};
-use colink::clock::Clock;
+use colink::clock::{Clock, Timestamp};
 use colink::config::Config;
 use colink::domain::channel::Channel;
 use colink::domain::command::{self as c, Command};
@@ -93,6 +94,11 @@ pub(crate) fn postgres_is_there() -> bool {
     let there = std::env::var("COLINK_TEST_POSTGRES").is_ok();
     assert!(there || std::env::var("CI").is_err(), "CI runs every test on Postgres: set COLINK_TEST_POSTGRES");
     there
+}
+
+/// Returns a clock that stands until it is moved.
+pub(crate) fn standing_clock() -> Clock {
+    Clock::manual(Timestamp(1_790_000_000_000_000))
 }
 
 /// Returns the settings of a test: passwords are cheap, nothing is limited, any port will do.
@@ -210,6 +216,16 @@ impl World {
     /// Signs a user in once more.
     pub(crate) async fn token(&self, user: UserId) -> String {
         new_token(&self.app().hub, user, "test", None).await.unwrap()
+    }
+
+    /// Ends the statuses whose time is over, as the housekeeping does every so often.
+    pub(crate) async fn ends_statuses(&self) {
+        self.app().hub.writer.write(SYSTEM, Work::Account(Account::EndStatuses), None).await.unwrap();
+    }
+
+    /// Looks for idle users, as the presence tracker does every so often.
+    pub(crate) fn looks_for_idle(&self) {
+        self.app().hub.directory.tell_presence(PresenceMsg::Sweep);
     }
 
     /// Makes a public channel with these people, the first its owner.
@@ -330,5 +346,5 @@ pub(crate) fn message(channel_id: ChannelId, text: &str) -> c::SendMessage {
 
 /// An identifier that nothing has.
 pub(crate) fn nobody() -> UserId {
-    UserId(TokenId::new(colink::clock::Timestamp(1)).0)
+    UserId(TokenId::new(Timestamp(1)).0)
 }
