@@ -15,6 +15,7 @@ mod channels;
 mod cli;
 mod client;
 mod drafts;
+mod durability;
 mod ending;
 mod fallback;
 mod floods;
