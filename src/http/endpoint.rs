@@ -1,7 +1,7 @@
 //! What a URL is made of: a method, a path, what goes in and comes out, and one handler.
 //!
-//! Three kinds: [`command`] (most of them: the body and the path together are a command of the domain), [`query`]
-//! (reads), and [`action`]/[`open`] for what is neither, such as signing in. Each knows its schemas, so the OpenAPI
+//! Three kinds: [`command`] (most of them: the body and the path together are a command of the domain), [`query`],
+//! [`public`] and [`stream`] (reads), and [`action`]/[`open`] for what is neither, such as signing in. Each knows its schemas, so the OpenAPI
 //! document is made from the same table that the router is made from.
 
 use std::collections::HashMap;
@@ -40,6 +40,8 @@ type Add = Box<dyn Fn(Router<Arc<Hub>>) -> Router<Arc<Hub>> + Send + Sync>;
 
 type Schemas = fn(&mut SchemaGenerator) -> Schema;
 
+const JSON: &str = "application/json";
+
 /// One URL.
 pub struct Endpoint {
     /// The method.
@@ -56,6 +58,8 @@ pub struct Endpoint {
     pub query: Option<Schemas>,
     /// The schema of the answer.
     pub reply: Schemas,
+    /// The media type of the answer.
+    pub media: &'static str,
     /// The status of success.
     pub status: StatusCode,
     /// The command behind it, if it is one.
@@ -95,7 +99,7 @@ impl<T: JsonSchema> Answer for Rendered<T> {
 pub fn json_response(status: StatusCode, body: Bytes) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
     response
 }
 
@@ -178,6 +182,7 @@ pub fn command<C: Spec>(method: Method, path: &'static str, status: StatusCode, 
         body: Some(schema_of::<C>),
         query: None,
         reply: schema_of::<C::Reply>,
+        media: JSON,
         status,
         command: Some(C::NAME),
         add: Box::new(move |router| router.route(path, on(on_method, handler))),
@@ -305,9 +310,57 @@ where
         body: None,
         query: Some(schema_of::<Q>),
         reply: schema_of::<A::Shown>,
+        media: JSON,
         status: StatusCode::OK,
         command: None,
         add: Box::new(move |router| router.route(path, on(MethodFilter::GET, handler.clone()))),
+    }
+}
+
+/// A read for anybody, of what this node knows by itself.
+pub fn public<A, F>(path: &'static str, summary: &'static str, run: F) -> Endpoint
+where
+    A: Answer,
+    F: Fn(&Hub) -> A + Clone + Send + Sync + 'static,
+{
+    let handler = move |State(hub): State<Arc<Hub>>| {
+        let answer = run(&hub).into_json();
+        async move { json_response(StatusCode::OK, answer) }
+    };
+    Endpoint {
+        method: Method::GET,
+        path,
+        summary,
+        signed_in: false,
+        body: None,
+        query: None,
+        reply: schema_of::<A::Shown>,
+        media: JSON,
+        status: StatusCode::OK,
+        command: None,
+        add: Box::new(move |router| router.route(path, on(MethodFilter::GET, handler.clone()))),
+    }
+}
+
+/// A read that goes on as server-sent events. The handler takes the request as it is.
+pub fn stream<Q, F, Fut>(path: &'static str, summary: &'static str, run: F) -> Endpoint
+where
+    Q: JsonSchema + 'static,
+    F: Fn(State<Arc<Hub>>, Request) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
+{
+    Endpoint {
+        method: Method::GET,
+        path,
+        summary,
+        signed_in: true,
+        body: None,
+        query: Some(schema_of::<Q>),
+        reply: schema_of::<String>,
+        media: "text/event-stream",
+        status: StatusCode::OK,
+        command: None,
+        add: Box::new(move |router| router.route(path, on(MethodFilter::GET, run.clone()))),
     }
 }
 
@@ -361,6 +414,7 @@ where
         body: Some(schema_of::<B>),
         query: None,
         reply: schema_of::<R>,
+        media: JSON,
         status,
         command: None,
         add: Box::new(move |router| router.route(path, on(on_method, handler.clone()))),
@@ -393,6 +447,7 @@ where
         body: Some(schema_of::<B>),
         query: None,
         reply: schema_of::<R>,
+        media: JSON,
         status,
         command: None,
         add: Box::new(move |router| router.route(path, on(MethodFilter::POST, handler.clone()))),

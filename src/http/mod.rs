@@ -24,8 +24,10 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
-use endpoint::{Endpoint, action, command, json_response, open, query};
+use endpoint::{Endpoint, action, command, json_response, open, public, query, stream};
 use error::Refused;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::actors::Hub;
@@ -253,7 +255,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         query("/v1/saved", "Lists the caller's saved messages, newest first", channels::saved),
         query("/v1/drafts", "Lists the caller's drafts", channels::drafts),
         query("/v1/threads", "Lists the threads that the caller follows", channels::threads),
-        // Events without WebSockets.
+        // Events, and how they come without WebSockets.
         query(
             "/v1/streams/{stream_id}/events",
             "Returns events of a channel, of one's own stream, or of the workspace's",
@@ -267,6 +269,12 @@ pub fn endpoints() -> Vec<Endpoint> {
             fallback::register,
         ),
         query("/v1/events", "Waits for a session's next events", fallback::poll),
+        stream::<fallback::Stream, _, _>(
+            "/v1/events/stream",
+            "Sends a session's events as they come: `id` is `s`, `data` is the frame",
+            fallback::stream,
+        ),
+        public("/v1/gateway", "Says where the WebSocket is", gateway),
     ]
 }
 
@@ -277,9 +285,7 @@ pub fn router(hub: Arc<Hub>) -> Router {
         router = (endpoint.add)(router);
     }
     router
-        .route("/v1/gateway", get(gateway))
         .route("/v1/ws", get(ws::upgrade))
-        .route("/v1/events/stream", get(fallback::stream))
         .route("/v1/openapi.json", get(openapi::document))
         .route("/v1/docs", get(openapi::page))
         .route("/operator", post(operator::run))
@@ -382,12 +388,25 @@ fn request_id(hub: &Hub, request: &Request) -> String {
     }
 }
 
-/// `GET /v1/gateway`: where the WebSocket is.
-async fn gateway(State(hub): State<Arc<Hub>>) -> Response {
-    let url = hub.config.server.gateway_url();
-    let body = json!({"url": url, "resume_url": url, "encodings": ["json"],
-        "compress": [], "heartbeat_interval_ms": hub.config.gateway.heartbeat_interval_ms});
-    json_response(StatusCode::OK, body.to_string().into())
+/// Where the WebSocket is, and how it is spoken.
+#[derive(Serialize, JsonSchema)]
+pub struct Gateway {
+    /// Where to connect.
+    url: String,
+    /// Where to connect to resume a session.
+    resume_url: String,
+    /// How frames may be written.
+    encodings: Vec<&'static str>,
+    /// How frames may be compressed.
+    compress: Vec<&'static str>,
+    /// How often the client shows that it lives.
+    heartbeat_interval_ms: u64,
+}
+
+/// `GET /v1/gateway`
+fn gateway(hub: &Hub) -> Gateway {
+    let (url, heartbeat_interval_ms) = (hub.config.server.gateway_url(), hub.config.gateway.heartbeat_interval_ms);
+    Gateway { resume_url: url.clone(), url, encodings: vec!["json"], compress: Vec::new(), heartbeat_interval_ms }
 }
 
 /// `GET /c/{channel_id}/{seq}`: a permalink leads to the message and what stands around it.

@@ -95,7 +95,7 @@ fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
         "tags": [tag(endpoint.path)],
         "parameters": parameters,
         "responses": {
-            endpoint.status.as_str(): {"description": "Done", "content": {"application/json": {"schema": reply}}},
+            endpoint.status.as_str(): {"description": "Done", "content": {endpoint.media: {"schema": reply}}},
             "default": {"$ref": "#/components/responses/Problem"},
         },
     });

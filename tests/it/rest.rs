@@ -363,6 +363,11 @@ async fn the_openapi_document_describes_what_is_there() {
             assert_eq!(answer.status == 401, operation.get("security").is_none(), "{what}: {}", answer.text());
         }
     }
+    let answer = |path: &str| &document["paths"][path]["get"]["responses"]["200"]["content"];
+    assert!(answer("/v1/events/stream")["text/event-stream"].is_object(), "not everything is JSON");
+    let gateway = world.stranger().get("/v1/gateway").await.good();
+    let described = document.pointer("/components/schemas/Gateway/properties").unwrap();
+    assert!(gateway.as_object().unwrap().keys().eq(described.as_object().unwrap().keys()), "{described}");
     let page = world.stranger().get("/v1/docs").await;
     assert!(page.header("content-type").starts_with("text/html") && page.text().contains("openapi.json"));
     assert!(!page.text().contains("src=\"http"), "the page needs no other server");
