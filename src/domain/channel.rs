@@ -35,7 +35,7 @@ text_enum! {
     ChannelRole {
         /// Reads and, if the posting policy lets them, writes.
         Member = "member",
-        /// Also edits topic and purpose, pins, removes members and messages.
+        /// Also changes topic and purpose, removes members, and deletes what others wrote.
         Moderator = "moderator",
         /// Also renames, archives and gives roles.
         Owner = "owner",

@@ -15,7 +15,7 @@ pub struct Mentions {
     /// Whether `@channel` stands in it: every member.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub channel: bool,
-    /// Whether `@here` stands in it: every member who is around.
+    /// Whether `@here` stands in it: meant for who is around, and counted for every member.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub here: bool,
 }

@@ -19,7 +19,7 @@ use crate::protocol::push::{self, Ephemeral};
 use crate::storage::users;
 use table::Table;
 
-/// How often idle users, ended statuses and old keys are looked for.
+/// How often idle users are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 
 /// What the tracker is told.
