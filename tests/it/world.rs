@@ -10,8 +10,10 @@
 //! ```
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use colink::actors::channel::room::UNKNOWN;
 use colink::actors::presence::PresenceMsg;
 use colink::app::App;
 use colink::client::{Gateway, Options};
@@ -19,10 +21,11 @@ use colink::clock::{Clock, Timestamp};
 use colink::config::Config;
 use colink::domain::channel::Channel;
 use colink::domain::command::{self as c, Command};
-use colink::domain::id::{ChannelId, TokenId, UserId};
+use colink::domain::id::{ChannelId, StreamId, TokenId, UserId};
 use colink::domain::user::{Role, User};
 use colink::http::auth::{hash_password, new_token};
 use colink::storage::accounts::{Account, SYSTEM};
+use colink::storage::events;
 use colink::storage::writer::Work;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -209,6 +212,7 @@ impl World {
         let add = Account::Add { name: name.into(), display_name: None, role, password_hash: Some(hash), first: false };
         let reply = hub.writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
         let user: User = serde_json::from_str(&reply.json).unwrap();
+        self.settles(&[StreamId::WORKSPACE]).await;
         let token = self.token(user.id).await;
         Person { http: Http::new(&self.url, Some(&token)), url: self.url.clone(), user, token }
     }
@@ -230,12 +234,39 @@ impl World {
 
     /// Makes a public channel with these people, the first its owner.
     pub(crate) async fn channel(&self, name: &str, people: &[&Person]) -> ChannelId {
-        people[0].makes(name, false, &people[1..]).await
+        self.makes(name, false, people).await
     }
 
     /// Makes a private channel with these people, the first its owner.
     pub(crate) async fn private(&self, name: &str, people: &[&Person]) -> ChannelId {
-        people[0].makes(name, true, &people[1..]).await
+        self.makes(name, true, people).await
+    }
+
+    async fn makes(&self, name: &str, private: bool, people: &[&Person]) -> ChannelId {
+        let made = people[0].makes(name, private, &people[1..]).await;
+        let own = people.iter().map(|person| StreamId::from(person.id()));
+        let streams: Vec<StreamId> = own.chain([made.into(), StreamId::WORKSPACE]).collect();
+        self.settles(&streams).await;
+        made
+    }
+
+    /// Waits until what happened on these streams was told to all who are there: who comes from now on hears none of it.
+    async fn settles(&self, streams: &[StreamId]) {
+        let hub = &self.app().hub;
+        for stream in streams {
+            let head = events::head(&mut hub.store.read().await.unwrap(), *stream).await.unwrap();
+            let all_told = || {
+                // Of a stream without a slot, or of which nothing was handed on yet, nothing is on its way.
+                let delivered = hub.directory.slot(*stream).map(|slot| slot.delivered.load(Ordering::Acquire));
+                delivered.is_none_or(|delivered| delivered == UNKNOWN || delivered >= head)
+            };
+            within("what happened to be told", async {
+                while !all_told() {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        }
     }
 }
 
