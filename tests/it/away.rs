@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use colink::domain::command as c;
+use colink::domain::user::Role;
 use serde_json::{Value, json};
 
 use crate::socket::{CLOSE, Socket};
-use crate::world::{Person, World, on_both, standing_clock};
+use crate::world::{Database, Person, World, on_both, standing_clock};
 
 impl Socket {
     /// Waits until somebody is shown in a way.
@@ -76,11 +78,12 @@ on_both! {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_nothing_for_so_long_is_away_until_they_do_something() {
     let clock = standing_clock();
-    let world = World::at(crate::world::Database::Sqlite, clock.clone(), |config| {
+    let world = World::at(Database::Sqlite, clock.clone(), |config| {
         config.presence.idle_after_s = 300;
     })
     .await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let root = world.person("root", Role::Admin).await;
     let mut screen = watches(&bob, &ana).await;
     let mut keyboard = ana.connects().await;
     screen.sees(&ana, "online").await;
@@ -92,11 +95,14 @@ async fn who_does_nothing_for_so_long_is_away_until_they_do_something() {
     screen.sees(&ana, "away").await;
     keyboard.everything().await;
     assert_eq!(shown(&bob, &ana).await, "away", "a heartbeat is no sign of a person");
+    let _: Value = root.does(c::SetUserRole { user_id: ana.id(), role: Role::Moderator }).await;
+    assert_eq!(keyboard.until("user.updated").await["d"]["role"], "moderator");
+    assert_eq!(shown(&bob, &ana).await, "away", "nor is what others do to her account");
     assert_eq!(keyboard.call("user.update", json!({})).await["ok"], true);
     screen.sees(&ana, "online").await;
 
     let clock = standing_clock();
-    let world = World::at(crate::world::Database::Sqlite, clock.clone(), |config| {
+    let world = World::at(Database::Sqlite, clock.clone(), |config| {
         config.presence.idle_after_s = 0;
     })
     .await;

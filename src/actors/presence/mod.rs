@@ -116,7 +116,7 @@ impl Actor for PresenceActor {
                 state.note(&myself, user, change);
             }
             PresenceMsg::Profile { user, mode } | PresenceMsg::Loaded(user, mode) => {
-                let change = state.table.set_mode(user, mode, now);
+                let change = state.table.set_mode(user, mode);
                 state.note(&myself, user, change);
             }
             PresenceMsg::Watch { session } => state.watch(&session),

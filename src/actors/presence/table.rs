@@ -10,6 +10,8 @@ use crate::domain::user::{Presence, PresenceMode};
 struct Entry {
     sessions: usize,
     active: Timestamp,
+    /// Did nothing for long, at the last look; until they do something.
+    idle: bool,
     mode: PresenceMode,
     shown: Presence,
 }
@@ -50,34 +52,36 @@ impl Table {
         if sessions == 0 {
             return self.users.remove(&user).map(|_| Presence::Offline);
         }
-        let fresh = Entry { sessions, active: now, mode, shown: Presence::Offline };
+        let fresh = Entry { sessions, active: now, idle: false, mode, shown: Presence::Offline };
         let entry = self.users.entry(user).or_insert(fresh);
         if sessions > entry.sessions {
-            entry.active = now;
+            (entry.active, entry.idle) = (now, false);
         }
         entry.sessions = sessions;
-        settle(entry, now, i64::MAX)
+        settle(entry)
     }
 
     /// Notes that a user did something.
     pub fn set_active(&mut self, user: UserId, now: Timestamp) -> Option<Presence> {
         let entry = self.users.get_mut(&user)?;
-        entry.active = now;
-        settle(entry, now, i64::MAX)
+        (entry.active, entry.idle) = (now, false);
+        settle(entry)
     }
 
-    /// Notes how a user wants to be shown.
-    pub fn set_mode(&mut self, user: UserId, mode: PresenceMode, now: Timestamp) -> Option<Presence> {
+    /// Notes how a user wants to be shown. It is no sign of the user: a time that ends, or an administrator, brings it too.
+    pub fn set_mode(&mut self, user: UserId, mode: PresenceMode) -> Option<Presence> {
         let entry = self.users.get_mut(&user)?;
         entry.mode = mode;
-        settle(entry, now, i64::MAX)
+        settle(entry)
     }
 
     /// Turns those away who did nothing for `idle_after_s`; returns who changed.
     pub fn turn_idle(&mut self, now: Timestamp, idle_after_s: i64) -> Vec<(UserId, Presence)> {
         let mut changed = Vec::new();
         for (user, entry) in &mut self.users {
-            if let Some(shown) = settle(entry, now, idle_after_s) {
+            let silent = now.since(entry.active).as_secs();
+            entry.idle = i64::try_from(silent).unwrap_or(i64::MAX) >= idle_after_s;
+            if let Some(shown) = settle(entry) {
                 changed.push((*user, shown));
             }
         }
@@ -85,12 +89,11 @@ impl Table {
     }
 }
 
-fn settle(entry: &mut Entry, now: Timestamp, idle_after_s: i64) -> Option<Presence> {
-    let idle = i64::try_from(now.since(entry.active).as_secs()).unwrap_or(i64::MAX) >= idle_after_s;
+fn settle(entry: &mut Entry) -> Option<Presence> {
     let shown = match entry.mode {
         PresenceMode::Dnd => Presence::Dnd,
         PresenceMode::Away => Presence::Away,
-        PresenceMode::Auto if idle => Presence::Away,
+        PresenceMode::Auto if entry.idle => Presence::Away,
         PresenceMode::Auto => Presence::Online,
     };
     (std::mem::replace(&mut entry.shown, shown) != shown).then_some(shown)
@@ -110,10 +113,21 @@ mod tests {
         assert!(table.turn_idle(at(100), 300).is_empty());
         assert_eq!(table.turn_idle(at(400), 300), [(ana, Presence::Away)]);
         assert_eq!(table.set_active(ana, at(401)), Some(Presence::Online));
-        assert_eq!(table.set_mode(ana, PresenceMode::Dnd, at(402)), Some(Presence::Dnd));
+        assert_eq!(table.set_mode(ana, PresenceMode::Dnd), Some(Presence::Dnd));
         assert!(table.turn_idle(at(9_000), 300).is_empty(), "not to be disturbed stays");
         assert_eq!(table.set_sessions(ana, 1, PresenceMode::Auto, at(9_001)), None);
         assert_eq!(table.set_sessions(ana, 0, PresenceMode::Auto, at(9_002)), Some(Presence::Offline));
         assert!(table.is_empty());
+    }
+
+    #[test]
+    fn an_idle_user_comes_back_by_what_they_do_alone() {
+        let (mut table, ana) = (Table::default(), UserId::new(Timestamp(1)));
+        let at = |s: i64| Timestamp(s * 1_000_000);
+        table.set_sessions(ana, 2, PresenceMode::Auto, at(0));
+        assert_eq!(table.turn_idle(at(300), 300), [(ana, Presence::Away)]);
+        assert_eq!(table.set_mode(ana, PresenceMode::Auto), None, "the profile changed");
+        assert_eq!(table.set_sessions(ana, 1, PresenceMode::Auto, at(301)), None, "one device is gone");
+        assert_eq!(table.set_sessions(ana, 2, PresenceMode::Auto, at(302)), Some(Presence::Online), "one has come");
     }
 }
