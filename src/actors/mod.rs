@@ -40,6 +40,7 @@ use crate::domain::user::User;
 use crate::protocol::close::CloseCode;
 use crate::storage::Store;
 use crate::storage::cache::Cache;
+use crate::storage::tokens::Revoked;
 use crate::storage::writer::{self, Committed, Writer};
 use directory::Directory;
 use presence::{PresenceActor, PresenceMsg};
@@ -144,9 +145,12 @@ impl Hub {
         self.actors.get().expect("the actors are started before anything is asked of them")
     }
 
-    /// Hands the events of a commit to the actors of their streams, in order.
+    /// Hands the events of a commit to the actors of their streams, in order, and ends what it revoked.
     fn committed(&self, committed: Committed) {
-        let Committed { events, at } = committed;
+        let Committed { events, revoked, at } = committed;
+        for revoked in revoked {
+            self.revoke(revoked);
+        }
         let mut streams: Vec<(StreamId, Vec<Event>)> = Vec::new();
         for event in events {
             self.cache.committed(&event);
@@ -163,22 +167,18 @@ impl Hub {
         }
     }
 
-    /// A changed role or a deactivation takes effect on open sessions at once.
+    /// A changed role takes effect on open sessions at once.
     fn user_changed(&self, event: &Event) {
         let Ok(user) = serde_json::from_str::<User>(&event.payload) else { return };
         self.cache.forget_user(user.id);
         self.directory.tell_presence(PresenceMsg::Profile { user: user.id, mode: user.presence_mode });
         for session in self.directory.sessions_of(user.id) {
-            if user.deactivated_at.is_some() {
-                session.revoke();
-            } else {
-                session.set_role(user.role);
-            }
+            session.set_role(user.role);
         }
     }
 
     /// Ends the sessions of a sign-in, or all of a user's.
-    pub fn revoke(&self, user: UserId, token: Option<crate::domain::id::TokenId>) {
+    fn revoke(&self, Revoked { user, token }: Revoked) {
         self.cache.forget_user(user);
         for session in self.directory.sessions_of(user) {
             if token.is_none_or(|token| session.token_id == token) {

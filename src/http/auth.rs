@@ -358,7 +358,6 @@ pub struct Nothing {}
 pub async fn logout(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Result<Response, Refused> {
     let work = Account::SignOut { user: caller.user_id, token: caller.token_id };
     hub.writer.write(SYSTEM, Work::Account(work), None).await?;
-    hub.revoke(caller.user_id, Some(caller.token_id));
     let mut response = json_response(StatusCode::OK, "{}".into());
     set_cookie(&hub, &mut response, String::new(), 0);
     Ok(response)
@@ -385,7 +384,6 @@ pub async fn end_session(hub: Arc<Hub>, caller: Principal, path: Params, _: Noth
     let token = path.token()?;
     let work = Account::SignOut { user: caller.user_id, token };
     hub.writer.write(SYSTEM, Work::Account(work), None).await?;
-    hub.revoke(caller.user_id, Some(token));
     Ok(json_response(StatusCode::OK, "{}".into()))
 }
 
@@ -416,7 +414,6 @@ pub async fn change_password(
     let hash = hash(&hub, body.new).await?;
     let work = Account::SetPassword { user: caller.user_id, hash, sign_out: true };
     hub.writer.write(SYSTEM, Work::Account(work), None).await?;
-    hub.revoke(caller.user_id, None);
     Ok(json_response(StatusCode::OK, "{}".into()))
 }
 

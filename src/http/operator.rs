@@ -54,17 +54,7 @@ pub async fn run(State(hub): State<Arc<Hub>>, request: Request) -> Result<Respon
     let body = body.map_err(|_| Refusal::new(Code::TooLarge, "the order is too large"))?;
     let order: Order = serde_json::from_slice(&body).map_err(|e| invalid(e.to_string()))?;
     let reply = match order {
-        Order::Account(account) => {
-            let revoked = match &account {
-                Account::SetPassword { user, sign_out: true, .. } => Some(*user),
-                _ => None,
-            };
-            let reply = hub.writer.write(SYSTEM, Work::Account(account), None).await?;
-            if let Some(user) = revoked {
-                hub.revoke(user, None);
-            }
-            reply
-        }
+        Order::Account(account) => hub.writer.write(SYSTEM, Work::Account(account), None).await?,
         Order::Command { user, name, d, key } => {
             let mut db = hub.store.read().await?;
             let found = users::by_id(&mut db, user).await?.ok_or_else(|| not_found("user"))?;

@@ -179,7 +179,7 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             Ok("{}".to_owned())
         }
         Account::SignOut { user, token } => {
-            if !tokens::revoke(scope.db, *user, *token, now).await? {
+            if !tokens::revoke(scope, *user, *token).await? {
                 return Err(not_found("session").into());
             }
             Ok("{}".to_owned())
@@ -187,7 +187,7 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
         Account::SetPassword { user, hash, sign_out } => {
             users::set_password(scope.db, *user, hash).await?;
             if *sign_out {
-                tokens::revoke_all(scope.db, *user, now).await?;
+                tokens::revoke_all(scope, *user).await?;
             }
             Ok("{}".to_owned())
         }

@@ -2,6 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::apply::Scope;
 use super::{Db, LATEST, StoreError, from_row, on};
 use crate::clock::Timestamp;
 use crate::domain::command::{Invite, Principal};
@@ -145,17 +146,31 @@ pub async fn of_user(
     Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(now).bind(at).bind(id).bind(limit).fetch_all(c).await?))
 }
 
+/// Sign-ins of a user that were ended: their open sessions end with them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Revoked {
+    /// Whose.
+    pub user: UserId,
+    /// Which; all, if absent.
+    pub token: Option<TokenId>,
+}
+
 /// Ends one of a user's sign-ins; returns whether it was there.
-pub(super) async fn revoke(db: &mut Db, user: UserId, token: TokenId, now: Timestamp) -> Result<bool, StoreError> {
+pub(super) async fn revoke(scope: &mut Scope<'_>, user: UserId, token: TokenId) -> Result<bool, StoreError> {
     let sql = "UPDATE tokens SET revoked_at = $3 WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL";
-    let rows = on!(db, c => sqlx::query(sql).bind(token).bind(user).bind(now).execute(c).await?.rows_affected());
+    let rows =
+        on!(scope.db, c => sqlx::query(sql).bind(token).bind(user).bind(scope.now).execute(c).await?.rows_affected());
+    if rows == 1 {
+        scope.revoked.push(Revoked { user, token: Some(token) });
+    }
     Ok(rows == 1)
 }
 
 /// Ends all of a user's sign-ins.
-pub(super) async fn revoke_all(db: &mut Db, user: UserId, now: Timestamp) -> Result<(), StoreError> {
+pub(super) async fn revoke_all(scope: &mut Scope<'_>, user: UserId) -> Result<(), StoreError> {
     let sql = "UPDATE tokens SET revoked_at = $2 WHERE user_id = $1 AND revoked_at IS NULL";
-    on!(db, c => { sqlx::query(sql).bind(user).bind(now).execute(c).await?; });
+    on!(scope.db, c => { sqlx::query(sql).bind(user).bind(scope.now).execute(c).await?; });
+    scope.revoked.push(Revoked { user, token: None });
     Ok(())
 }
 

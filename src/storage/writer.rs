@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::accounts::Account;
 use super::apply::Scope;
 use super::send::Transaction;
+use super::tokens::Revoked;
 use super::{Db, Dialect, Store, StoreError, accounts, apply, idempotency, send};
 use crate::clock::Clock;
 use crate::domain::command::{Command, Principal, SendMessage};
@@ -97,15 +98,17 @@ pub struct Write {
     pub answer: Answer,
 }
 
-/// The events of one commit, in order within each stream, and when it was done.
+/// What one commit did that others hear of, and when it was done.
 pub struct Committed {
-    /// The events.
+    /// The events, in order within each stream.
     pub events: Vec<Event>,
+    /// The sign-ins that ended.
+    pub revoked: Vec<Revoked>,
     /// When the commit came back.
     pub at: Instant,
 }
 
-/// Receives the events of every commit, in the order of the commits. It must not block.
+/// Receives what every commit did, in the order of the commits. It must not block.
 pub type Sink = Arc<dyn Fn(Committed) + Send + Sync>;
 
 /// The door to the writer. Cloning it shares it.
@@ -264,6 +267,13 @@ impl From<sqlx::Error> for Failure {
 
 type Results = Vec<Result<Reply, Refusal>>;
 
+/// What others hear of once it is committed.
+#[derive(Default)]
+struct News {
+    events: Vec<Event>,
+    revoked: Vec<Revoked>,
+}
+
 impl Task {
     async fn run(mut self, mut waiting: mpsc::Receiver<Write>, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(self.batch);
@@ -309,7 +319,7 @@ impl Task {
     async fn commit_all(&mut self, batch: Vec<Write>) {
         let started = Instant::now();
         match self.commit(&batch).await {
-            Ok((results, events)) => self.conclude(batch, results, events),
+            Ok((results, news)) => self.conclude(batch, results, news),
             Err(failure) if batch.len() > 1 && failure.may_be_one_item() => {
                 let (Failure::RolledBack(error) | Failure::Unknown(error)) = failure;
                 tracing::warn!(%error, writes = batch.len(), "a commit failed: trying its writes one by one");
@@ -328,7 +338,7 @@ impl Task {
         while let Some(write) = waiting.next() {
             let one = vec![write];
             match self.commit(&one).await {
-                Ok((results, events)) => self.conclude(one, results, events),
+                Ok((results, news)) => self.conclude(one, results, news),
                 Err(failure) => {
                     refuse(one, &failure);
                     not_theirs += usize::from(failure.may_be_the_database());
@@ -340,17 +350,19 @@ impl Task {
         }
     }
 
-    /// Tells of the events first, then answers: a reader is never behind the writer's own ack by more than a hop.
-    fn conclude(&self, batch: Vec<Write>, results: Results, events: Vec<Event>) {
-        if !events.is_empty() {
-            (self.sink)(Committed { events, at: Instant::now() });
+    /// Tells first, then answers: a reader is never behind the writer's own ack by more than a hop, and whoever asked for
+    /// something cannot keep others from hearing of it by hanging up.
+    fn conclude(&self, batch: Vec<Write>, results: Results, news: News) {
+        let News { events, revoked } = news;
+        if !events.is_empty() || !revoked.is_empty() {
+            (self.sink)(Committed { events, revoked, at: Instant::now() });
         }
         for (write, result) in batch.into_iter().zip(results) {
             write.answer.give(result);
         }
     }
 
-    async fn commit(&mut self, batch: &[Write]) -> Result<(Results, Vec<Event>), Failure> {
+    async fn commit(&mut self, batch: &[Write]) -> Result<(Results, News), Failure> {
         let mut db = match self.db.take() {
             Some(db) => db,
             None => self.store.write().await.map_err(Failure::RolledBack)?,
@@ -373,11 +385,11 @@ impl Task {
     }
 
     /// Applies a batch and commits it.
-    async fn apply(&self, db: &mut Db, batch: &[Write]) -> Result<(Results, Vec<Event>), Failure> {
+    async fn apply(&self, db: &mut Db, batch: &[Write]) -> Result<(Results, News), Failure> {
         let now = self.clock.now();
         let mut results: Vec<Option<Result<Reply, Refusal>>> = Vec::new();
         results.resize_with(batch.len(), || None);
-        let mut events = Vec::new();
+        let mut news = News::default();
 
         let (mut sends, mut at) = (Vec::new(), Vec::new());
         // Sends go first, but never past what decides whether they may, or who hears them.
@@ -397,7 +409,7 @@ impl Task {
         }
         if !sends.is_empty() {
             let transaction = if only_sends { Transaction::Own } else { Transaction::Open };
-            let sent = send::send_many(db, now, &sends, transaction, &mut events).await?;
+            let sent = send::send_many(db, now, &sends, transaction, &mut news.events).await?;
             for (index, result) in at.into_iter().zip(sent) {
                 results[index] = Some(result);
             }
@@ -405,12 +417,12 @@ impl Task {
         if !only_sends {
             for (index, write) in batch.iter().enumerate() {
                 if results[index].is_none() {
-                    results[index] = Some(one(db, now, write, &mut events).await?);
+                    results[index] = Some(one(db, now, write, &mut news).await?);
                 }
             }
             db.run("COMMIT").await.map_err(|error| Failure::Unknown(error.into()))?;
         }
-        Ok((results.into_iter().map(|r| r.expect("every write was applied")).collect(), events))
+        Ok((results.into_iter().map(|r| r.expect("every write was applied")).collect(), news))
     }
 }
 
@@ -443,16 +455,17 @@ async fn one(
     db: &mut Db,
     now: crate::clock::Timestamp,
     write: &Write,
-    events: &mut Vec<Event>,
+    news: &mut News,
 ) -> Result<Result<Reply, Refusal>, StoreError> {
     db.run("SAVEPOINT item").await?;
-    let mut scope = Scope { db, now, caller: write.caller, events: Vec::new() };
+    let mut scope = Scope { db, now, caller: write.caller, events: Vec::new(), revoked: Vec::new() };
     let result = Box::pin(keyed(&mut scope, write)).await;
-    let appended = std::mem::take(&mut scope.events);
+    let Scope { events, revoked, .. } = scope;
     match result {
         Ok(reply) => {
             db.run("RELEASE SAVEPOINT item").await?;
-            events.extend(appended);
+            news.events.extend(events);
+            news.revoked.extend(revoked);
             Ok(Ok(reply))
         }
         Err(StoreError::Refused(refusal)) => {

@@ -1,9 +1,13 @@
 //! Coming in, going out, and being shown the door.
 
+use std::time::{Duration, Instant};
+
 use colink::clock::{Clock, Timestamp};
 use colink::domain::command as c;
 use colink::domain::user::Role;
+use colink::storage::tokens::{self, Secret};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::socket::Socket;
 use crate::world::{Database, PASSWORD, Person, World, on_both};
@@ -132,7 +136,7 @@ async fn an_expired_invitation_and_an_expired_token_are_no_good() {
     let made = ana.http.post(&format!("/v1/users/{}/tokens", ana.id()), &json!({"expires_in_s": 1})).await.good();
     let brief = ana.with_token(made["token"].as_str().unwrap());
     assert_eq!(brief.http.get("/v1/users/me").await.code(), "ok");
-    clock.advance(std::time::Duration::from_secs(2));
+    clock.advance(Duration::from_secs(2));
     assert_eq!(brief.http.get("/v1/users/me").await.code(), "unauthenticated");
     let admin = world.person("root", Role::Admin).await;
     for (lifetime, uses) in [(0, 1), (-1, 1), (i64::MAX, 1), (60, 0), (60, i64::MAX)] {
@@ -146,7 +150,7 @@ on_both! {
         let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
         let world = World::at(database, clock.clone(), |_| ()).await;
         let ana = world.user("ana").await;
-        let day = |n: u64| std::time::Duration::from_secs(n * 86_400);
+        let day = |n: u64| Duration::from_secs(n * 86_400);
         let login = json!({"name": "ana", "password": PASSWORD, "cookie": true});
         let login = || async {
             let signed_in = world.stranger().post("/v1/auth/login", &login).await.good();
@@ -162,7 +166,7 @@ on_both! {
             sessions.iter().filter(|s| s["slides"] == true).map(|s| s["expires_at"].clone()).max_by_key(Value::to_string)
         };
         let first = expiry().await;
-        clock.advance(std::time::Duration::from_secs(3_000));
+        clock.advance(Duration::from_secs(3_000));
         assert_eq!(expiry().await, first, "no write within the hour");
         clock.advance(day(29));
         assert_eq!((used.http.get("/v1/users/me").await.code(), fixed.http.get("/v1/users/me").await.code()), ("ok".into(), "ok".into()));
@@ -187,7 +191,7 @@ async fn an_invitation_ends_by_the_clock() {
     let world = World::of(app, data);
     let admin = world.person("root", Role::Admin).await;
     let (_, code) = invites(&admin, Role::Member, 1).await;
-    clock.advance(std::time::Duration::from_secs(61));
+    clock.advance(Duration::from_secs(61));
     assert_eq!(world.stranger().post("/v1/auth/signup", &sign_up(&code, "late")).await.code(), "forbidden");
     assert!(admin.http.get("/v1/invites").await.items().is_empty());
 }
@@ -324,4 +328,61 @@ async fn the_last_administrator_stays() {
     assert_eq!(root.tries(c::SetUserRole { user_id, role: Role::Member }).await.code(), "ok");
     assert_eq!(root.tries(c::SetUserRole { user_id: second.id(), role: Role::Guest }).await.code(), "forbidden");
     assert_eq!(second.tries(c::DeactivateUser { user_id: second.id() }).await.code(), "conflict");
+}
+
+/// Returns whether a token still stands in the store, whatever is remembered of it.
+async fn stands(world: &World, token: &str) -> bool {
+    let hub = &world.app().hub;
+    let mut db = hub.store.read().await.unwrap();
+    tokens::identify(&mut db, &Secret::hash(token), hub.clock.now()).await.unwrap().is_some()
+}
+
+/// Asks, and hangs up some time after that without waiting for the answer.
+async fn asks_and_hangs_up(world: &World, who: &Person, (method, path, body): (&str, &str, &Value), after: Duration) {
+    let authority = world.url.trim_start_matches("http://");
+    let body = body.to_string();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        who.token,
+        body.len()
+    );
+    let mut stream = tokio::net::TcpStream::connect(authority).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let sent = Instant::now();
+    while sent.elapsed() < after {
+        tokio::task::yield_now().await;
+    }
+}
+
+on_both! {
+    who_hangs_up_is_signed_out_all_the_same(database) {
+        let world = World::on(database, |_| ()).await;
+        let mut screens = Vec::new();
+        for n in 0..60 {
+            let here = world.user(&format!("user{n}")).await;
+            let there = here.with_token(&world.token(here.id()).await);
+            let screen = there.connects().await;
+            let newest = &here.http.get("/v1/auth/sessions").await.items()[0]["id"];
+            let session = format!("/v1/auth/sessions/{}", newest.as_str().unwrap());
+            let change = json!({"current": PASSWORD, "new": "another horse"});
+            let (who, ask) = match n % 3 {
+                0 => (&there, ("POST", "/v1/auth/logout", &json!({}))),
+                1 => (&here, ("DELETE", session.as_str(), &json!({}))),
+                _ => (&here, ("PUT", "/v1/auth/password", &change)),
+            };
+            // At another moment each time: before the write, in its middle, behind it.
+            asks_and_hangs_up(&world, who, ask, Duration::from_micros(70 * n)).await;
+            screens.push((there, screen));
+        }
+        let mut ended = 0;
+        for (there, mut screen) in screens {
+            if !stands(&world, &there.token).await {
+                assert_eq!(screen.closes().await, 4014, "{} is signed out", there.user.name);
+                assert_eq!(there.http.get("/v1/users/me").await.code(), "unauthenticated");
+                ended += 1;
+            }
+        }
+        assert!(ended > 0, "none of the requests came through");
+    }
 }

@@ -12,6 +12,7 @@ mod user;
 use serde::Serialize;
 
 use super::channels::{self, Facts};
+use super::tokens::Revoked;
 use super::{Db, StoreError, events, messages, users};
 use crate::clock::Timestamp;
 use crate::domain::command::{Command, Done, Principal};
@@ -34,6 +35,8 @@ pub struct Scope<'a> {
     pub(super) caller: Principal,
     /// What was appended, in order.
     pub(super) events: Vec<Event>,
+    /// The sign-ins that were ended.
+    pub(super) revoked: Vec<Revoked>,
 }
 
 impl Scope<'_> {

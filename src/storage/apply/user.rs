@@ -116,7 +116,7 @@ pub(super) async fn set_active(scope: &mut Scope<'_>, id: UserId, active: bool) 
     }
     if !active {
         keep_an_admin(scope, &user).await?;
-        tokens::revoke_all(scope.db, id, scope.now).await?;
+        tokens::revoke_all(scope, id).await?;
     }
     user.deactivated_at = (!active).then_some(scope.now);
     store_user(scope, &user).await
