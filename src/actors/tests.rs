@@ -22,7 +22,7 @@ use crate::domain::id::{ChannelId, TokenId};
 use crate::domain::message::Sent;
 use crate::domain::user::{Presence, Role};
 use crate::protocol::close::CloseCode;
-use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::accounts::{Account, Proof, SYSTEM};
 use crate::storage::tokens::{Secret, Token};
 use crate::storage::writer::{Answer, Reply, Work};
 use crate::storage::{Options, StoreError, events, users};
@@ -61,7 +61,8 @@ impl World {
         let (label, expires_at) = (String::new(), None);
         let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides: false };
         let token_id = token.id;
-        self.writes(Account::SignIn { user: user.id, token, hash: Secret::hash(name) }).await;
+        let (user_id, proof, hash) = (user.id, Proof::Operator, Secret::hash(name));
+        self.writes(Account::SignIn { user: user_id, proof, token, hash }).await;
         Principal { user_id: user.id, role: user.role, token_id }
     }
 

@@ -16,7 +16,7 @@ use crate::domain::command as c;
 use crate::domain::id::TokenId;
 use crate::domain::user::{Role, User};
 use crate::http::auth::hash_password;
-use crate::storage::accounts::Account;
+use crate::storage::accounts::{Account, Proof};
 use crate::storage::tokens::{Secret, Token};
 use crate::storage::{channels, newest_migration, users};
 
@@ -142,7 +142,9 @@ pub(super) async fn user(command: UserCommand) -> Result<()> {
             let user = door.user(&name).await?;
             let password = if password_stdin { read_stdin()? } else { ask_password()? };
             let hash = hash_password(&door.config.auth, &password)?;
-            let _: Value = door.account(Account::SetPassword { user: user.id, hash, sign_out: true }).await?;
+            let _: Value = door
+                .account(Account::SetPassword { user: user.id, proof: Proof::Operator, hash, sign_out: true })
+                .await?;
             common.print(&json!({"id": user.id}), &format!("set the password of {}", user.name));
         }
         UserCommand::Role { name, role, common } => {
@@ -339,7 +341,8 @@ pub(super) async fn token(command: TokenCommand) -> Result<()> {
     let expires_at = days.map(|days| now.plus_seconds(days.max(1).saturating_mul(86_400)));
     let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides: false };
     let secret = Secret::generate("clk_");
-    let _: Value = door.account(Account::SignIn { user: user.id, token, hash: Secret::hash(&secret.0) }).await?;
+    let (user, proof, hash) = (user.id, Proof::Operator, Secret::hash(&secret.0));
+    let _: Value = door.account(Account::SignIn { user, proof, token, hash }).await?;
     common.print(&json!({"token": secret.0}), &secret.0);
     Ok(())
 }

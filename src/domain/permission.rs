@@ -15,13 +15,16 @@
 //! | delete a message | author, channel moderator | the same | any in public channels and where they are in | the same |
 //! | topic, purpose, remove a member | channel moderator | the same | any that is public, or where they are in | the same |
 //! | rename, archive, posting policy, roles | channel owner | the same | the same | any that is public, or where they are in |
+//! | make a token | for oneself | the same | the same | for everybody |
 //! | manage users and invitations | no | no | no | yes |
 //!
 //! In a direct message or group nobody changes names, roles or members, or deletes what others wrote. An archived channel
 //! can be read, left and brought back; what is one's own about it still changes.
 
 use super::channel::{ChannelKind, ChannelRole, Posting};
+use super::command::Principal;
 use super::error::{Code, Refusal, forbidden, not_found};
+use super::id::UserId;
 use super::user::Role;
 
 /// Something that needs a right.
@@ -144,6 +147,11 @@ pub fn may_make_channels(role: Role) -> Result<(), Refusal> {
 /// Decides whether a role may manage users and invitations.
 pub fn may_manage_users(role: Role) -> Result<(), Refusal> {
     if role == Role::Admin { Ok(()) } else { Err(forbidden("only an administrator may manage users")) }
+}
+
+/// Decides whether somebody may make a token that speaks for `user`.
+pub fn may_make_tokens(who: Principal, user: UserId) -> Result<(), Refusal> {
+    if who.user_id == user { Ok(()) } else { may_manage_users(who.role) }
 }
 
 fn knows_of(who: Standing, channel: ChannelFacts) -> bool {

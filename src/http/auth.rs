@@ -28,7 +28,7 @@ use crate::domain::id::{TokenId, UserId};
 use crate::domain::permission::may_manage_users;
 use crate::domain::rate::{Rate, Standing};
 use crate::domain::user::{self, User};
-use crate::storage::accounts::{Account, PROLONGED_EVERY_S, SYSTEM};
+use crate::storage::accounts::{Account, PROLONGED_EVERY_S, Proof, SYSTEM};
 use crate::storage::tokens::{self, Identity, Secret, Token};
 use crate::storage::users;
 use crate::storage::writer::Work;
@@ -177,15 +177,16 @@ async fn hash(hub: &Arc<Hub>, password: String) -> Result<String, Refusal> {
     hashing(move || hash_password(&hub.config.auth, &password)).await?
 }
 
-async fn verify(hub: &Arc<Hub>, password: String, stored: Option<String>) -> Result<bool, Refusal> {
+/// Returns the proof that a password is the one that was hashed, if it is.
+async fn verify(hub: &Arc<Hub>, password: String, stored: Option<String>) -> Result<Option<Proof>, Refusal> {
     let hub = hub.clone();
     hashing(move || {
         let Some(stored) = stored else {
             // Somebody who is not there: the answer takes as long.
             let _ = salted(&hub.config.auth, &password);
-            return false;
+            return None;
         };
-        matches(&password, &stored).unwrap_or(false)
+        matches(&password, &stored).unwrap_or(false).then_some(Proof::Password(stored))
     })
     .await
 }
@@ -260,18 +261,20 @@ pub async fn login(hub: Arc<Hub>, from: IpAddr, body: Login) -> Result<Response,
         Err(_) => None,
     };
     let (id, stored) = found.map_or((None, None), |(id, hash)| (Some(id), hash));
-    let right = verify(&hub, body.password, stored).await?;
-    let Some(id) = id.filter(|_| right) else {
+    let proof = verify(&hub, body.password, stored).await?;
+    let (Some(id), Some(proof)) = (id, proof) else {
         let why = "the name or the password is wrong";
         return Err(Refusal::new(Code::Unauthenticated, why).into());
     };
-    signed_in(&hub, id, &body.label, body.cookie).await
+    signed_in(&hub, id, proof, &body.label, body.cookie).await
 }
 
 /// Makes a sign-in for a user and answers with it.
-async fn signed_in(hub: &Arc<Hub>, id: UserId, label: &str, cookie: bool) -> Result<Response, Refused> {
+async fn signed_in(hub: &Arc<Hub>, id: UserId, proof: Proof, label: &str, cookie: bool) -> Result<Response, Refused> {
     let expires_at = Some(hub.config.auth.session_until(hub.clock.now()));
-    let secret = keep_token(hub, id, label, expires_at, true).await?;
+    let (Secret(secret), token) = new_token(hub, label, expires_at, true)?;
+    let sign_in = Account::SignIn { user: id, proof, hash: Secret::hash(&secret), token };
+    hub.writer.write(SYSTEM, Work::Account(sign_in), None).await?;
     let mut db = hub.store.read().await?;
     let user = users::by_id(&mut db, id).await?.ok_or_else(|| not_found("user"))?;
     let body = SignedIn { token: secret.clone(), user, expires_at };
@@ -296,25 +299,11 @@ fn set_cookie(hub: &Hub, response: &mut Response, value: String, days: i64) {
     }
 }
 
-/// Stores a new token that ends at a time, or never, and returns its secret.
-pub async fn new_token(hub: &Hub, user: UserId, label: &str, expires_at: Option<Timestamp>) -> Result<String, Refusal> {
-    keep_token(hub, user, label, expires_at, false).await
-}
-
-async fn keep_token(
-    hub: &Hub,
-    user: UserId,
-    label: &str,
-    expires_at: Option<Timestamp>,
-    slides: bool,
-) -> Result<String, Refusal> {
+/// Makes a token that ends at a time, or never.
+fn new_token(hub: &Hub, label: &str, expires_at: Option<Timestamp>, slides: bool) -> Result<(Secret, Token), Refusal> {
     let label = user::one_line("label", label, 100)?;
     let now = hub.clock.now();
-    let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides };
-    let secret = Secret::generate("clk_");
-    let hash = Secret::hash(&secret.0);
-    hub.writer.write(SYSTEM, Work::Account(Account::SignIn { user, token, hash }), None).await?;
-    Ok(secret.0)
+    Ok((Secret::generate("clk_"), Token { id: TokenId::new(now), label, created_at: now, expires_at, slides }))
 }
 
 /// An invitation's code and the account to make with it.
@@ -342,12 +331,12 @@ pub async fn sign_up(hub: Arc<Hub>, from: IpAddr, body: SignUp) -> Result<Respon
         code_hash: Secret::hash(&body.code),
         name: body.name,
         display_name: body.display_name,
-        password_hash,
+        password_hash: password_hash.clone(),
     };
     let reply = hub.writer.write(SYSTEM, Work::Account(work), None).await?;
     let user: User =
         serde_json::from_str(&reply.json).map_err(|_| Refusal::new(Code::Internal, "no user came back"))?;
-    signed_in(&hub, user.id, "sign-up", body.cookie).await
+    signed_in(&hub, user.id, Proof::Password(password_hash), "sign-up", body.cookie).await
 }
 
 /// Nothing.
@@ -408,11 +397,11 @@ pub async fn change_password(
     let stored = users::for_login(&mut db, &found.name).await?.and_then(|(_, hash)| hash);
     drop(db);
     attempt(&hub, params.origin(), &found.name)?;
-    if !verify(&hub, body.current, stored).await? {
+    let Some(proof) = verify(&hub, body.current, stored).await? else {
         return Err(forbidden("the present password is wrong").into());
-    }
+    };
     let hash = hash(&hub, body.new).await?;
-    let work = Account::SetPassword { user: caller.user_id, hash, sign_out: true };
+    let work = Account::SetPassword { user: caller.user_id, proof, hash, sign_out: true };
     hub.writer.write(SYSTEM, Work::Account(work), None).await?;
     Ok(json_response(StatusCode::OK, "{}".into()))
 }
@@ -438,13 +427,11 @@ pub struct MadeToken {
 
 /// `POST /v1/users/{user_id}/tokens`: for oneself, or for others as an administrator.
 pub async fn make_token(hub: Arc<Hub>, caller: Principal, path: Params, body: NewToken) -> Result<Response, Refused> {
-    let user = path.user()?;
-    if user != caller.user_id {
-        may_manage_users(caller.role)?;
-    }
     let expires_at = body.expires_in_s.map(|s| hub.clock.now().plus_seconds(s.max(1)));
-    let token = new_token(&hub, user, &body.label, expires_at).await?;
-    let bytes = serde_json::to_vec(&MadeToken { token: Some(token) }).expect("a token has only string keys");
+    let (Secret(secret), token) = new_token(&hub, &body.label, expires_at, false)?;
+    let sign_in = Account::SignIn { user: path.user()?, proof: Proof::SignIn, hash: Secret::hash(&secret), token };
+    hub.writer.write(caller, Work::Account(sign_in), None).await?;
+    let bytes = serde_json::to_vec(&MadeToken { token: Some(secret) }).expect("a token has only string keys");
     Ok(json_response(StatusCode::CREATED, bytes.into()))
 }
 

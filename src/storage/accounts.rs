@@ -8,14 +8,27 @@ use super::writer::Reply;
 use super::{StoreError, events, idempotency, users};
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
-use crate::domain::error::{conflict, forbidden, not_found};
+use crate::domain::error::{Code, Refusal, conflict, forbidden, not_found};
 use crate::domain::event::EventKind;
 use crate::domain::id::{StreamId, TokenId, UserId};
+use crate::domain::permission;
 use crate::domain::user::{PresenceMode, Role};
 
 /// The caller of what the server does by itself.
 pub const SYSTEM: Principal =
     Principal { user_id: UserId(uuid::Uuid::nil()), role: Role::Admin, token_id: TokenId(uuid::Uuid::nil()) };
+
+/// Why somebody may have a sign-in or set a password. It was true when they asked; it is checked again where it is stored,
+/// for a password may have been changed, a sign-in ended and a role taken since.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum Proof {
+    /// It is the operator, whose right is the database itself.
+    Operator,
+    /// They know the password: the PHC string that it was compared with.
+    Password(String),
+    /// The sign-in that they ask by, and its user's role.
+    SignIn,
+}
 
 /// One piece of account work.
 #[derive(Clone, Serialize, Deserialize)]
@@ -48,6 +61,8 @@ pub enum Account {
     SignIn {
         /// Whose.
         user: UserId,
+        /// Why they may have it.
+        proof: Proof,
         /// The sign-in.
         token: Token,
         /// The SHA-256 of its secret.
@@ -71,6 +86,8 @@ pub enum Account {
     SetPassword {
         /// Whose.
         user: UserId,
+        /// Why they may.
+        proof: Proof,
         /// The PHC string.
         hash: String,
         /// Whether to end all sign-ins too.
@@ -164,7 +181,8 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             }
             Ok(serde_json::to_string(&user).expect("a user has only string keys"))
         }
-        Account::SignIn { user, token, hash } => {
+        Account::SignIn { user, proof, token, hash } => {
+            check(scope, *user, proof).await?;
             if users::active_role(scope.db, *user).await?.is_none() {
                 return Err(not_found("user").into());
             }
@@ -184,7 +202,8 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             }
             Ok("{}".to_owned())
         }
-        Account::SetPassword { user, hash, sign_out } => {
+        Account::SetPassword { user, proof, hash, sign_out } => {
+            check(scope, *user, proof).await?;
             users::set_password(scope.db, *user, hash).await?;
             if *sign_out {
                 tokens::revoke_all(scope, *user).await?;
@@ -214,6 +233,22 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             };
             Ok(serde_json::to_string(&Pruned { pruned }).expect("a count has only string keys"))
         }
+    }
+}
+
+/// Refuses what is no longer proven.
+async fn check(scope: &mut Scope<'_>, user: UserId, proof: &Proof) -> Result<(), StoreError> {
+    let over = |why| Err(Refusal::new(Code::Unauthenticated, why).into());
+    match proof {
+        Proof::Operator => Ok(()),
+        Proof::Password(known) => match users::password(scope.db, user).await? {
+            Some(stored) if stored == *known => Ok(()),
+            _ => over("the password was changed in the meantime"),
+        },
+        Proof::SignIn => match tokens::standing(scope.db, scope.caller.token_id, scope.now).await? {
+            Some(sign_in) => Ok(permission::may_make_tokens(sign_in.principal, user)?),
+            None => over("this sign-in is over"),
+        },
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::accounts::{Account, Ended, Pruned, SYSTEM};
+use super::accounts::{Account, Ended, Proof, Pruned, SYSTEM};
 use super::apply::Scope;
 use super::messages::Page;
 use super::tokens::{Secret, Token};
@@ -514,8 +514,8 @@ on_both! {
         let in_a_minute = start.plus_seconds(60);
         let sign_in = async |name: &str, expires_at| {
             let token = Token { id: TokenId::new(start), label: String::new(), created_at: start, expires_at, slides: false };
-            let (user, id, hash) = (root.user_id, token.id, Secret::hash(name));
-            world.writer.write(SYSTEM, Work::Account(Account::SignIn { user, token, hash }), None).await.unwrap();
+            let (user, proof, id, hash) = (root.user_id, Proof::Operator, token.id, Secret::hash(name));
+            world.writer.write(SYSTEM, Work::Account(Account::SignIn { user, proof, token, hash }), None).await.unwrap();
             id
         };
         sign_in("brief", Some(in_a_minute)).await;
@@ -560,6 +560,44 @@ on_both! {
         let invites = tokens::open_invites(&mut db, now, None, 10).await.unwrap();
         assert_eq!(invites.iter().map(|invite| invite.id).collect::<Vec<_>>(), [open.id]);
         assert_eq!(prune(Ended::Tokens, now).await + prune(Ended::Invites, now).await, 0);
+    }
+
+    a_sign_in_is_stored_only_while_what_it_was_given_for_still_holds(world) {
+        let (root, mia) = (world.user("root", Role::Admin).await, world.user("mia", Role::Member).await);
+        let signs_in = async |caller: Principal, user: Principal, proof: Proof| {
+            let (id, now) = (TokenId::new(world.clock.now()), world.clock.now());
+            let token = Token { id, label: String::new(), created_at: now, expires_at: None, slides: false };
+            let (user, hash) = (user.user_id, Secret::hash(&id.to_string()));
+            let sign_in = Account::SignIn { user, proof, token, hash };
+            let stored = world.writer.write(caller, Work::Account(sign_in), None).await;
+            stored.map(|_| Principal { token_id: id, ..caller }).map_err(|refusal| refusal.code)
+        };
+        let sets_password = async |proof: Proof, hash: &str| {
+            let set = Account::SetPassword { user: mia.user_id, proof, hash: hash.into(), sign_out: true };
+            world.writer.write(SYSTEM, Work::Account(set), None).await.map(drop).map_err(|refusal| refusal.code)
+        };
+        let knows = |hash: &str| Proof::Password(hash.into());
+        assert_eq!(signs_in(SYSTEM, mia, knows("")).await.unwrap_err(), Code::Unauthenticated, "there is no password");
+        sets_password(Proof::Operator, "first").await.unwrap();
+        signs_in(SYSTEM, mia, knows("first")).await.unwrap();
+        sets_password(knows("first"), "second").await.unwrap();
+        assert_eq!(signs_in(SYSTEM, mia, knows("first")).await.unwrap_err(), Code::Unauthenticated, "it was changed");
+        assert_eq!(sets_password(knows("first"), "third").await.unwrap_err(), Code::Unauthenticated, "it was changed");
+        signs_in(SYSTEM, mia, knows("second")).await.unwrap();
+
+        // Who asks by a sign-in needs it to stand, and for others an administrator's role.
+        let admin = signs_in(root, root, Proof::Operator).await.unwrap();
+        let member = signs_in(mia, mia, Proof::Operator).await.unwrap();
+        signs_in(member, mia, Proof::SignIn).await.unwrap();
+        assert_eq!(signs_in(member, root, Proof::SignIn).await.unwrap_err(), Code::Forbidden);
+        signs_in(admin, mia, Proof::SignIn).await.unwrap();
+        sets_password(knows("second"), "third").await.unwrap();
+        assert_eq!(signs_in(member, mia, Proof::SignIn).await.unwrap_err(), Code::Unauthenticated, "it was ended");
+        // The administrator that they are believed to be is one no more.
+        world.user("other", Role::Admin).await;
+        let demote = command::SetUserRole { user_id: root.user_id, role: Role::Member };
+        world.ask(root, demote).await.unwrap();
+        assert_eq!(signs_in(admin, mia, Proof::SignIn).await.unwrap_err(), Code::Forbidden);
     }
 
     the_last_administrator_stays_and_names_are_unique(world) {

@@ -94,6 +94,12 @@ pub async fn for_login(db: &mut Db, name: &str) -> Result<Option<(UserId, Option
     Ok(on!(db, c => sqlx::query_as(sql).bind(name).fetch_optional(c).await?))
 }
 
+/// Returns the password hash of a user who is active and has one.
+pub(super) async fn password(db: &mut Db, id: UserId) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT password_hash FROM users WHERE id = $1 AND deactivated_at IS NULL AND password_hash IS NOT NULL";
+    Ok(on!(db, c => sqlx::query_scalar(sql).bind(id).fetch_optional(c).await?))
+}
+
 /// Returns the role of a user who is there and active.
 pub(super) async fn active_role(db: &mut Db, id: UserId) -> Result<Option<Role>, StoreError> {
     let sql = "SELECT role FROM users WHERE id = $1 AND deactivated_at IS NULL";

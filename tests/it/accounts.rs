@@ -9,6 +9,7 @@ use colink::storage::tokens::{self, Secret};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
+use crate::http::Answer;
 use crate::socket::Socket;
 use crate::world::{Database, PASSWORD, Person, World, on_both};
 
@@ -384,5 +385,38 @@ on_both! {
             }
         }
         assert!(ended > 0, "none of the requests came through");
+    }
+
+    no_sign_in_outlives_the_password_that_it_was_given_for(database) {
+        let world = World::on(database, |_| ()).await;
+        let stranger = world.stranger();
+        for n in 0..40 {
+            let name = format!("user{n}");
+            let user = world.user(&name).await;
+            let login = json!({"name": name, "password": PASSWORD});
+            let (path, endless) = (format!("/v1/users/{}/tokens", user.id()), json!({"label": "endless"}));
+            let change = json!({"current": PASSWORD, "new": "another horse"});
+            // Some are decided while the change is on its way, and come to the store behind it.
+            let attempts = (0..8u64).map(|k| {
+                let (stranger, user, login, path, endless) = (&stranger, &user, &login, &path, &endless);
+                async move {
+                    let start = Instant::now();
+                    while start.elapsed() < Duration::from_micros(k / 2 * 200 + n * 20) {
+                        tokio::task::yield_now().await;
+                    }
+                    match k % 2 {
+                        0 => stranger.post("/v1/auth/login", login).await,
+                        _ => user.http.post(path, endless).await,
+                    }
+                }
+            });
+            let changed = user.http.ask("PUT", "/v1/auth/password", &change);
+            let (changed, made) = tokio::join!(changed, futures_util::future::join_all(attempts));
+            assert_eq!(changed.code(), "ok");
+            for token in made.iter().filter(|answer| answer.status < 300).map(Answer::json) {
+                let token = token["token"].as_str().unwrap();
+                assert!(!stands(&world, token).await, "{name} changed the password, and this sign-in still holds");
+            }
+        }
     }
 }
