@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::channels::{ByTime, List, Paging, cut, page_size};
-use super::endpoint::{Params, json_response};
+use super::endpoint::{Key, Params, json_response, reply_response, write};
 use super::error::{Refused, refusal};
 use crate::actors::Hub;
 use crate::actors::session::too_many;
@@ -369,11 +369,15 @@ pub async fn sessions(hub: Arc<Hub>, caller: Principal, _: Params, paging: Pagin
 }
 
 /// `DELETE /v1/auth/sessions/{token_id}`
-pub async fn end_session(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Response, Refused> {
-    let token = path.token()?;
-    let work = Account::SignOut { user: caller.user_id, token };
-    hub.writer.write(SYSTEM, Work::Account(work), None).await?;
-    Ok(json_response(StatusCode::OK, "{}".into()))
+pub async fn end_session(
+    hub: Arc<Hub>,
+    caller: Principal,
+    path: Params,
+    _: Nothing,
+    key: Option<Key>,
+) -> Result<Response, Refused> {
+    let work = Account::SignOut { user: caller.user_id, token: path.token()? };
+    Ok(reply_response(StatusCode::OK, write(&hub, caller, work, key).await?))
 }
 
 /// The present password and the next.
@@ -426,13 +430,20 @@ pub struct MadeToken {
 }
 
 /// `POST /v1/users/{user_id}/tokens`: for oneself, or for others as an administrator.
-pub async fn make_token(hub: Arc<Hub>, caller: Principal, path: Params, body: NewToken) -> Result<Response, Refused> {
+pub async fn make_token(
+    hub: Arc<Hub>,
+    caller: Principal,
+    path: Params,
+    body: NewToken,
+    key: Option<Key>,
+) -> Result<Response, Refused> {
     let expires_at = body.expires_in_s.map(|s| hub.clock.now().plus_seconds(s.max(1)));
     let (Secret(secret), token) = new_token(&hub, &body.label, expires_at, false)?;
     let sign_in = Account::SignIn { user: path.user()?, proof: Proof::SignIn, hash: Secret::hash(&secret), token };
-    hub.writer.write(caller, Work::Account(sign_in), None).await?;
-    let bytes = serde_json::to_vec(&MadeToken { token: Some(secret) }).expect("a token has only string keys");
-    Ok(json_response(StatusCode::CREATED, bytes.into()))
+    let mut reply = write(&hub, caller, sign_in, key).await?;
+    let made = MadeToken { token: (!reply.duplicate).then_some(secret) };
+    reply.json = serde_json::to_string(&made).expect("a token has only string keys");
+    Ok(reply_response(StatusCode::CREATED, reply))
 }
 
 /// `GET /v1/invites`

@@ -1,8 +1,8 @@
 //! What a URL is made of: a method, a path, what goes in and comes out, and one handler.
 //!
 //! Three kinds: [`command`] (most of them: the body and the path together are a command of the domain), [`query`],
-//! [`public`] and [`stream`] (reads), and [`action`]/[`open`] for what is neither, such as signing in. Each knows its schemas, so the OpenAPI
-//! document is made from the same table that the router is made from.
+//! [`public`] and [`stream`] (reads), and [`action`], [`keyed_action`] and [`open`] for what is neither, such as signing in.
+//! Each knows its schemas, so the OpenAPI document is made from the same table that the router is made from.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
@@ -33,7 +33,7 @@ use crate::domain::command::{Principal, Spec, key_fits};
 use crate::domain::error::{Code, Refusal, invalid};
 use crate::domain::id::{ChannelId, InviteId, StreamId, TokenId, UserId};
 use crate::storage::accounts::{Account, SYSTEM};
-use crate::storage::writer::Work;
+use crate::storage::writer::{Reply, Work};
 
 /// Adds an endpoint to the router.
 type Add = Box<dyn Fn(Router<Arc<Hub>>) -> Router<Arc<Hub>> + Send + Sync>;
@@ -52,6 +52,8 @@ pub struct Endpoint {
     pub summary: &'static str,
     /// Whether it needs a signed-in caller.
     pub signed_in: bool,
+    /// Whether it takes an `Idempotency-Key`.
+    pub takes_key: bool,
     /// The schema of the body, if it takes one.
     pub body: Option<Schemas>,
     /// The schema of the query, if it takes one.
@@ -93,6 +95,15 @@ impl<T: JsonSchema> Answer for Rendered<T> {
     fn into_json(self) -> Bytes {
         self.0
     }
+}
+
+/// Makes a response of a write's answer; one that repeats an earlier answer says so.
+pub fn reply_response(status: StatusCode, reply: Reply) -> Response {
+    let mut response = json_response(status, reply.json.into());
+    if reply.duplicate {
+        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    response
 }
 
 /// Makes a response of rendered JSON.
@@ -179,6 +190,7 @@ pub fn command<C: Spec>(method: Method, path: &'static str, status: StatusCode, 
         path,
         summary,
         signed_in: true,
+        takes_key: true,
         body: Some(schema_of::<C>),
         query: None,
         reply: schema_of::<C::Reply>,
@@ -203,11 +215,7 @@ async fn run_command<C: Spec>(
     fields.extend(path.into_json()?);
     let command: C = read(Value::Object(fields))?;
     let reply = hub.run(caller, command.into(), key).await?;
-    let mut response = json_response(status, reply.json.into());
-    if reply.duplicate {
-        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
-    }
-    Ok(response)
+    Ok(reply_response(status, reply))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
@@ -216,48 +224,60 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     Ok(Some(text.to_owned()))
 }
 
-const FAILED: &str = "the server failed on this request";
+/// An idempotency key, and the SHA-256 of the request that it is bound to.
+pub struct Key {
+    /// The key.
+    pub text: String,
+    /// What it is bound to.
+    pub hash: [u8; 32],
+}
+
+impl Key {
+    fn of(parts: &Parts, fields: &Value) -> Result<Option<Key>, Refusal> {
+        let Some(text) = idempotency_key(&parts.headers)? else { return Ok(None) };
+        key_fits("idempotency key", &text)?;
+        let request = format!("{} {}\n{fields}", parts.method, parts.uri.path());
+        Ok(Some(Key { text, hash: Sha256::digest(request).into() }))
+    }
+}
+
+/// Has account work done for a caller: once, if they gave a key.
+pub async fn write(hub: &Hub, caller: Principal, account: Account, key: Option<Key>) -> Result<Reply, Refusal> {
+    let work = match key {
+        Some(Key { text: key, hash }) => Work::Once { account: Box::new(account), key, hash },
+        None => Work::Account(account),
+    };
+    hub.writer.write(caller, work, None).await
+}
 
 /// A repeat waits for the first request with its key; those whose keys fall together wait for one another.
 static TURNS: [Mutex<()>; 64] = [const { Mutex::const_new(()) }; 64];
 
-/// Runs an action, or gives the first answer to its key. The answer is kept right behind the action, not with it: if the
-/// server dies in between, a repeat acts again.
-async fn once(
-    hub: Arc<Hub>,
+/// Does what only this node's memory knows of, or gives the first answer to its key. The answer is kept right behind it,
+/// not with it: if the server dies in between, so does what was done, and a repeat does it again.
+pub async fn once(
+    hub: &Hub,
     caller: Principal,
-    key: String,
-    request: String,
-    status: StatusCode,
-    run: impl Future<Output = Result<Response, Refused>>,
-) -> Result<Response, Refused> {
-    key_fits("idempotency key", &key)?;
-    let hash: [u8; 32] = Sha256::digest(request).into();
-    let turn = Sha256::digest(format!("{}{key}", caller.user_id))[0];
-    let _turn = TURNS[usize::from(turn) % TURNS.len()].lock().await;
+    key: Option<Key>,
+    run: impl Future<Output = Result<String, Refused>>,
+) -> Result<Reply, Refused> {
+    let Some(Key { text: key, hash }) = key else { return Ok(Reply { json: run.await?, duplicate: false }) };
     let user = caller.user_id;
+    let turn = Sha256::digest(format!("{user}{key}"))[0];
+    let _turn = TURNS[usize::from(turn) % TURNS.len()].lock().await;
     let look = Account::FirstAnswer { user, key: key.clone(), hash };
     match hub.writer.write(SYSTEM, Work::Account(look), None).await {
-        Ok(first) => {
-            let mut response = json_response(status, first.json.into());
-            response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
-            return Ok(response);
-        }
+        Ok(first) => return Ok(Reply { duplicate: true, ..first }),
         Err(none) if none.code == Code::NotFound => {}
         Err(refusal) => return Err(refusal.into()),
     }
-    let (parts, body) = run.await?.into_parts();
-    let body = axum::body::to_bytes(body, hub.config.server.max_body_bytes)
-        .await
-        .map_err(|_| Refusal::new(Code::Internal, "the answer was lost"))?;
-    let mut answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-    if let Some(fields) = answer.as_object_mut() {
-        // A secret is shown once.
-        fields.remove("token");
+    let json = run.await?;
+    let keep = Account::KeepAnswer { user, key, hash, response: json.clone() };
+    if let Err(error) = hub.writer.write(SYSTEM, Work::Account(keep), None).await {
+        // It is done, so whoever asked is told; only who does not hear of it and repeats has it done twice.
+        tracing::warn!(user.id = %user, %error, "cannot keep an answer for its idempotency key");
     }
-    let keep = Account::KeepAnswer { user, key, hash, response: answer.to_string() };
-    hub.writer.write(SYSTEM, Work::Account(keep), None).await?;
-    Ok(Response::from_parts(parts, Body::from(body)))
+    Ok(Reply { json, duplicate: false })
 }
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
@@ -307,6 +327,7 @@ where
         path,
         summary,
         signed_in: true,
+        takes_key: false,
         body: None,
         query: Some(schema_of::<Q>),
         reply: schema_of::<A::Shown>,
@@ -372,6 +393,9 @@ pub fn read_query<Q: DeserializeOwned>(parts: &Parts) -> Result<Q, Refusal> {
 }
 
 /// What neither is a command nor a read, for a signed-in caller.
+///
+/// It takes no key: it ends the sign-in that a repeat would come by, or it carries a secret, of which nothing is kept that
+/// could be guessed at.
 pub fn action<B, R, F, Fut>(
     method: Method,
     path: &'static str,
@@ -385,25 +409,50 @@ where
     F: Fn(Arc<Hub>, Principal, Params, B) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
 {
+    let run = move |hub, caller, path, body, _: Option<Key>| run(hub, caller, path, body);
+    any_action::<B, R, _, _>(method, path, status, summary, false, run)
+}
+
+/// An [`action`] that is done once, if the caller gives a key.
+pub fn keyed_action<B, R, F, Fut>(
+    method: Method,
+    path: &'static str,
+    status: StatusCode,
+    summary: &'static str,
+    run: F,
+) -> Endpoint
+where
+    B: DeserializeOwned + JsonSchema + Send + 'static,
+    R: JsonSchema + 'static,
+    F: Fn(Arc<Hub>, Principal, Params, B, Option<Key>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
+{
+    any_action::<B, R, _, _>(method, path, status, summary, true, run)
+}
+
+fn any_action<B, R, F, Fut>(
+    method: Method,
+    path: &'static str,
+    status: StatusCode,
+    summary: &'static str,
+    takes_key: bool,
+    run: F,
+) -> Endpoint
+where
+    B: DeserializeOwned + JsonSchema + Send + 'static,
+    R: JsonSchema + 'static,
+    F: Fn(Arc<Hub>, Principal, Params, B, Option<Key>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
+{
     let on_method = filter(&method);
     let handler = move |State(hub): State<Arc<Hub>>, Path(path): Path<HashMap<String, String>>, request: Request| {
         let run = run.clone();
         async move {
             let (parts, body) = request.into_parts();
             let caller = auth::caller(&hub, &parts).await?;
-            let key = idempotency_key(&parts.headers)?;
             let fields = Value::Object(body_fields(&hub, &parts.headers, body).await?);
-            let request = format!("{} {}\n{fields}", parts.method, parts.uri.path());
-            let body = read(fields)?;
-            let path = Params(path, origin(&parts.extensions));
-            match key {
-                Some(key) => {
-                    let once = once(hub.clone(), caller, key, request, status, run(hub, caller, path, body));
-                    // To its end even if the caller hangs up: whoever does repeats, and must find the answer.
-                    tokio::spawn(once).await.unwrap_or_else(|_| Err(Refusal::new(Code::Internal, FAILED).into()))
-                }
-                None => run(hub, caller, path, body).await,
-            }
+            let key = if takes_key { Key::of(&parts, &fields)? } else { None };
+            run(hub, caller, Params(path, origin(&parts.extensions)), read(fields)?, key).await
         }
     };
     Endpoint {
@@ -411,6 +460,7 @@ where
         path,
         summary,
         signed_in: true,
+        takes_key,
         body: Some(schema_of::<B>),
         query: None,
         reply: schema_of::<R>,
@@ -444,6 +494,7 @@ where
         path,
         summary,
         signed_in: false,
+        takes_key: false,
         body: Some(schema_of::<B>),
         query: None,
         reply: schema_of::<R>,

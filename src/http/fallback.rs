@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::auth;
-use super::endpoint::{Params, json_response, read_query};
+use super::endpoint::{Key, Params, once, read_query, reply_response};
 use super::error::{Refused, refusal};
 use super::ws::next_connection;
 use crate::actors::Hub;
@@ -63,7 +63,22 @@ fn gone() -> Refusal {
 }
 
 /// `POST /v1/events/register`
-pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Register) -> Result<Response, Refused> {
+pub async fn register(
+    hub: Arc<Hub>,
+    caller: Principal,
+    _: Params,
+    body: Register,
+    key: Option<Key>,
+) -> Result<Response, Refused> {
+    let opening = async move { once(&hub, caller, key, open(&hub, caller, body)).await };
+    // To its end even if the caller hangs up: a session that was opened by half would count as one in use.
+    let opened = tokio::spawn(opening).await;
+    let failed = |_| Refusal::new(Code::Internal, "the server failed on this request");
+    Ok(reply_response(StatusCode::CREATED, opened.map_err(failed)??))
+}
+
+/// Opens a session and returns it as JSON.
+async fn open(hub: &Arc<Hub>, caller: Principal, body: Register) -> Result<String, Refused> {
     if hub.draining.is_cancelled() {
         return Err(unavailable("this node is being drained: connect to another").into());
     }
@@ -76,8 +91,7 @@ pub async fn register(hub: Arc<Hub>, caller: Principal, _: Params, body: Registe
     session.detach(connection);
     let ready = RawValue::from_string(ready).map_err(|_| unavailable("cannot read the state"))?;
     let body = Registered { queue_id: session.id, last_event_id: 1, ready };
-    let bytes = serde_json::to_vec(&body).expect("an answer has only string keys");
-    Ok(json_response(StatusCode::CREATED, bytes.into()))
+    Ok(serde_json::to_string(&body).expect("an answer has only string keys"))
 }
 
 /// Which events.

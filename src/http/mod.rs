@@ -24,7 +24,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
-use endpoint::{Endpoint, action, command, json_response, open, public, query, stream};
+use endpoint::{Endpoint, action, command, json_response, keyed_action, open, public, query, stream};
 use error::Refused;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -66,7 +66,7 @@ pub fn endpoints() -> Vec<Endpoint> {
             auth::change_password,
         ),
         query("/v1/auth/sessions", "Lists the caller's sign-ins", auth::sessions),
-        action::<_, auth::Nothing, _, _>(
+        keyed_action::<_, auth::Nothing, _, _>(
             delete.clone(),
             "/v1/auth/sessions/{token_id}",
             ok,
@@ -94,7 +94,7 @@ pub fn endpoints() -> Vec<Endpoint> {
             ok,
             "Brings an account back (administrators)",
         ),
-        action::<_, auth::MadeToken, _, _>(
+        keyed_action::<_, auth::MadeToken, _, _>(
             post.clone(),
             "/v1/users/{user_id}/tokens",
             made,
@@ -261,7 +261,7 @@ pub fn endpoints() -> Vec<Endpoint> {
             "Returns events of a channel, of one's own stream, or of the workspace's",
             channels::stream_events,
         ),
-        action::<_, fallback::Registered, _, _>(
+        keyed_action::<_, fallback::Registered, _, _>(
             post,
             "/v1/events/register",
             made,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::extract::State;
-use axum::http::{Method, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{Html, Response};
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
@@ -45,9 +45,10 @@ pub fn build(endpoints: &[Endpoint]) -> Value {
             "title": "Colink", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": format!("A self-hosted realtime collaboration hub. Errors are RFC 9457 problem details; `code` is \
                 one of: {}. Lists are paged by `next_cursor`. Answers to a signed-in caller say in `X-RateLimit-Limit`, `X-RateLimit-Remaining` and \
-                `X-RateLimit-Reset` how many requests may still come. Every command takes an \
-                `Idempotency-Key` (1 to 64 printable ASCII characters, kept for `limits.idempotency_hours`, 24 by default): a repeat gets the first answer. \
-                Signing in and out and making tokens are no commands: their answers carry secrets, which are not kept. The realtime protocol is in docs/PROTOCOL.md.", codes.join(", ")),
+                `X-RateLimit-Reset` how many requests may still come. What takes an \
+                `Idempotency-Key` (1 to 64 printable ASCII characters, kept for `limits.idempotency_hours`, 24 by default) is done once: a repeat gets the \
+                first answer, less a new token or an invitation's code, which are shown once. Signing in and up, signing out and changing \
+                the password take none. The realtime protocol is in docs/PROTOCOL.md.", codes.join(", ")),
         },
         "security": [{"token": []}],
         "paths": paths,
@@ -84,7 +85,7 @@ fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
                 "description": field["description"], "schema": field}));
         }
     }
-    if endpoint.signed_in && endpoint.method != Method::GET {
+    if endpoint.takes_key {
         parameters.push(json!({"name": "Idempotency-Key", "in": "header", "required": false,
             "schema": {"type": "string", "maxLength": 64}}));
     }

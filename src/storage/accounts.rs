@@ -104,7 +104,7 @@ pub enum Account {
         /// What it has to be bound to.
         hash: [u8; 32],
     },
-    /// Keeps the first answer to an idempotency key, of what is no command.
+    /// Keeps the first answer to an idempotency key, of what is not stored; nothing, if the key was taken meanwhile.
     KeepAnswer {
         /// Whose key.
         user: UserId,

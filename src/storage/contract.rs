@@ -600,6 +600,35 @@ on_both! {
         assert_eq!(signs_in(admin, mia, Proof::SignIn).await.unwrap_err(), Code::Forbidden);
     }
 
+    account_work_with_a_key_is_done_once_and_its_answer_kept_with_it(world) {
+        let root = world.user("root", Role::Admin).await;
+        let room = world.channel(root, "room", &[]).await;
+        let once = async |key: &str, request: u8| {
+            let now = world.clock.now();
+            let token = Token { id: TokenId::new(now), label: String::new(), created_at: now, expires_at: None, slides: false };
+            let (proof, hash) = (Proof::Operator, Secret::hash(&token.id.to_string()));
+            let account = Account::SignIn { user: root.user_id, proof, token, hash };
+            let work = Work::Once { account: account.into(), key: key.into(), hash: [request; 32] };
+            world.writer.write(root, work, None).await.map(|reply| reply.duplicate).map_err(|refusal| refusal.code)
+        };
+        let many = futures_util::future::join_all((0..4).map(|_| once("k", 1))).await;
+        assert_eq!(many.iter().filter(|done| **done == Ok(false)).count(), 1, "{many:?}");
+        assert_eq!(many.iter().filter(|done| **done == Ok(true)).count(), 3, "{many:?}");
+        assert_eq!(once("k", 2).await, Err(Code::KeyReused));
+        let mut db = world.store.read().await.unwrap();
+        assert_eq!(tokens::of_user(&mut db, root.user_id, world.clock.now(), None, 10).await.unwrap().len(), 1);
+        world.ask(root, says(room, "hi", Some("of a message"))).await.unwrap();
+        assert_eq!(once("of a message", 1).await, Err(Code::KeyReused));
+        // An answer that comes when its key was taken meanwhile is not kept, and breaks nothing.
+        let (user, key, hash) = (root.user_id, "of a message".to_owned(), [3; 32]);
+        let keep = Account::KeepAnswer { user, key: key.clone(), hash, response: "{}".into() };
+        world.writer.write(SYSTEM, Work::Account(keep), None).await.unwrap();
+        assert!(world.ask(root, says(room, "hi", Some("of a message"))).await.unwrap().duplicate);
+        let look = Account::FirstAnswer { user, key, hash };
+        let found = world.writer.write(SYSTEM, Work::Account(look), None).await;
+        assert_eq!(found.unwrap_err().code, Code::KeyReused);
+    }
+
     the_last_administrator_stays_and_names_are_unique(world) {
         let root = world.user("root", Role::Admin).await;
         let refused = world.ask(root, command::DeactivateUser { user_id: root.user_id }).await.unwrap_err();

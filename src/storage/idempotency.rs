@@ -45,7 +45,7 @@ pub(super) async fn find(db: &mut Db, user: UserId, key: &str, hash: &[u8; 32]) 
     }
 }
 
-/// Keeps the first answer to a key.
+/// Keeps the first answer to a key that has none.
 pub(super) async fn keep(
     db: &mut Db,
     user: UserId,
@@ -54,7 +54,8 @@ pub(super) async fn keep(
     response: &str,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let sql = "INSERT INTO idempotency (user_id, key, body_hash, response, created_at) VALUES ($1, $2, $3, $4, $5)";
+    let sql = "INSERT INTO idempotency (user_id, key, body_hash, response, created_at) VALUES ($1, $2, $3, $4, $5) \
+               ON CONFLICT (user_id, key) DO NOTHING";
     on!(db, c => { sqlx::query(sql).bind(user).bind(key).bind(&hash[..]).bind(response).bind(now).execute(c).await?; });
     Ok(())
 }

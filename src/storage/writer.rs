@@ -54,6 +54,15 @@ pub enum Work {
     Command(Command),
     /// Account work.
     Account(Account),
+    /// Account work that is done once.
+    Once {
+        /// The work.
+        account: Box<Account>,
+        /// The caller's idempotency key.
+        key: String,
+        /// What it is bound to.
+        hash: [u8; 32],
+    },
 }
 
 /// Receives the answer, exactly once, after the commit. It must not block.
@@ -478,28 +487,31 @@ async fn one(
 }
 
 async fn keyed(scope: &mut Scope<'_>, write: &Write) -> Result<Reply, StoreError> {
-    let command = match &write.work {
-        Work::Command(command) => command,
-        Work::Account(account) => {
-            return Ok(Reply { json: accounts::apply(scope, account).await?, duplicate: false });
-        }
+    let (key, hash) = match (&write.work, &write.key) {
+        (Work::Once { key, hash, .. }, _) => (key, *hash),
+        (Work::Command(command), Some(key)) => (key, idempotency::body_hash(command)),
+        (work, _) => return Ok(Reply { json: carry_out(scope, work).await?, duplicate: false }),
     };
-    let Some(key) = &write.key else {
-        return Ok(Reply { json: apply::apply(scope, command).await?, duplicate: false });
-    };
-    let hash = idempotency::body_hash(command);
     if let Some(first) = idempotency::find(scope.db, write.caller.user_id, key, &hash).await? {
         return Ok(Reply::repeated(first));
     }
-    let json = apply::apply(scope, command).await?;
-    let kept = without_secret(command, &json);
+    let json = carry_out(scope, &write.work).await?;
+    let kept = without_secret(&write.work, &json);
     idempotency::keep(scope.db, write.caller.user_id, key, &hash, &kept, scope.now).await?;
     Ok(Reply { json, duplicate: false })
 }
 
+async fn carry_out(scope: &mut Scope<'_>, work: &Work) -> Result<String, StoreError> {
+    match work {
+        Work::Command(command) => apply::apply(scope, command).await,
+        Work::Account(account) => accounts::apply(scope, account).await,
+        Work::Once { account, .. } => accounts::apply(scope, account).await,
+    }
+}
+
 /// An invitation's code is shown once; a repeat gets the invitation without it.
-fn without_secret(command: &Command, json: &str) -> String {
-    if !matches!(command, Command::CreateInvite(_)) {
+fn without_secret(work: &Work, json: &str) -> String {
+    if !matches!(work, Work::Command(Command::CreateInvite(_))) {
         return json.to_owned();
     }
     let mut invite: serde_json::Value = serde_json::from_str(json).unwrap_or_default();

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::http::Answer;
 use crate::socket::Socket;
-use crate::world::{Database, PASSWORD, Person, World, on_both};
+use crate::world::{Database, PASSWORD, Person, World, eventually, on_both};
 
 async fn invites(admin: &Person, role: Role, uses: i64) -> (String, String) {
     let create = c::CreateInvite { role: Some(role), max_uses: Some(uses), expires_in_s: Some(60) };
@@ -418,5 +418,55 @@ on_both! {
                 assert!(!stands(&world, token).await, "{name} changed the password, and this sign-in still holds");
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_the_callers_own_sign_in_takes_no_key() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let keyed = |method: &'static str, path: &str, body: Value| {
+        let (http, path) = (ana.http.clone(), path.to_owned());
+        async move {
+            let headers = [("content-type", "application/json"), ("idempotency-key", "k")];
+            http.send(method, &path, &headers, body.to_string().into()).await
+        }
+    };
+    let change = json!({"current": PASSWORD, "new": "another horse"});
+    assert_eq!(keyed("PUT", "/v1/auth/password", change.clone()).await.code(), "ok");
+    assert_eq!(keyed("PUT", "/v1/auth/password", change).await.code(), "unauthenticated");
+    // Nothing was kept of it that could be guessed at: the key is still free.
+    let ana = ana.with_token(&world.token(ana.id()).await);
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k")];
+    let tokens = format!("/v1/users/{}/tokens", ana.id());
+    assert_eq!(ana.http.send("POST", &tokens, &headers, "{}".into()).await.code(), "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_may_be_longer_than_a_request() {
+    let world = World::with(|config| config.server.max_body_bytes = 1_024).await;
+    let ana = world.user("ana").await;
+    for n in 0..10 {
+        world.channel(&format!("room{n}"), &[&ana]).await;
+    }
+    let headers = [("content-type", "application/json"), ("idempotency-key", "k")];
+    let register = || ana.http.send("POST", "/v1/events/register", &headers, "{}".into());
+    let (first, again) = (register().await, register().await);
+    assert!(first.body.len() > 1_024, "{}", first.text());
+    assert_eq!((first.status, again.status), (201, 201), "{}", first.text());
+    assert_eq!(first.json()["queue_id"], again.json()["queue_id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hangs_up_on_a_registration_leaves_no_session_that_counts_as_in_use() {
+    let world = World::with(|config| config.gateway.sessions_per_user = 1).await;
+    let ana = world.user("ana").await;
+    for n in 0..60 {
+        let register = ("POST", "/v1/events/register", &json!({}));
+        asks_and_hangs_up(&world, &ana, register, Duration::from_micros(50 * n)).await;
+        eventually("room for another session", || async {
+            ana.http.post("/v1/events/register", &json!({})).await.status == 201
+        })
+        .await;
     }
 }
