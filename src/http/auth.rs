@@ -83,10 +83,11 @@ pub async fn identify(hub: &Hub, token: &str) -> Result<Principal, Refusal> {
         prolong(hub, &hash, known).await;
         return Ok(known.principal);
     }
+    let mark = hub.cache.mark_identity();
     let mut db = hub.store.read().await.map_err(refusal)?;
     let found = tokens::identify(&mut db, &hash, now).await.map_err(refusal)?.ok_or_else(unauthenticated)?;
     drop(db);
-    hub.cache.keep_identity(hash, found);
+    hub.cache.keep_identity(mark, hash, found);
     prolong(hub, &hash, found).await;
     Ok(found.principal)
 }

@@ -35,8 +35,15 @@ pub struct PageKey {
 #[derive(Debug)]
 pub struct Cache {
     believe: Duration,
-    tokens: Mutex<HashMap<[u8; 32], (Identity, Instant)>>,
+    sign_ins: Mutex<SignIns>,
     pages: Mutex<Pages>,
+}
+
+#[derive(Debug, Default)]
+struct SignIns {
+    /// How often any were forgotten: what was looked up before that is not kept after it.
+    changes: u64,
+    known: HashMap<[u8; 32], (Identity, Instant)>,
 }
 
 #[derive(Debug, Default)]
@@ -51,41 +58,53 @@ impl Cache {
     /// Makes an empty memory that believes a token for `believe`; never, if zero.
     #[must_use]
     pub fn new(believe: Duration) -> Self {
-        Cache { believe, tokens: Mutex::default(), pages: Mutex::default() }
+        Cache { believe, sign_ins: Mutex::default(), pages: Mutex::default() }
     }
 
     /// Returns who a token was found to speak for, not long ago.
     pub fn identity(&self, hash: &[u8; 32]) -> Option<Identity> {
-        let tokens = self.tokens.lock().expect("no panic under this lock");
-        tokens.get(hash).filter(|(_, at)| at.elapsed() < self.believe).map(|(identity, _)| *identity)
+        let sign_ins = self.sign_ins.lock().expect("no panic under this lock");
+        sign_ins.known.get(hash).filter(|(_, at)| at.elapsed() < self.believe).map(|(identity, _)| *identity)
     }
 
-    /// Remembers who a token speaks for.
-    pub fn keep_identity(&self, hash: [u8; 32], identity: Identity) {
+    /// Returns a mark to hand to [`Cache::keep_identity`]: take it before reading the store.
+    pub fn mark_identity(&self) -> u64 {
+        self.sign_ins.lock().expect("no panic under this lock").changes
+    }
+
+    /// Remembers who a token speaks for, unless sign-ins were forgotten since `mark`.
+    pub fn keep_identity(&self, mark: u64, hash: [u8; 32], identity: Identity) {
         if self.believe.is_zero() {
             return;
         }
-        let mut tokens = self.tokens.lock().expect("no panic under this lock");
-        if tokens.len() >= TOKENS_MAX {
-            let believe = self.believe;
-            tokens.retain(|_, (_, at)| at.elapsed() < believe);
+        let mut sign_ins = self.sign_ins.lock().expect("no panic under this lock");
+        if sign_ins.changes != mark {
+            return;
         }
-        if tokens.len() < TOKENS_MAX {
-            tokens.insert(hash, (identity, Instant::now()));
+        let known = &mut sign_ins.known;
+        if known.len() >= TOKENS_MAX {
+            let believe = self.believe;
+            known.retain(|_, (_, at)| at.elapsed() < believe);
+        }
+        if known.len() < TOKENS_MAX {
+            known.insert(hash, (identity, Instant::now()));
         }
     }
 
     /// Notes that a sign-in ends later, if it is remembered.
     pub fn prolong_identity(&self, hash: &[u8; 32], until: Timestamp) {
-        let mut tokens = self.tokens.lock().expect("no panic under this lock");
-        if let Some((identity, _)) = tokens.get_mut(hash) {
+        let mut sign_ins = self.sign_ins.lock().expect("no panic under this lock");
+        if let Some((identity, _)) = sign_ins.known.get_mut(hash) {
             identity.expires_at = Some(until);
         }
     }
 
     /// Forgets all sign-ins of a user, and what they may do where.
     pub fn forget_user(&self, user: UserId) {
-        self.tokens.lock().expect("no panic under this lock").retain(|_, (i, _)| i.principal.user_id != user);
+        let mut sign_ins = self.sign_ins.lock().expect("no panic under this lock");
+        sign_ins.changes += 1;
+        sign_ins.known.retain(|_, (identity, _)| identity.principal.user_id != user);
+        drop(sign_ins);
         let mut pages = self.pages.lock().expect("no panic under this lock");
         pages.changes += 1;
         pages.facts.retain(|(_, of), _| *of != user);
@@ -152,4 +171,28 @@ fn changes_facts(event: &Event) -> bool {
         && !event.kind.as_str().starts_with("reaction.")
         && !event.kind.as_str().starts_with("pin.")
         && event.stream != StreamId::WORKSPACE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::Principal;
+    use crate::domain::id::TokenId;
+    use crate::domain::user::Role;
+
+    #[test]
+    fn a_sign_in_that_was_looked_up_before_it_ended_is_not_believed_after() {
+        let cache = Cache::new(Duration::from_secs(60));
+        let user_id = UserId(uuid::Uuid::from_u128(1));
+        let principal = Principal { user_id, role: Role::Member, token_id: TokenId(uuid::Uuid::from_u128(2)) };
+        let found = Identity { principal, expires_at: None, slides: false };
+        let mark = cache.mark_identity();
+        cache.forget_user(user_id);
+        cache.keep_identity(mark, [1; 32], found);
+        assert!(cache.identity(&[1; 32]).is_none());
+        cache.keep_identity(cache.mark_identity(), [1; 32], found);
+        assert!(cache.identity(&[1; 32]).is_some());
+        cache.forget_user(user_id);
+        assert!(cache.identity(&[1; 32]).is_none());
+    }
 }
