@@ -13,8 +13,9 @@
 //! | browse, join a public channel, make channels | no | yes | yes | yes |
 //! | edit a message | author | author | author | author |
 //! | delete a message | author, channel moderator | the same | any in public channels and where they are in | the same |
-//! | topic, purpose, remove a member | channel moderator | the same | any that is public, or where they are in | the same |
+//! | topic, purpose, remove a member (not one above them) | channel moderator | the same | any that is public, or where they are in | the same |
 //! | rename, archive, posting policy, roles | channel owner | the same | the same | any that is public, or where they are in |
+//! | see other users | who is in a channel with them | everybody | everybody | everybody |
 //! | make a token | for oneself | the same | the same | for everybody |
 //! | manage users and invitations | no | no | no | yes |
 //!
@@ -144,6 +145,20 @@ pub fn may_make_channels(role: Role) -> Result<(), Refusal> {
     if role >= Role::Member { Ok(()) } else { Err(forbidden("guests may not make or browse channels")) }
 }
 
+/// Returns whether a role sees everybody in the workspace. Who does not sees those who are in a channel with them.
+#[must_use]
+pub fn sees_everybody(role: Role) -> bool {
+    role >= Role::Member
+}
+
+/// Decides whether somebody who may remove members may remove one of this rank.
+pub fn may_remove(who: Standing, rank: Option<ChannelRole>) -> Result<(), Refusal> {
+    if rank > who.channel_role && who.role < Role::Moderator {
+        return Err(forbidden("you cannot remove somebody whose channel role is above yours"));
+    }
+    Ok(())
+}
+
 /// Decides whether a role may manage users and invitations.
 pub fn may_manage_users(role: Role) -> Result<(), Refusal> {
     if role == Role::Admin { Ok(()) } else { Err(forbidden("only an administrator may manage users")) }
@@ -257,6 +272,17 @@ mod tests {
 
     fn action() -> impl Strategy<Value = Action> {
         prop::sample::select(Action::ALL)
+    }
+
+    #[test]
+    fn who_looks_after_the_workspace_removes_anybody_and_others_nobody_above_them() {
+        for who in [None, Some(ChannelRole::Member), Some(ChannelRole::Moderator), Some(ChannelRole::Owner)] {
+            for rank in ChannelRole::ALL {
+                let may = |role| may_remove(Standing { role, channel_role: who }, Some(*rank)).is_ok();
+                assert_eq!(may(Role::Member), Some(*rank) <= who, "{who:?} {rank:?}");
+                assert!(may(Role::Moderator) && may(Role::Admin));
+            }
+        }
     }
 
     proptest! {

@@ -13,7 +13,7 @@ use crate::actors::Hub;
 use crate::domain::command::Principal;
 use crate::domain::error::{invalid, not_found, unavailable};
 use crate::domain::id::UserId;
-use crate::domain::user::{Presence, Role, User};
+use crate::domain::user::{Presence, User};
 use crate::storage::users;
 
 /// `GET /v1/users`: a guest sees those who share a channel with them.
@@ -21,11 +21,7 @@ pub async fn list(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -
     let limit = page_size(&hub, paging.limit)?;
     let after = paging.name()?;
     let mut db = hub.store.read().await?;
-    let found = if caller.role == Role::Guest {
-        users::list_shared(&mut db, caller.user_id, after, limit + 1).await?
-    } else {
-        users::list(&mut db, after, limit + 1).await?
-    };
+    let found = users::list_seen_by(&mut db, caller, after, limit + 1).await?;
     Ok(cut(found, limit, |user| user.name.clone()))
 }
 
@@ -38,13 +34,10 @@ pub async fn me(hub: Arc<Hub>, caller: Principal, _: Params, _: Nothing) -> Resu
 /// `GET /v1/users/{user_id}`
 pub async fn one(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<User, Refused> {
     let id = path.user()?;
-    let mut db = hub.store.read().await?;
-    if caller.role == Role::Guest
-        && id != caller.user_id
-        && !users::share_a_channel(&mut db, caller.user_id, id).await?
-    {
+    if users::seen_by(&hub.store, caller, vec![id]).await?.is_empty() {
         return Err(not_found("user").into());
     }
+    let mut db = hub.store.read().await?;
     Ok(users::by_id(&mut db, id).await?.ok_or_else(|| not_found("user"))?)
 }
 
@@ -79,16 +72,7 @@ pub async fn presence(
     if most > 0 && ids.len() > most {
         return Err(invalid(format!("user_ids has more than {most} entries")).into());
     }
-    if caller.role == Role::Guest {
-        let mut db = hub.store.read().await?;
-        let mut seen = Vec::new();
-        for id in ids {
-            if users::share_a_channel(&mut db, caller.user_id, id).await? {
-                seen.push(id);
-            }
-        }
-        ids = seen;
-    }
+    let ids = users::seen_by(&hub.store, caller, ids).await?;
     let seen = hub.directory.ask_presence(ids).await.ok_or_else(|| unavailable("presence is not known now"))?;
     Ok(Items { items: seen.into_iter().map(|(user_id, presence)| Seen { user_id, presence }).collect() })
 }

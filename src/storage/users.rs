@@ -1,9 +1,11 @@
 //! Users, as rows.
 
 use super::apply::Scope;
-use super::{Db, StoreError, from_row, on};
+use super::{Db, Store, StoreError, from_row, on};
 use crate::clock::Timestamp;
+use crate::domain::command::Principal;
 use crate::domain::id::UserId;
+use crate::domain::permission;
 use crate::domain::user::{Role, Status, User};
 
 from_row!(User, row => {
@@ -47,14 +49,38 @@ pub async fn by_name(db: &mut Db, name: &str) -> Result<Option<User>, StoreError
     Ok(on!(db, c => sqlx::query_as(sql).bind(name).fetch_optional(c).await?))
 }
 
+/// Returns users whom somebody may see by handle, those behind `after` (all, if empty), at most `limit`.
+pub async fn list_seen_by(db: &mut Db, who: Principal, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
+    if permission::sees_everybody(who.role) {
+        list(db, after, limit).await
+    } else {
+        list_shared(db, who.user_id, after, limit).await
+    }
+}
+
+/// Returns those of `users` whom somebody may see.
+pub async fn seen_by(store: &Store, who: Principal, users: Vec<UserId>) -> Result<Vec<UserId>, StoreError> {
+    if permission::sees_everybody(who.role) {
+        return Ok(users);
+    }
+    let mut db = store.read().await?;
+    let mut seen = Vec::new();
+    for user in users {
+        if user == who.user_id || share_a_channel(&mut db, who.user_id, user).await? {
+            seen.push(user);
+        }
+    }
+    Ok(seen)
+}
+
 /// Returns users by handle, those behind `after` (all, if empty), at most `limit`.
 pub async fn list(db: &mut Db, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
     let sql = concat!("SELECT ", columns!(), " FROM users WHERE name > $1 ORDER BY name LIMIT $2");
     Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
 }
 
-/// Returns users by handle who share a channel with `with`: what a guest may see.
-pub async fn list_shared(db: &mut Db, with: UserId, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
+/// Returns users by handle who share a channel with `with`.
+async fn list_shared(db: &mut Db, with: UserId, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
     let sql = concat!(
         "SELECT ",
         columns!(),
@@ -65,7 +91,7 @@ pub async fn list_shared(db: &mut Db, with: UserId, after: &str, limit: i64) -> 
 }
 
 /// Returns whether two users are in a channel together.
-pub async fn share_a_channel(db: &mut Db, one: UserId, other: UserId) -> Result<bool, StoreError> {
+async fn share_a_channel(db: &mut Db, one: UserId, other: UserId) -> Result<bool, StoreError> {
     let sql = "SELECT COUNT(*) FROM (SELECT 1 AS x FROM members m JOIN members o ON o.channel_id = m.channel_id \
                WHERE m.user_id = $1 AND o.user_id = $2 LIMIT 1) found";
     let found: i64 = on!(db, c => sqlx::query_scalar(sql).bind(one).bind(other).fetch_one(c).await?);

@@ -298,8 +298,9 @@ on_both! {
         ] {
             assert_eq!(gus.http.get(&path).await.code(), code, "{path}");
         }
-        let seen = gus.http.get(&format!("/v1/presence?user_ids={},{}", ana.id(), bob.id())).await.items();
-        assert_eq!(seen.len(), 1);
+        let seen = gus.http.get(&format!("/v1/presence?user_ids={},{},{}", ana.id(), bob.id(), gus.id())).await.items();
+        let seen: Vec<&Value> = seen.iter().map(|seen| &seen["user_id"]).collect();
+        assert_eq!(seen, [&json!(ana.id()), &json!(gus.id())]);
         let mut screen = gus.connects().await;
         screen.call("presence.subscribe", json!({"user_ids": [bob.id()]})).await;
         let _bob = bob.connects().await;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{StreamId, UserId};
-use crate::domain::user::{Role, User};
+use crate::domain::permission;
+use crate::domain::user::User;
 use crate::protocol::push::{self, Batch, Encoded};
 
 use super::super::session::SessionHandle;
@@ -138,7 +139,7 @@ impl Room {
             }
             EventKind::UserCreated | EventKind::UserUpdated => {
                 let Ok(user) = serde_json::from_str::<User>(&event.payload) else { return };
-                if user.deactivated_at.is_none() && user.role > Role::Guest {
+                if user.deactivated_at.is_none() && permission::sees_everybody(user.role) {
                     self.came(user.id);
                 } else {
                     self.went(user.id);

@@ -517,28 +517,13 @@ impl State {
         if most > 0 && users.len() > most {
             return Err(invalid(format!("user_ids has more than {most} entries")));
         }
-        let users = self.visible(users).await?;
+        let users = users::seen_by(&self.hub.store, self.handle.principal(), users).await;
+        let users = users.map_err(|_| unavailable("the database does not answer now"))?;
         *self.handle.watches.lock().expect("no panic under this lock") = users.into();
         if self.handle.wants_presence {
             self.hub.directory.tell_presence(PresenceMsg::Watch { session: self.handle.clone() });
         }
         Ok("{}")
-    }
-
-    /// A guest sees only those who are in a channel with them.
-    async fn visible(&self, users: Vec<UserId>) -> Result<Vec<UserId>, Refusal> {
-        if self.handle.principal().role > Role::Guest {
-            return Ok(users);
-        }
-        let no_answer = |_| unavailable("the database does not answer now");
-        let mut db = self.hub.store.read().await.map_err(no_answer)?;
-        let mut seen = Vec::new();
-        for user in users {
-            if users::share_a_channel(&mut db, self.handle.user_id, user).await.map_err(no_answer)? {
-                seen.push(user);
-            }
-        }
-        Ok(seen)
     }
 }
 

@@ -12,7 +12,6 @@ use crate::actors::Hub;
 use crate::domain::command::Principal;
 use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::permission::{self, Action};
-use crate::domain::user::Role;
 use crate::protocol::client::Resume;
 use crate::protocol::close::CloseCode;
 use crate::protocol::push::{self, Batch};
@@ -117,7 +116,7 @@ impl Hub {
         let mine: std::collections::HashSet<ChannelId> =
             channels::ids_of_user(&mut db, user).await?.into_iter().collect();
         let may_read = |stream: StreamId| match stream {
-            StreamId::WORKSPACE => who.role > Role::Guest,
+            StreamId::WORKSPACE => permission::sees_everybody(who.role),
             stream => stream == user.into() || mine.contains(&stream.into()),
         };
         let readable: HashMap<StreamId, i64> =

@@ -7,11 +7,11 @@ use serde_json::json;
 use super::{Applied, Scope, answer, caller_role, done, nothing_to_do, permit};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, GROUP_MAX, Posting, channel_name, direct_key};
 use crate::domain::command;
-use crate::domain::error::{conflict, forbidden, invalid, not_found};
+use crate::domain::error::{conflict, invalid, not_found};
 use crate::domain::event::EventKind;
 use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::permission::{self, Action};
-use crate::domain::user::{self, Role};
+use crate::domain::user;
 use crate::storage::{StoreError, channels, events, users};
 
 /// Returns a channel of the caller's without a name and without events.
@@ -212,10 +212,7 @@ pub(super) async fn leave(scope: &mut Scope<'_>, channel: ChannelId) -> Applied 
 pub(super) async fn remove_member(scope: &mut Scope<'_>, c: &command::RemoveMember) -> Applied {
     let facts = permit(scope, c.channel_id, Action::RemoveMember).await?;
     let target = channels::facts(scope.db, c.user_id, c.channel_id).await?.and_then(|f| f.who.channel_role);
-    let rank = facts.who.channel_role;
-    if target > rank && facts.who.role < Role::Moderator {
-        return Err(forbidden("you cannot remove somebody whose channel role is above yours").into());
-    }
+    permission::may_remove(facts.who, target)?;
     if target == Some(ChannelRole::Owner) {
         keep_an_owner_for_others(scope, c.channel_id, c.user_id).await?;
     }
