@@ -5,14 +5,14 @@
 
 use colink::domain::channel::{ChannelKind, ChannelRole, Posting};
 use colink::domain::command::{self as c, Command};
-use colink::domain::id::ChannelId;
+use colink::domain::id::{ChannelId, InviteId, UserId};
 use colink::domain::permission::{Action, ChannelFacts, Standing, allows};
 use colink::domain::user::Role;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::socket::Socket;
-use crate::world::{Person, World, message};
+use crate::world::{Person, World, message, on_both};
 
 /// Where the subject stands, and in what.
 #[derive(Clone, Copy, Debug)]
@@ -57,36 +57,98 @@ struct Room<'a> {
     others: Vec<i64>,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_door_keeps_to_the_table() {
-    let world = World::start().await;
-    let keeper = world.person("keeper", Role::Admin).await;
-    let (victim, newcomer) = (world.user("victim").await, world.user("newcomer").await);
-    // A guest may be invited like anybody, and has to be for `out` of a channel they once wrote in.
-    let cases = Case::all();
-    let mut subjects = Vec::new();
-    for (n, case) in cases.iter().enumerate() {
-        // Everybody has their own direct message, so everybody is somebody else.
-        subjects.push(world.person(&format!("subject{n}"), case.who.role).await);
-    }
-    let work = cases.iter().zip(&subjects).enumerate().map(|(n, (case, subject))| {
-        let (keeper, victim, newcomer) = (&keeper, &victim, &newcomer);
-        async move {
-            let mut room = Room::make(n, *case, [keeper, subject, victim, newcomer]).await;
-            let mut socket = subject.connects().await;
-            let mut wrong = Vec::new();
-            for action in Action::ALL {
-                // The answer to typing says nothing: whoever may not type is not told on.
-                if *action != Action::Type {
+on_both! {
+    every_door_keeps_to_the_table(database) {
+        let world = World::on(database, |_| ()).await;
+        let keeper = world.person("keeper", Role::Admin).await;
+        let (victim, newcomer) = (world.user("victim").await, world.user("newcomer").await);
+        // A guest may be invited like anybody, and has to be for `out` of a channel they once wrote in.
+        let cases = Case::all();
+        let mut subjects = Vec::new();
+        for (n, case) in cases.iter().enumerate() {
+            // Everybody has their own direct message, so everybody is somebody else.
+            subjects.push(world.person(&format!("subject{n}"), case.who.role).await);
+        }
+        let work = cases.iter().zip(&subjects).enumerate().map(|(n, (case, subject))| {
+            let (keeper, victim, newcomer) = (&keeper, &victim, &newcomer);
+            async move {
+                let mut room = Room::make(n, *case, [keeper, subject, victim, newcomer]).await;
+                let mut socket = subject.connects().await;
+                let mut wrong = Vec::new();
+                for action in Action::ALL {
                     wrong.extend(room.check(*action, &mut socket).await);
                 }
+                wrong
             }
-            wrong
+        });
+        let wrong: Vec<Vec<String>> = futures_util::stream::iter(work).buffer_unordered(16).collect().await;
+        let wrong: Vec<String> = wrong.into_iter().flatten().collect();
+        assert!(wrong.is_empty(), "{} differ from the table:\n{}", wrong.len(), wrong.join("\n"));
+    }
+
+    only_administrators_manage_users_and_only_members_make_channels(database) {
+        let world = World::on(database, |_| ()).await;
+        let (root, target) = (world.person("root", Role::Admin).await, world.user("target").await);
+        for role in Role::ALL {
+            let person = world.person(role.as_str(), *role).await;
+            let mut socket = person.connects().await;
+            for door in DOORS {
+                let invite: c::Invite = root.does(invites(Role::Member)).await;
+                for command in workspace_commands(&format!("{door}-{role}"), target.id(), invite.id) {
+                    let allowed = match command {
+                        Command::CreateChannel(_) | Command::OpenDirect(_) => *role >= Role::Member,
+                        _ => *role == Role::Admin,
+                    };
+                    let name = command.name();
+                    let outcome = outcome(door, command, &person, &mut socket).await;
+                    assert_eq!(outcome, if allowed { "ok" } else { "forbidden" }, "{door} {role} {name}");
+                }
+            }
+            for path in ["/v1/invites", "/v1/channels/browse"] {
+                let allowed = *role == Role::Admin || (path.ends_with("browse") && *role >= Role::Member);
+                assert_eq!(person.http.get(path).await.code(), if allowed { "ok" } else { "forbidden" }, "{role} {path}");
+            }
+            for (user, allowed) in [(&person, true), (&target, *role == Role::Admin)] {
+                let made = person.http.post(&format!("/v1/users/{}/tokens", user.id()), &json!({})).await;
+                assert_eq!(made.code(), if allowed { "ok" } else { "forbidden" }, "{role}: a token of {}", user.user.name);
+            }
         }
-    });
-    let wrong: Vec<Vec<String>> = futures_util::stream::iter(work).buffer_unordered(16).collect().await;
-    let wrong: Vec<String> = wrong.into_iter().flatten().collect();
-    assert!(wrong.is_empty(), "{} differ from the table:\n{}", wrong.len(), wrong.join("\n"));
+    }
+}
+
+const DOORS: [&str; 2] = ["rest", "gateway"];
+
+/// Has a command carried out at a door; returns the code of its refusal, or `ok`.
+async fn outcome(door: &str, command: Command, who: &Person, socket: &mut Socket) -> String {
+    if door == "rest" {
+        return who.tries(command).await.code();
+    }
+    let d = serde_json::from_str(&command.body()).unwrap();
+    outcome_of(&socket.call(command.name(), d).await)
+}
+
+/// Returns the code of a reply's refusal, or `ok`.
+fn outcome_of(reply: &Value) -> String {
+    if reply["ok"] == true { "ok".to_owned() } else { reply["error"].as_str().unwrap().to_owned() }
+}
+
+fn invites(role: Role) -> c::CreateInvite {
+    c::CreateInvite { role: Some(role), max_uses: None, expires_in_s: None }
+}
+
+/// Returns the commands that a role in the workspace alone decides about, in an order in which all of them can succeed.
+fn workspace_commands(name: &str, user_id: UserId, invite_id: InviteId) -> [Command; 8] {
+    let (topic, purpose) = (String::new(), String::new());
+    [
+        c::CreateUser { name: name.into(), display_name: None, role: Role::Guest, bot: false }.into(),
+        c::SetUserRole { user_id, role: Role::Guest }.into(),
+        c::DeactivateUser { user_id }.into(),
+        c::ReactivateUser { user_id }.into(),
+        invites(Role::Admin).into(),
+        c::RevokeInvite { invite_id }.into(),
+        c::CreateChannel { name: name.into(), private: false, topic, purpose, members: vec![] }.into(),
+        c::OpenDirect { user_ids: vec![user_id] }.into(),
+    ]
 }
 
 impl<'a> Room<'a> {
@@ -160,7 +222,7 @@ impl<'a> Room<'a> {
             }
             let expected = allows(self.case.who, action, self.facts(*posting));
             let expected = expected.map_or_else(|refusal| refusal.code.as_str(), |()| "ok").to_owned();
-            for door in ["rest", "gateway"] {
+            for door in DOORS {
                 let Some(outcome) = self.attempt(action, door, socket).await else { continue };
                 if outcome != expected {
                     wrong.push(format!("{door} {action:?} {posting:?} {:?}: {outcome}, not {expected}", self.case));
@@ -176,18 +238,18 @@ impl<'a> Room<'a> {
         wrong
     }
 
+    /// Tries an action at a door; nothing, if there is none for it.
     async fn attempt(&mut self, action: Action, door: &str, socket: &mut Socket) -> Option<String> {
-        if action == Action::Read {
-            let path = format!("/v1/channels/{}/messages", self.channel);
-            return if door == "rest" { Some(self.subject.http.get(&path).await.code()) } else { None };
+        match (action, door) {
+            (Action::Read, "rest") => {
+                Some(self.subject.http.get(&format!("/v1/channels/{}/messages", self.channel)).await.code())
+            }
+            (Action::Type, "gateway") => {
+                Some(outcome_of(&socket.call("typing.start", json!({"channel_id": self.channel})).await))
+            }
+            (Action::Read | Action::Type, _) => None,
+            _ => Some(outcome(door, self.command(action, door), self.subject, socket).await),
         }
-        let command = self.command(action, door);
-        if door == "rest" {
-            return Some(self.subject.tries(command).await.code());
-        }
-        let d: Value = serde_json::from_str(&command.body()).unwrap();
-        let reply = socket.call(command.name(), d).await;
-        Some(if reply["ok"] == true { "ok".to_owned() } else { reply["error"].as_str().unwrap().to_owned() })
     }
 
     fn command(&mut self, action: Action, door: &str) -> Command {
@@ -247,39 +309,4 @@ impl<'a> Room<'a> {
 
 fn posting_of(channel_id: ChannelId, posting: Posting) -> c::UpdateChannel {
     c::UpdateChannel { channel_id, name: None, topic: None, purpose: None, posting: Some(posting) }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_administrators_manage_users_and_only_members_make_channels() {
-    let world = World::start().await;
-    let target = world.user("target").await;
-    let create = |name: String| -> [Command; 6] {
-        let user_id = target.id();
-        [
-            c::CreateUser { name: name.clone(), display_name: None, role: Role::Guest, bot: false }.into(),
-            c::SetUserRole { user_id, role: Role::Guest }.into(),
-            c::DeactivateUser { user_id }.into(),
-            c::ReactivateUser { user_id }.into(),
-            c::CreateInvite { role: Some(Role::Admin), max_uses: None, expires_in_s: None }.into(),
-            c::CreateChannel { name, private: false, topic: String::new(), purpose: String::new(), members: vec![] }
-                .into(),
-        ]
-    };
-    for role in Role::ALL {
-        let person = world.person(role.as_str(), *role).await;
-        let mut socket = person.connects().await;
-        for command in create(format!("by-{role}")) {
-            let allowed = match command {
-                Command::CreateChannel(_) => *role >= Role::Member,
-                _ => *role == Role::Admin,
-            };
-            let reply = socket.call(command.name(), serde_json::from_str(&command.body()).unwrap()).await;
-            let told = if allowed { json!(null) } else { json!("forbidden") };
-            assert_eq!(reply["error"], told, "{role} {}: {reply}", command.name());
-        }
-        for path in ["/v1/invites", "/v1/channels/browse"] {
-            let allowed = *role == Role::Admin || (path.ends_with("browse") && *role >= Role::Member);
-            assert_eq!(person.http.get(path).await.code(), if allowed { "ok" } else { "forbidden" }, "{role} {path}");
-        }
-    }
 }
