@@ -1,7 +1,8 @@
 //! Logs and metrics: what operators see.
 //!
-//! Logs go to standard error, as text on a terminal and as JSON elsewhere. Fields are named the
-//! same everywhere: `stream.id`, `request.id`, `error`, `writes` (how many a failure touched). Never tokens, addresses or texts.
+//! Logs go to standard error, as text on a terminal and as JSON elsewhere. Fields are named the same everywhere:
+//! `stream.id`, `user.id`, `session.id`, `request.id`, `error`, `writes` (how many a failure touched). What a request logs on
+//! its way stands under its span. Never tokens, addresses or texts.
 
 use std::io::IsTerminal as _;
 use std::sync::OnceLock;

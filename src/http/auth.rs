@@ -103,7 +103,8 @@ async fn prolong(hub: &Hub, hash: &[u8; 32], known: Identity) {
     hub.cache.prolong_identity(hash, until);
     let work = Account::Prolong { tokens: vec![known.principal.token_id], until };
     if let Err(error) = hub.writer.write(SYSTEM, Work::Account(work), None).await {
-        tracing::warn!(%error, "cannot prolong a sign-in: its next use tries again");
+        let user = known.principal.user_id;
+        tracing::warn!(user.id = %user, %error, "cannot prolong a sign-in: its next use tries again");
     }
 }
 

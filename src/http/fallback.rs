@@ -18,6 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::Instrument as _;
 
 use super::auth;
 use super::endpoint::{Key, Params, once, read_query, reply_response};
@@ -72,7 +73,7 @@ pub async fn register(
 ) -> Result<Response, Refused> {
     let opening = async move { once(&hub, caller, key, open(&hub, caller, body)).await };
     // To its end even if the caller hangs up: a session that was opened by half would count as one in use.
-    let opened = tokio::spawn(opening).await;
+    let opened = tokio::spawn(opening.in_current_span()).await;
     let failed = |_| Refusal::new(Code::Internal, "the server failed on this request");
     Ok(reply_response(StatusCode::CREATED, opened.map_err(failed)??))
 }

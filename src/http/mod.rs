@@ -29,6 +29,7 @@ use error::Refused;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
+use tracing::Instrument as _;
 
 use crate::actors::Hub;
 use crate::config::Server;
@@ -317,14 +318,17 @@ async fn outermost(State(hub): State<Arc<Hub>>, mut request: Request, next: Next
     request.extensions_mut().insert(standings.clone());
     let server = &hub.config.server;
     let waits = ["/v1/events", "/v1/events/stream"].contains(&request.uri().path());
-    let mut response = if let Some(refusal) = too_large(server, &request) {
+    let too_large = too_large(server, &request);
+    // Whatever is logged on the way is logged under the request's name.
+    let answered = next.run(request).instrument(tracing::error_span!("request", request.id = %id));
+    let mut response = if let Some(refusal) = too_large {
         Refused(refusal).into_response()
     } else if waits || server.request_timeout_ms == 0 {
-        next.run(request).await
+        answered.await
     } else {
         let limit = Duration::from_millis(server.request_timeout_ms);
         let late = "no answer in time: repeat the request with the same key";
-        tokio::time::timeout(limit, next.run(request))
+        tokio::time::timeout(limit, answered)
             .await
             .unwrap_or_else(|_| Refused(Refusal::new(Code::Timeout, late)).into_response())
     };

@@ -293,7 +293,8 @@ impl Hub {
             Ok(Some(sign_in)) => session.set_sign_in_ends(sign_in.expires_at),
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot read when a sign-in ends: asked again in a second");
+                let (user, id) = (session.user_id, session.id);
+                tracing::warn!(user.id = %user, session.id = %id, %error, "cannot read when a sign-in ends: asked again");
                 session.set_sign_in_ends(Some(self.clock.now().plus_seconds(1)));
             }
         }
@@ -563,10 +564,10 @@ impl Actor for Sessions {
         hub: &mut Arc<Hub>,
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(cell, error) = event {
-            tracing::error!(%error, "a session failed");
             metrics::counter!("colink_session_failures_total").increment(1);
             let failed = hub.directory.all_sessions().into_iter();
             for session in failed.filter(|s| s.actor.get().is_some_and(|a| a.get_id() == cell.get_id())) {
+                tracing::error!(user.id = %session.user_id, session.id = %session.id, %error, "a session failed");
                 session.queue.close(CloseCode::Unknown);
                 hub.forget_session(&session);
             }

@@ -166,7 +166,8 @@ impl Hub {
                         break;
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "cannot read on in the log: the client has to resume again");
+                        let (user, id) = (session.user_id, session.id);
+                        tracing::warn!(user.id = %user, session.id = %id, %error, "cannot read on in the log: resume again");
                         return session.queue.close(CloseCode::Unknown);
                     }
                 }
