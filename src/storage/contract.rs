@@ -180,6 +180,21 @@ on_both! {
         }
     }
 
+    a_pin_that_is_there_needs_no_room(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let room = world.channel(ana, "room", &[]).await;
+        let pin = |seq| command::AddPin { channel_id: room, seq };
+        for n in 0..200 {
+            let sent: Sent = world.get(ana, says(room, &format!("text {n}"), None)).await;
+            world.ask(ana, pin(sent.seq)).await.unwrap();
+        }
+        assert_eq!(world.ask(ana, pin(2)).await.unwrap().json, "{}");
+        let sent: Sent = world.get(ana, says(room, "one too many", None)).await;
+        assert_eq!(world.ask(ana, pin(sent.seq)).await.unwrap_err().code, Code::Conflict);
+        let mut db = world.store.read().await.unwrap();
+        assert_eq!(messages::pinned(&mut db, room).await.unwrap().len(), 200);
+    }
+
     a_repeated_key_is_stored_once_and_bound_to_its_body(world) {
         let ana = world.user("ana", Role::Member).await;
         let room = world.channel(ana, "room", &[]).await;

@@ -208,11 +208,12 @@ async fn reacted(scope: &mut Scope<'_>, kind: EventKind, channel: ChannelId, seq
 pub(super) async fn add_pin(scope: &mut Scope<'_>, c: &command::AddPin) -> Applied {
     permit(scope, c.channel_id, Action::Pin).await?;
     standing_message(scope, c.channel_id, c.seq).await?;
-    if messages::pin_count(scope.db, c.channel_id).await? >= PINS_MAX {
-        return Err(conflict(format!("a channel has at most {PINS_MAX} pins: remove one first")).into());
-    }
     if !messages::pin(scope, c.channel_id, c.seq).await? {
         return nothing_to_do();
+    }
+    // Counted behind it: a pin that is there already needs no room. A refusal takes this one back.
+    if messages::pin_count(scope.db, c.channel_id).await? > PINS_MAX {
+        return Err(conflict(format!("a channel has at most {PINS_MAX} pins: remove one first")).into());
     }
     let payload = json!({"message_seq": c.seq, "user_id": scope.caller.user_id});
     done(events::append(scope, c.channel_id.into(), EventKind::PinAdded, &payload).await?)
