@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::auth::{Items, Nothing};
+use super::auth::Nothing;
 use super::endpoint::{Params, Rendered};
 use super::error::Refused;
 use crate::actors::Hub;
@@ -117,6 +117,11 @@ pub fn cut<T>(mut items: Vec<T>, limit: i64, cursor: impl Fn(&T) -> String) -> L
     let limit = usize::try_from(limit).unwrap_or(0);
     let more = items.len() > limit;
     items.truncate(limit);
+    list((items, more), cursor)
+}
+
+/// Makes a list of entries and whether there are more.
+fn list<T>((items, more): (Vec<T>, bool), cursor: impl Fn(&T) -> String) -> List<T> {
     let next_cursor = if more { items.last().map(cursor) } else { None };
     List { items, next_cursor }
 }
@@ -234,7 +239,8 @@ pub async fn history(
     let mut db = hub.store.read().await?;
     let (items, has_more) = messages::history(&mut db, channel, page, limit).await?;
     let bytes = serde_json::to_vec(&Messages { items, has_more }).expect("messages have only string keys");
-    let bytes = Bytes::from(bytes);
+    // Boxed, so that no more is kept than there is.
+    let bytes = Bytes::from(bytes.into_boxed_slice());
     hub.cache.keep_page(mark, key, bytes.clone());
     Ok(Rendered(bytes, PhantomData))
 }
@@ -271,8 +277,8 @@ pub async fn edits(hub: Arc<Hub>, caller: Principal, path: Params, paging: Pagin
     let mut db = hub.store.read().await?;
     message(&mut db, channel, seq).await?;
     let after = paging.cursor()?.unwrap_or(0);
-    let found = messages::edits(&mut db, channel, seq, after, limit + 1).await?;
-    Ok(cut(found, limit, |edit| edit.edit_seq.to_string()))
+    let found = messages::edits(&mut db, channel, seq, after, limit).await?;
+    Ok(list(found, |edit| edit.edit_seq.to_string()))
 }
 
 /// Which part of a thread.
@@ -299,11 +305,15 @@ pub async fn replies(hub: Arc<Hub>, caller: Principal, path: Params, query: Repl
 }
 
 /// `GET /v1/channels/{channel_id}/pins`
-pub async fn pins(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Items<Message>, Refused> {
+pub async fn pins(hub: Arc<Hub>, caller: Principal, path: Params, paging: Paging) -> Result<List<Message>, Refused> {
     let channel = path.channel()?;
     readable(&hub, caller, channel).await?;
+    let limit = page_size(&hub, paging.limit)?;
+    let end = paging.cursor()?.map(|ByTime(at, seq)| (at, seq));
     let mut db = hub.store.read().await?;
-    Ok(Items { items: messages::pinned(&mut db, channel).await? })
+    let found = messages::pinned(&mut db, channel, end, limit).await?;
+    let List { items, next_cursor } = list(found, |pin| format!("{}_{}", pin.pinned_at.0, pin.message.seq));
+    Ok(List { items: items.into_iter().map(|pin| pin.message).collect(), next_cursor })
 }
 
 /// Which events of a stream.
@@ -312,7 +322,8 @@ pub struct EventsQuery {
     /// Those behind this one.
     #[serde(default)]
     after_seq: i64,
-    /// How many, 1 to 1,000; 200, if left out.
+    /// How many at most, 1 to 1,000; 200, if left out. Fewer come if they are long: go on as long as the last one is not
+    /// the head.
     #[serde(default)]
     limit: Option<i64>,
 }
@@ -373,16 +384,16 @@ async fn events_of(hub: &Hub, stream: StreamId, query: EventsQuery) -> Result<Ev
 pub async fn drafts(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Draft>, Refused> {
     let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
-    let found = personal::drafts(&mut db, caller.user_id, paging.end()?, limit + 1).await?;
-    Ok(cut(found, limit, |draft| end_of(draft.updated_at, draft.channel_id, draft.thread_seq.unwrap_or(0))))
+    let found = personal::drafts(&mut db, caller.user_id, paging.end()?, limit).await?;
+    Ok(list(found, |draft| end_of(draft.updated_at, draft.channel_id, draft.thread_seq.unwrap_or(0))))
 }
 
 /// `GET /v1/saved`
 pub async fn saved(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Saved>, Refused> {
     let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
-    let found = messages::saved(&mut db, caller.user_id, paging.end()?, limit + 1).await?;
-    Ok(cut(found, limit, |saved| end_of(saved.saved_at, saved.message.channel_id, saved.message.seq)))
+    let found = messages::saved(&mut db, caller.user_id, paging.end()?, limit).await?;
+    Ok(list(found, |saved| end_of(saved.saved_at, saved.message.channel_id, saved.message.seq)))
 }
 
 /// `GET /v1/threads`: those with the newest replies.

@@ -1,7 +1,8 @@
 //! What of the store is remembered for a moment, and forgotten as soon as it changes.
 //!
 //! Who a token speaks for is believed for `auth.cache_s` at most. A rendered page of a channel's history, and who may do what
-//! there, are good for as long as the channel's head does not move: every change of a channel moves it.
+//! there, are good for as long as the channel's head does not move: every change of a channel moves it. Everything is
+//! bounded; pages in bytes, for a page may be a thousand times as long as another.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -18,6 +19,7 @@ use crate::domain::id::{ChannelId, StreamId, UserId};
 
 const TOKENS_MAX: usize = 100_000;
 const PAGES_MAX: usize = 1_024;
+const PAGES_BYTES: usize = 16 * 1_024 * 1_024;
 const FACTS_MAX: usize = 100_000;
 
 /// Which rendered page.
@@ -51,7 +53,36 @@ struct Pages {
     /// How often anything here was forgotten: what was read from the store before a change is not kept after it.
     changes: u64,
     rendered: HashMap<PageKey, Bytes>,
+    /// The length of all that is rendered.
+    bytes: usize,
     facts: HashMap<(ChannelId, UserId), Facts>,
+}
+
+impl Pages {
+    fn keep(&mut self, key: PageKey, page: Bytes) {
+        if self.rendered.len() >= PAGES_MAX || self.bytes + page.len() > PAGES_BYTES {
+            self.rendered.clear();
+            self.bytes = 0;
+        }
+        self.bytes += page.len();
+        if let Some(before) = self.rendered.insert(key, page) {
+            self.bytes -= before.len();
+        }
+        self.tell_size();
+    }
+
+    fn forget(&mut self, channel: ChannelId) {
+        if self.rendered.is_empty() {
+            return;
+        }
+        self.rendered.retain(|key, _| key.channel != channel);
+        self.bytes = self.rendered.values().map(Bytes::len).sum();
+        self.tell_size();
+    }
+
+    fn tell_size(&self) {
+        metrics::gauge!("colink_page_cache_bytes").set(self.bytes as f64);
+    }
 }
 
 impl Cache {
@@ -126,10 +157,7 @@ impl Cache {
         if pages.changes != mark {
             return;
         }
-        if pages.rendered.len() >= PAGES_MAX {
-            pages.rendered.clear();
-        }
-        pages.rendered.insert(key, page);
+        pages.keep(key, page);
     }
 
     /// Returns what decides about a user and a channel.
@@ -157,9 +185,7 @@ impl Cache {
         let channel = ChannelId::from(event.stream);
         let mut pages = self.pages.lock().expect("no panic under this lock");
         pages.changes += 1;
-        if !pages.rendered.is_empty() {
-            pages.rendered.retain(|key, _| key.channel != channel);
-        }
+        pages.forget(channel);
         if changes_facts(event) {
             pages.facts.retain(|(of, _), _| *of != channel);
         }
@@ -194,5 +220,23 @@ mod tests {
         assert!(cache.identity(&[1; 32]).is_some());
         cache.forget_user(user_id);
         assert!(cache.identity(&[1; 32]).is_none());
+    }
+
+    #[test]
+    fn pages_are_kept_up_to_a_number_of_bytes() {
+        let channel = ChannelId::new(Timestamp(1));
+        let key = |n| PageKey { channel, page: Page::Before(n), limit: 200 };
+        let page = |len: usize| Bytes::from(vec![b'x'; len]);
+        let cache = Cache::new(Duration::ZERO);
+        let bytes = || cache.pages.lock().unwrap().bytes;
+        for n in 0..100 {
+            cache.keep_page(0, key(n), page(PAGES_BYTES / 8));
+            assert!(bytes() <= PAGES_BYTES && cache.page(&key(n)).is_some());
+        }
+        let kept = bytes();
+        cache.keep_page(0, key(99), page(PAGES_BYTES / 8 - 10));
+        assert_eq!(bytes(), kept - 10, "in place of the one before");
+        cache.pages.lock().unwrap().forget(channel);
+        assert_eq!(bytes(), 0);
     }
 }

@@ -14,7 +14,7 @@ use super::apply::Scope;
 use super::messages::Page;
 use super::tokens::{Secret, Token};
 use super::writer::{Limits, Reply, Work, Writer};
-use super::{Db, Dialect, Options, Store, apply, channels, events, messages, on, personal, tokens, users};
+use super::{Db, Dialect, Options, PAGE_BYTES, Store, apply, channels, events, messages, on, personal, tokens, users};
 use crate::clock::{Clock, Timestamp};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership};
 use crate::domain::command::{self, Command, Invite, Principal};
@@ -22,6 +22,7 @@ use crate::domain::error::{Code, Refusal};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ChannelId, StreamId, TokenId, UserId};
 use crate::domain::message::{Message, Sent};
+use crate::domain::text::TEXT_MAX;
 use crate::domain::user::{Role, User};
 
 struct World {
@@ -180,6 +181,29 @@ on_both! {
         }
     }
 
+    a_page_of_long_messages_is_short_and_the_next_one_goes_on(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let room = world.channel(ana, "room", &[]).await;
+        let longest = "x".repeat(TEXT_MAX);
+        for _ in 0..60 {
+            world.ask(ana, says(room, &longest, None)).await.unwrap();
+        }
+        // One connection for all of it: what was not read of one page does not get into the next.
+        let mut db = world.store.read().await.unwrap();
+        let fit = PAGE_BYTES / TEXT_MAX;
+        let (newest, more) = messages::history(&mut db, room, Page::Newest, 200).await.unwrap();
+        assert_eq!((newest.len(), newest.last().unwrap().seq, more), (fit, 61, true));
+        let (before, more) = messages::history(&mut db, room, Page::Before(newest[0].seq), 200).await.unwrap();
+        assert_eq!((before.len(), before.last().unwrap().seq, more), (fit, newest[0].seq - 1, true));
+        let (rest, more) = messages::history(&mut db, room, Page::Before(before[0].seq), 200).await.unwrap();
+        assert_eq!((rest.len(), rest[0].seq, more), (60 - 2 * fit, 2, false));
+        let log = events::after(&mut db, room.into(), 1, 1_000).await.unwrap();
+        let (first, last) = (log.first().unwrap().seq, log.last().unwrap().seq);
+        assert_eq!((first, last), (2, log.len() as i64 + 1));
+        assert!(log.len() <= fit && log.len() + 2 >= fit, "{} events", log.len());
+        assert_eq!(events::after(&mut db, room.into(), last, 1_000).await.unwrap()[0].seq, last + 1);
+    }
+
     a_pin_that_is_there_needs_no_room(world) {
         let ana = world.user("ana", Role::Member).await;
         let room = world.channel(ana, "room", &[]).await;
@@ -192,7 +216,7 @@ on_both! {
         let sent: Sent = world.get(ana, says(room, "one too many", None)).await;
         assert_eq!(world.ask(ana, pin(sent.seq)).await.unwrap_err().code, Code::Conflict);
         let mut db = world.store.read().await.unwrap();
-        assert_eq!(messages::pinned(&mut db, room).await.unwrap().len(), 200);
+        assert_eq!(messages::pinned(&mut db, room, None, 200).await.unwrap().0.len(), 200);
     }
 
     a_repeated_key_is_stored_once_and_bound_to_its_body(world) {
@@ -346,13 +370,13 @@ on_both! {
         let mut db = world.store.read().await.unwrap();
         let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
         assert_eq!((message.text.as_str(), message.pinned, message.reactions.len()), ("second secret", true, 1));
-        assert_eq!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap()[0].text, "first secret");
+        assert_eq!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap().0[0].text, "first secret");
         drop(db);
         world.ask(ana, command::DeleteMessage { channel_id: room, seq: sent.seq }).await.unwrap();
         let mut db = world.store.read().await.unwrap();
         let message = messages::one(&mut db, room, sent.seq).await.unwrap().unwrap();
         assert!(message.text.is_empty() && message.deleted_at.is_some() && message.reactions.is_empty());
-        assert!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap().is_empty());
+        assert!(messages::edits(&mut db, room, sent.seq, 0, 10).await.unwrap().0.is_empty());
         drop(db);
         for event in world.log(room).await {
             assert!(!event.payload.contains("secret"), "{}", event.payload);
@@ -415,12 +439,12 @@ on_both! {
         draft("I think that", None).await;
         assert_eq!(told().await, ["", "in a thread", "I think that"]);
         let mut db = world.store.read().await.unwrap();
-        assert_eq!(personal::drafts(&mut db, bob.user_id, None, 10).await.unwrap().len(), 2);
+        assert_eq!(personal::drafts(&mut db, bob.user_id, None, 10).await.unwrap().0.len(), 2);
         draft("", None).await;
         assert_eq!(told().await, ["", "in a thread", "", ""]);
         world.ask(bob, command::LeaveChannel { channel_id: room }).await.unwrap();
         assert_eq!(told().await, ["", "", "", ""]);
-        assert!(personal::drafts(&mut db, bob.user_id, None, 10).await.unwrap().is_empty());
+        assert!(personal::drafts(&mut db, bob.user_id, None, 10).await.unwrap().0.is_empty());
     }
 
     direct_messages_are_found_again(world) {

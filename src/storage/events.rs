@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::apply::Scope;
-use super::{Db, StoreError, by_dialect, from_row, on};
+use super::{Db, StoreError, by_dialect, from_row, on, page};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{EventId, StreamId};
 
@@ -115,11 +115,15 @@ pub(super) async fn append_to_each(
     Ok(())
 }
 
-/// Returns up to `limit` events of a stream behind `after_seq`, in order.
+/// Returns the events of a stream behind `after_seq`, in order: at most `limit`, and no more than fit on a
+/// [page](super::PAGE_BYTES), but one if there is one.
 pub async fn after(db: &mut Db, stream: StreamId, after_seq: i64, limit: i64) -> Result<Vec<Event>, StoreError> {
     let sql = "SELECT stream_id, seq, event_id, kind, actor_id, payload, created_at FROM events \
                WHERE stream_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(stream).bind(after_seq).bind(limit).fetch_all(c).await?))
+    let bytes = |event: &Event| event.payload.len();
+    let (found, _) =
+        on!(db, c => page(sqlx::query_as(sql).bind(stream).bind(after_seq).bind(limit).fetch(c), limit, bytes).await?);
+    Ok(found)
 }
 
 /// Returns the number of a stream's newest event; 0 if there is none or no such stream.

@@ -1,7 +1,7 @@
 //! Messages and what hangs on them, as rows.
 
 use super::apply::Scope;
-use super::{Db, End, NEWEST, StoreError, by_dialect, from_row, on};
+use super::{Db, End, LATEST, NEWEST, StoreError, by_dialect, from_row, on, page};
 use crate::clock::Timestamp;
 use crate::domain::id::{ChannelId, UserId};
 use crate::domain::message::{Edit, Message, Reaction};
@@ -33,17 +33,24 @@ from_row!(Message, row => {
 
 macro_rules! select {
     () => {
-        select!("")
+        select!("", "")
     };
-    ($by:literal) => {
+    ($more:literal, $by:literal) => {
         concat!(
             "SELECT m.id, m.channel_id, m.seq, m.message_no, m.thread_seq, m.reply_no, m.author_id, m.text, m.mentions, \
              m.client_msg_id, m.created_at, m.edited_at, m.deleted_at, m.reply_count, m.last_reply_seq, \
-             p.seq IS NOT NULL AS pinned FROM messages m ",
+             p.seq IS NOT NULL AS pinned",
+            $more,
+            " FROM messages m ",
             $by,
             " LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq "
         )
     };
+}
+
+/// What of a message counts for the size of a page.
+fn text_bytes(message: &Message) -> usize {
+    message.text.len()
 }
 
 /// Which part of a channel's history.
@@ -59,7 +66,8 @@ pub enum Page {
     Around(i64),
 }
 
-/// Returns top-level messages in order, and whether there are more in the direction asked for.
+/// Returns top-level messages in order, at most `limit` and [what fits on a page](super::PAGE_BYTES), and whether there
+/// are more in the direction asked for.
 pub async fn history(
     db: &mut Db,
     channel: ChannelId,
@@ -87,10 +95,8 @@ async fn backwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Res
         "WHERE m.channel_id = $1 AND m.seq < $2 AND m.message_no IS NOT NULL \
         ORDER BY m.seq DESC LIMIT $3"
     );
-    let mut found: Vec<Message> =
-        on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch_all(c).await?);
-    let more = found.len() as i64 > limit;
-    found.truncate(usize::try_from(limit).unwrap_or(0));
+    let (mut found, more) = on!(db, c =>
+        page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, text_bytes).await?);
     found.reverse();
     Ok((found, more))
 }
@@ -101,11 +107,7 @@ async fn forwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Resu
         "WHERE m.channel_id = $1 AND m.seq > $2 AND m.message_no IS NOT NULL \
         ORDER BY m.seq LIMIT $3"
     );
-    let mut found: Vec<Message> =
-        on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch_all(c).await?);
-    let more = found.len() as i64 > limit;
-    found.truncate(usize::try_from(limit).unwrap_or(0));
-    Ok((found, more))
+    on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, text_bytes).await)
 }
 
 /// Returns a thread's replies in order, those behind `after_seq`, and whether there are more.
@@ -119,17 +121,15 @@ pub async fn replies(
     macro_rules! replies {
         ($by:literal) => {
             concat!(
-                select!($by),
+                select!("", $by),
                 "WHERE m.channel_id = $1 AND m.thread_seq = $2 AND m.seq > $3 ORDER BY m.seq LIMIT $4"
             )
         };
     }
     // By itself SQLite reads the channel: it takes a partial index for no better than the key.
     let sql = by_dialect!(db, postgres: replies!(""), sqlite: replies!("INDEXED BY messages_by_thread"));
-    let mut found: Vec<Message> = on!(db, c => sqlx::query_as(sql).bind(channel).bind(thread_seq).bind(after_seq)
-        .bind(limit + 1).fetch_all(c).await?);
-    let more = found.len() as i64 > limit;
-    found.truncate(usize::try_from(limit).unwrap_or(0));
+    let (mut found, more) = on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(thread_seq).bind(after_seq)
+        .bind(limit + 1).fetch(c), limit, text_bytes).await?);
     attach_reactions(db, channel, &mut found).await?;
     Ok((found, more))
 }
@@ -149,17 +149,46 @@ pub(super) async fn bare(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Op
     Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).fetch_optional(c).await?))
 }
 
-/// Returns a channel's pinned messages, newest pin first: all of them, for a channel takes no more than 200.
-pub async fn pinned(db: &mut Db, channel: ChannelId) -> Result<Vec<Message>, StoreError> {
-    let sql = concat!(select!(), "WHERE p.channel_id = $1 ORDER BY p.pinned_at DESC LIMIT 200");
-    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).fetch_all(c).await?))
+/// A message that is pinned.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    /// The message.
+    pub message: Message,
+    /// When it was pinned.
+    pub pinned_at: Timestamp,
 }
 
-/// Returns a message's earlier texts, oldest first, those that an event behind `after` replaced.
-pub async fn edits(db: &mut Db, channel: ChannelId, seq: i64, after: i64, limit: i64) -> Result<Vec<Edit>, StoreError> {
+from_row!(Pinned, row => Pinned { message: sqlx::FromRow::from_row(row)?, pinned_at: row.try_get("pinned_at")? });
+
+/// Returns a channel's pinned messages, newest pin first, those behind `end`, and whether there are more.
+pub async fn pinned(
+    db: &mut Db,
+    channel: ChannelId,
+    end: Option<(Timestamp, i64)>,
+    limit: i64,
+) -> Result<(Vec<Pinned>, bool), StoreError> {
+    let sql = concat!(
+        select!(", p.pinned_at", ""),
+        "WHERE p.channel_id = $1 AND (p.pinned_at, p.seq) < ($2, $3) ORDER BY p.pinned_at DESC, p.seq DESC LIMIT $4"
+    );
+    let (at, seq) = end.unwrap_or((LATEST, i64::MAX));
+    let bytes = |pinned: &Pinned| text_bytes(&pinned.message);
+    on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(at).bind(seq).bind(limit + 1).fetch(c), limit, bytes).await)
+}
+
+/// Returns a message's earlier texts, oldest first, those that an event behind `after` replaced, and whether there are
+/// more.
+pub async fn edits(
+    db: &mut Db,
+    channel: ChannelId,
+    seq: i64,
+    after: i64,
+    limit: i64,
+) -> Result<(Vec<Edit>, bool), StoreError> {
     let sql = "SELECT edit_seq, text, editor_id, edited_at FROM edits \
                WHERE channel_id = $1 AND seq = $2 AND edit_seq > $3 ORDER BY edit_seq LIMIT $4";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).bind(after).bind(limit).fetch_all(c).await?))
+    let bytes = |edit: &Edit| edit.text.len();
+    on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(seq).bind(after).bind(limit + 1).fetch(c), limit, bytes).await)
 }
 
 from_row!(Edit, row => Edit {
@@ -396,8 +425,9 @@ pub struct Saved {
 
 from_row!(Saved, row => Saved { message: sqlx::FromRow::from_row(row)?, saved_at: row.try_get("saved_at")? });
 
-/// Returns the messages that a user saved and may still read, newest first, those behind `end`.
-pub async fn saved(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> Result<Vec<Saved>, StoreError> {
+/// Returns the messages that a user saved and may still read, newest first, those behind `end`, and whether there are
+/// more.
+pub async fn saved(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> Result<(Vec<Saved>, bool), StoreError> {
     let sql = "SELECT m.id, m.channel_id, m.seq, m.message_no, m.thread_seq, m.reply_no, m.author_id, m.text, m.mentions, \
         m.client_msg_id, m.created_at, m.edited_at, m.deleted_at, m.reply_count, m.last_reply_seq, \
         p.seq IS NOT NULL AS pinned, s.saved_at FROM saved s \
@@ -407,5 +437,7 @@ pub async fn saved(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> R
         WHERE s.user_id = $1 AND (s.saved_at, s.channel_id, s.seq) < ($2, $3, $4) \
         ORDER BY s.saved_at DESC, s.channel_id DESC, s.seq DESC LIMIT $5";
     let (at, channel, seq) = end.unwrap_or(NEWEST);
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit).fetch_all(c).await?))
+    let bytes = |saved: &Saved| text_bytes(&saved.message);
+    on!(db, c => page(sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit,
+        bytes).await)
 }

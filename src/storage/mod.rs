@@ -30,6 +30,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -137,6 +139,27 @@ impl Db {
             Db::Sqlite(connection) => drop(connection.detach()),
         }
     }
+}
+
+/// About how many bytes of text are read at once: whoever wants more asks for what is behind.
+pub const PAGE_BYTES: usize = 1_024 * 1_024;
+
+/// Takes rows off a query: at most `limit` of them, and no more than about [`PAGE_BYTES`], but one at least. Returns
+/// whether there are more. The rest is not read into memory.
+pub(crate) async fn page<T>(
+    mut rows: BoxStream<'_, Result<T, sqlx::Error>>,
+    limit: i64,
+    bytes: impl Fn(&T) -> usize,
+) -> Result<(Vec<T>, bool), StoreError> {
+    let (mut found, mut read) = (Vec::new(), 0);
+    while let Some(row) = rows.try_next().await? {
+        read += bytes(&row);
+        if found.len() as i64 >= limit || (read > PAGE_BYTES && !found.is_empty()) {
+            return Ok((found, true));
+        }
+        found.push(row);
+    }
+    Ok((found, false))
 }
 
 /// What a write or a read ended with when it did not succeed.

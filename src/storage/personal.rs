@@ -1,7 +1,7 @@
 //! What is one user's own: read state, drafts, saved messages, preferences, followed threads.
 
 use super::apply::Scope;
-use super::{Db, End, NEWEST, StoreError, events, from_row, on};
+use super::{Db, End, NEWEST, StoreError, events, from_row, on, page};
 use crate::clock::Timestamp;
 use crate::domain::channel::Notify;
 use crate::domain::id::{ChannelId, UserId};
@@ -92,13 +92,15 @@ pub(super) async fn remove_drafts(
     Ok(())
 }
 
-/// Returns a user's drafts, newest first, those behind `end`.
-pub async fn drafts(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> Result<Vec<Draft>, StoreError> {
+/// Returns a user's drafts, newest first, those behind `end`, and whether there are more.
+pub async fn drafts(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> Result<(Vec<Draft>, bool), StoreError> {
     let sql = "SELECT channel_id, thread_seq, text, updated_at FROM drafts \
                WHERE user_id = $1 AND (updated_at, channel_id, thread_seq) < ($2, $3, $4) \
                ORDER BY updated_at DESC, channel_id DESC, thread_seq DESC LIMIT $5";
     let (at, channel, seq) = end.unwrap_or(NEWEST);
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit).fetch_all(c).await?))
+    let bytes = |draft: &Draft| draft.text.len();
+    on!(db, c => page(sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit,
+        bytes).await)
 }
 
 /// Sets what a member wants to be told of; what is `None` stays.

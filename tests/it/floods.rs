@@ -7,7 +7,8 @@ use std::path::Path;
 use colink::client::{Client, Gateway, Options};
 use colink::domain::command::SendMessage;
 use colink::domain::id::ChannelId;
-use serde_json::json;
+use colink::domain::text::TEXT_MAX;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::cli::{Serving, run_json};
@@ -20,6 +21,8 @@ const MIB: usize = 1_024 * 1_024;
 const FLOOD: usize = 8 * MIB;
 /// How much larger the server may be after all of it.
 const GROWTH: usize = 24 * MIB;
+/// The same after pages: what is remembered of them, and what is being made.
+const PAGES: usize = 64 * MIB;
 
 struct Flooded {
     server: Serving,
@@ -29,7 +32,12 @@ struct Flooded {
 
 impl Flooded {
     async fn start(data: &Path) -> Flooded {
-        let off = ["gateway.commands_per_minute", "gateway.identifies_per_minute", "limits.messages_per_minute"];
+        let off = [
+            "gateway.commands_per_minute",
+            "gateway.identifies_per_minute",
+            "limits.messages_per_minute",
+            "limits.requests_per_minute",
+        ];
         let mut args: Vec<String> = off.iter().flat_map(|key| ["--set".to_owned(), format!("{key}=0")]).collect();
         let patience = ["--set", "gateway.heartbeat_interval_ms=600000", "--set", "gateway.write_stall_ms=1000"];
         args.extend(patience.map(str::to_owned));
@@ -74,9 +82,8 @@ async fn no_flood_makes_the_server_grow_or_others_wait() {
     let room = world.room;
     let others = Gateway::connect(&world.server.url, &world.token, Options::default()).await.unwrap();
     let says = |text: &str| SendMessage { ..message(room, text) };
-    let request = |kind: &str, d: serde_json::Value| {
-        frame(true, TEXT, json!({"id": 1, "type": kind, "d": d}).to_string().as_bytes())
-    };
+    let request =
+        |kind: &str, d: Value| frame(true, TEXT, json!({"id": 1, "type": kind, "d": d}).to_string().as_bytes());
     let users: Vec<_> = (0..500).map(|_| room).collect();
     let small = [frame(false, TEXT, b"{"), frame(false, CONTINUATION, b"").repeat(60)].concat();
     let whole = [small, frame(true, CONTINUATION, br#""id":1,"type":"time.travel"}"#)].concat();
@@ -135,4 +142,58 @@ async fn attempts_to_sign_in_leave_nothing_behind() {
     }
     let now = world.size();
     assert!(now < before + GROWTH, "from {} to {} MiB", before / MIB, now / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_the_longest_messages_are_cut_and_forgotten() {
+    let data = tempfile::tempdir().unwrap();
+    let world = Flooded::start(data.path()).await;
+    let (room, ana) = (world.room, Http::new(&world.server.url, Some(&world.token)));
+    let longest = "\"".repeat(TEXT_MAX);
+    for _ in 0..200 {
+        ana.command(&message(room, &longest).into(), None).await.good();
+    }
+    let history = async |before: i64| {
+        let page = ana.get(&format!("/v1/channels/{room}/messages?limit=200&before_seq={before}")).await;
+        assert!(page.body.len() < 3 * MIB, "{} MiB of history", page.body.len() / MIB);
+        page
+    };
+    let events = async |after: i64| {
+        let page = ana.get(&format!("/v1/streams/{room}/events?limit=1000&after_seq={after}")).await;
+        assert!(page.body.len() < 3 * MIB, "{} MiB of events", page.body.len() / MIB);
+        page
+    };
+    let before = world.size();
+    for n in 0..100 {
+        // Every one of these is the newest page, by another name.
+        history(1_000_000_000 + n).await;
+        events(n).await;
+        let now = world.size();
+        assert!(now < before + PAGES, "from {} to {} MiB", before / MIB, now / MIB);
+    }
+
+    // What was cut off is on the next page.
+    let seq = |message: &Value| message["seq"].as_i64().unwrap();
+    let (mut seen, mut from) = (0, 1_000);
+    loop {
+        let page = history(from).await;
+        let items = page.items();
+        (seen, from) = (seen + items.len(), seq(&items[0]));
+        if page.json()["has_more"] == false {
+            break;
+        }
+    }
+    assert_eq!((seen, from), (200, 2));
+    let mut last = 0;
+    loop {
+        let page = events(last).await;
+        for event in page.items() {
+            assert_eq!(seq(&event), last + 1);
+            last += 1;
+        }
+        if page.json()["head"] == last {
+            break;
+        }
+    }
+    assert_eq!(last, 201);
 }

@@ -162,7 +162,7 @@ impl State {
                 let after = moves.seen().max(delivered);
                 let read = events::after(&mut db, self.stream, after, READ_MAX).await?;
                 moves.note(&read);
-                more = read.len() as i64 == READ_MAX;
+                more = !read.is_empty();
             }
             let audience = moves.take_back(audience);
             let mut room = Room::new(self.stream, audience, delivered);
@@ -226,7 +226,9 @@ impl State {
                     return false;
                 }
             };
-            let more = read.len() as i64 == READ_MAX;
+            if read.is_empty() {
+                return true;
+            }
             for event in read {
                 self.hear(&event, None);
             }
