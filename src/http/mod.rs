@@ -12,6 +12,7 @@ pub mod fallback;
 pub mod openapi;
 pub mod operator;
 pub mod serve;
+pub mod stall;
 pub mod users;
 pub mod ws;
 

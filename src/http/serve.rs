@@ -1,4 +1,5 @@
-//! Connections: accepted within a bound, served as HTTP/1.1 within limits, and closed in order. Each request is told which
+//! Connections: accepted within a bound, served as HTTP/1.1 within limits, and closed in order, or when their peer takes
+//! nothing of an answer any more ([`super::stall`]). Each request is told which
 //! address it comes from, behind trusted proxies too.
 
 use std::convert::Infallible;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
+use super::stall::Patient;
 use crate::actors::Hub;
 use crate::config::Network;
 
@@ -112,7 +114,8 @@ async fn connection(
     if server.header_timeout_ms > 0 {
         builder.header_read_timeout(Duration::from_millis(server.header_timeout_ms));
     }
-    let served = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let patient = Patient::new(stream, Duration::from_millis(server.write_stall_ms));
+    let served = builder.serve_connection(TokioIo::new(patient), service).with_upgrades();
     tokio::pin!(served);
     tokio::select! {
         _ = served.as_mut() => {}

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::auth;
 use super::error::Refused;
 use super::serve::{Place, origin};
+use super::stall::Patient;
 use crate::actors::Hub;
 use crate::actors::session::resume::Resumed;
 use crate::actors::session::{OpenError, SessionHandle, too_many};
@@ -128,8 +129,8 @@ async fn whose(hub: &Hub, from: IpAddr, token: &str) -> Result<Principal, Refusa
 /// Takes the bare socket out of the HTTP machinery, with what was read too early.
 async fn bare(upgraded: fastwebsockets::upgrade::UpgradeFut) -> Option<(TcpStream, Bytes)> {
     let websocket = upgraded.await.ok()?;
-    let parts = websocket.into_inner().into_inner().downcast::<TokioIo<TcpStream>>().ok()?;
-    Some((parts.io.into_inner(), parts.read_buf))
+    let parts = websocket.into_inner().into_inner().downcast::<TokioIo<Patient>>().ok()?;
+    Some((parts.io.into_inner().into_inner(), parts.read_buf))
 }
 
 /// One connection.
