@@ -50,6 +50,12 @@ impl Socket {
 
     /// Shakes hands; returns the answer if that is a refusal.
     pub(crate) async fn try_open(url: &str, headers: &[(&str, &str)]) -> Result<Socket, String> {
+        let stream = TcpStream::connect(url.trim_start_matches("http://")).await.unwrap();
+        Socket::over(stream, url, headers).await
+    }
+
+    /// Shakes hands over a connection; returns the answer if that is a refusal.
+    pub(crate) async fn over(mut stream: TcpStream, url: &str, headers: &[(&str, &str)]) -> Result<Socket, String> {
         let authority = url.trim_start_matches("http://");
         let mut request = format!(
             "GET /v1/ws HTTP/1.1\r\nhost: {authority}\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
@@ -61,7 +67,6 @@ impl Socket {
         }
         request.push_str("\r\n");
         within("the handshake", async {
-            let mut stream = TcpStream::connect(authority).await.unwrap();
             stream.set_nodelay(true).unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut buffer = Vec::new();
