@@ -80,16 +80,23 @@ pub struct Standing {
     pub wait: Option<Duration>,
 }
 
-/// The most keys that [`Buckets`] counts at a time.
-const COUNTED_MAX: usize = 100_000;
+/// How many keys are counted, at least, before full buckets are looked for.
+const SWEPT_AT: usize = 1_024;
 
-/// A bucket for each key. A full bucket need not be remembered, so the memory is bounded.
+/// A bucket for each key, with the rate it was last asked for. A full bucket need not be remembered: those that are full
+/// are forgotten whenever there are twice as many as were left the last time.
 #[derive(Debug)]
-pub struct Buckets<K>(Mutex<HashMap<K, Bucket>>);
+pub struct Buckets<K>(Mutex<Counted<K>>);
+
+#[derive(Debug)]
+struct Counted<K> {
+    buckets: HashMap<K, (Bucket, Rate)>,
+    sweep_at: usize,
+}
 
 impl<K> Default for Buckets<K> {
     fn default() -> Self {
-        Buckets(Mutex::default())
+        Buckets(Mutex::new(Counted { buckets: HashMap::new(), sweep_at: SWEPT_AT }))
     }
 }
 
@@ -108,11 +115,13 @@ impl<K: Eq + Hash> Buckets<K> {
         if rate.per_minute == 0 {
             return None;
         }
-        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= COUNTED_MAX {
-            buckets.retain(|_, bucket| !bucket.is_full(rate, now));
+        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.buckets.len() >= counted.sweep_at {
+            counted.buckets.retain(|_, (bucket, rate)| !bucket.is_full(*rate, now));
+            counted.sweep_at = SWEPT_AT.max(2 * counted.buckets.len());
         }
-        let bucket = buckets.entry(key).or_insert_with(|| Bucket::full(rate, now));
+        let (bucket, asked) = counted.buckets.entry(key).or_insert_with(|| (Bucket::full(rate, now), rate));
+        *asked = rate;
         let wait = bucket.take(rate, now).err();
         Some(Standing { limit: rate.burst, left: bucket.left(), full_in: bucket.full_in(rate), wait })
     }
@@ -121,9 +130,9 @@ impl<K: Eq + Hash> Buckets<K> {
 impl<K: Eq + Hash> Buckets<K> {
     /// Says how long until there is a token of a key's; zero if there is one now. Takes none.
     pub fn wait(&self, key: &K, rate: Rate, now: Timestamp) -> Duration {
-        let buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken from a copy.
-        let left = buckets.get(key).copied().map_or(Ok(()), |mut bucket| bucket.take(rate, now));
+        let left = counted.buckets.get(key).copied().map_or(Ok(()), |(mut bucket, _)| bucket.take(rate, now));
         left.err().unwrap_or_default()
     }
 }
@@ -160,6 +169,31 @@ mod tests {
         assert_eq!(buckets.ask("b", rate, now), standing(1, 1, None));
         assert_eq!(buckets.ask("a", rate, now.plus_seconds(60)), standing(1, 1, None));
         assert_eq!(buckets.ask("a", Rate { per_minute: 0, burst: 2 }, now), None);
+    }
+
+    #[test]
+    fn full_buckets_are_forgotten_each_by_its_own_rate() {
+        let (slow, fast) = (Rate { per_minute: 1, burst: 2 }, Rate { per_minute: 60_000, burst: 2 });
+        let buckets = Buckets::default();
+        let count = || buckets.0.lock().unwrap().buckets.len();
+        for n in 0..10 {
+            buckets.ask(n, slow, Timestamp(0));
+            buckets.ask(n, slow, Timestamp(0));
+        }
+        for n in 10..100_000 {
+            buckets.ask(n, fast, Timestamp(n * 1_000));
+            assert!(count() <= SWEPT_AT);
+        }
+        let left = buckets.ask(0, slow, Timestamp(0).plus_seconds(1)).unwrap();
+        assert!(left.wait.is_some(), "one that is not full is remembered");
+
+        let all_at_once = Buckets::default();
+        for n in 0..10_000 {
+            all_at_once.ask(n, slow, Timestamp(0));
+        }
+        assert_eq!(all_at_once.0.lock().unwrap().buckets.len(), 10_000);
+        all_at_once.ask(10_000, slow, Timestamp(0).plus_seconds(60));
+        assert!(all_at_once.0.lock().unwrap().sweep_at <= 2 * 10_240);
     }
 
     #[test]
