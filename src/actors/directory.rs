@@ -104,6 +104,10 @@ struct Sessions {
     by_user: HashMap<UserId, Vec<Arc<SessionHandle>>>,
 }
 
+/// A user has as many sessions in use as may be.
+#[derive(Debug)]
+pub struct TooMany;
+
 /// The directory of one node.
 #[derive(Default)]
 pub struct Directory {
@@ -148,11 +152,25 @@ impl Directory {
         self.slots.read().expect("no panic under this lock").values().filter(|slot| slot.actor().is_some()).count()
     }
 
-    /// Adds a session.
-    pub fn add_session(&self, session: &Arc<SessionHandle>) {
+    /// Adds a session, unless its user has `most` (0: no limit) that are in use. The oldest one that nobody is connected to
+    /// makes way: it is over then, and returned to be ended.
+    pub fn add_session(
+        &self,
+        session: &Arc<SessionHandle>,
+        most: usize,
+    ) -> Result<Option<Arc<SessionHandle>>, TooMany> {
         let mut sessions = self.sessions.write().expect("no panic under this lock");
+        let mut open: Vec<_> = sessions.by_user.get(&session.user_id).into_iter().flatten().collect();
+        open.retain(|session| !session.ended());
+        let mut gone = None;
+        if most > 0 && open.len() >= most {
+            open.sort_by_key(|session| session.id);
+            let oldest = open.into_iter().find(|session| session.make_way()).ok_or(TooMany)?;
+            gone = Some(oldest.clone());
+        }
         sessions.by_id.insert(session.id, session.clone());
         sessions.by_user.entry(session.user_id).or_default().push(session.clone());
+        Ok(gone)
     }
 
     /// Forgets a session; returns whether it was the user's last.

@@ -394,3 +394,24 @@ async fn presence_that_panics_is_rebuilt_from_the_sessions() {
         assert_eq!(seen, [(ana.user_id, Presence::Online), (bob.user_id, Presence::Offline)]);
     }
 }
+
+#[tokio::test]
+async fn sessions_that_are_opened_at_once_are_counted_too() {
+    let world = World::open(|config| config.gateway.sessions_per_user = 3).await;
+    let ana = world.user("ana").await;
+    let open_ten = async |first: u64| {
+        let opening = (first..first + 10).map(|connection| world.hub.open_session(ana, None, connection));
+        let opened = futures_util::future::join_all(opening).await;
+        let refused = |opened: &&Result<_, OpenError>| matches!(opened, Err(OpenError::TooMany));
+        assert_eq!(opened.iter().filter(refused).count(), 7);
+        until(async || (world.hub.directory.session_count(ana.user_id) == 3).then_some(())).await;
+        opened.into_iter().flatten().map(|(session, _)| session).collect::<Vec<_>>()
+    };
+    let opened = open_ten(1).await;
+    for (session, connection) in opened.iter().flat_map(|session| (1..=10).map(move |c| (session, c))) {
+        session.detach(connection);
+    }
+    // Three wait for their clients: each makes way once.
+    open_ten(11).await;
+    assert!(opened.iter().all(|session| session.ended()));
+}

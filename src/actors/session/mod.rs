@@ -16,6 +16,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::Hub;
 use super::channel::ChannelMsg;
+use super::directory::TooMany;
 use super::presence::PresenceMsg;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
@@ -127,6 +128,11 @@ impl SessionHandle {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// Makes way for another session, if nobody is connected; it is over from here on. Returns whether it did.
+    pub(super) fn make_way(&self) -> bool {
+        self.queue.retire(0) && !self.ended.swap(true, Ordering::AcqRel)
+    }
+
     /// Returns whom it watches.
     pub fn watches(&self) -> Box<[UserId]> {
         self.watches.lock().expect("no panic under this lock").clone()
@@ -230,7 +236,6 @@ impl Hub {
         intents: Option<&[Intent]>,
         connection: u64,
     ) -> Result<Arc<SessionHandle>, OpenError> {
-        self.make_room_for(principal.user_id)?;
         let gateway = &self.config.gateway;
         let bounds = Bounds {
             events: gateway.queue_events,
@@ -248,7 +253,13 @@ impl Hub {
             }
             Err(error) => return Err(StoreError::from(invalid(format!("cannot start a session: {error}"))).into()),
         }
-        self.directory.add_session(&session);
+        match self.directory.add_session(&session, gateway.sessions_per_user) {
+            Ok(made_way) => made_way.iter().for_each(|oldest| oldest.end()),
+            Err(TooMany) => {
+                session.end();
+                return Err(OpenError::TooMany);
+            }
+        }
         self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
         if let Err(error) = self.hear_channels(&session).await {
             session.end();
@@ -314,21 +325,6 @@ impl Hub {
             }
         }
         std::future::pending().await
-    }
-
-    /// Sessions that nobody is connected to make way for a new one.
-    fn make_room_for(&self, user: UserId) -> Result<(), OpenError> {
-        let most = self.config.gateway.sessions_per_user;
-        if most == 0 || self.directory.session_count(user) < most {
-            return Ok(());
-        }
-        let mut idle: Vec<_> = self.directory.sessions_of(user).into_iter().filter(|s| !s.queue.attached()).collect();
-        idle.sort_by_key(|session| session.id);
-        let Some(oldest) = idle.first() else { return Err(OpenError::TooMany) };
-        if oldest.queue.retire(0) {
-            oldest.end();
-        }
-        Ok(())
     }
 
     async fn ready(&self, session: &SessionHandle) -> Result<String, StoreError> {
