@@ -24,9 +24,6 @@ use crate::storage::channels::{self, Facts};
 use crate::storage::idempotency::body_hash;
 use crate::storage::writer::{Answer, Reply, Work, Write};
 
-/// How long REST waits for an answer.
-const REST_WAIT: Duration = Duration::from_secs(30);
-
 impl Hub {
     /// Sends a command on its way; the answer comes when it is committed or refused.
     pub fn dispatch(&self, caller: Principal, command: Command, key: Option<String>, answer: Answer) {
@@ -57,17 +54,15 @@ impl Hub {
         self.tell(stream, ChannelMsg::Run(write));
     }
 
-    /// Sends a command on its way and waits for the answer.
+    /// Sends a command on its way and waits for the answer; how long that may take is the caller's to say.
     pub async fn run(&self, caller: Principal, command: Command, key: Option<String>) -> Result<Reply, Refusal> {
         let (tx, rx) = oneshot::channel();
         let answer = Answer::new(move |result| {
             let _ = tx.send(result);
         });
         self.dispatch(caller, command, key, answer);
-        match tokio::time::timeout(REST_WAIT, rx).await {
-            Ok(Ok(result)) => result,
-            _ => Err(Refusal::new(Code::Timeout, "no answer in time: repeat the request with the same key")),
-        }
+        let lost = || Refusal::new(Code::Timeout, "the answer was lost: repeat the request with the same key");
+        rx.await.unwrap_or_else(|_| Err(lost()))
     }
 
     /// Answers a write that is over its rate: with the first answer to its key if it has one, for a repeat does nothing
