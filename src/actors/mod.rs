@@ -134,8 +134,7 @@ impl Hub {
         let (root, _) = Actor::spawn(None, Root, hub.clone()).await?;
         let (channels, _) = Actor::spawn_linked(None, channel::Channels, hub.clone(), root.get_cell()).await?;
         let (sessions, _) = Actor::spawn_linked(None, session::Sessions, hub.clone(), root.get_cell()).await?;
-        let (presence, _) = Actor::spawn_linked(None, PresenceActor, hub.clone(), root.get_cell()).await?;
-        hub.directory.set_presence(presence);
+        Actor::spawn_linked(None, PresenceActor, hub.clone(), root.get_cell()).await?;
         let _ = hub.actors.set(Actors { root, channels, sessions });
         housekeeping::start(&hub, hub.writing.clone());
         Ok(hub)
@@ -248,8 +247,7 @@ impl Actor for Root {
             tracing::error!(actor = ?cell.get_id(), %error, "an actor below the root failed");
             // Channels and Sessions do nothing that can fail; presence holds user input and is rebuilt from sessions.
             if hub.directory.is_presence(&cell) {
-                let (presence, _) = Actor::spawn_linked(None, PresenceActor, hub.clone(), myself.get_cell()).await?;
-                hub.directory.set_presence(presence);
+                Actor::spawn_linked(None, PresenceActor, hub.clone(), myself.get_cell()).await?;
             }
         }
         Ok(())

@@ -65,6 +65,14 @@ impl Hub {
         rx.await.unwrap_or_else(|_| Err(lost()))
     }
 
+    /// Has a channel tell that somebody is typing there; one that has more to do than it can does without.
+    pub(super) fn typing(&self, user: UserId, channel: ChannelId, thread_seq: Option<i64>) {
+        let slot = self.directory.slot_or_new(channel.into());
+        if let Some(credit) = Credit::take(&slot, self.config.channels.mailbox) {
+            self.tell(channel.into(), ChannelMsg::Typing { user, thread_seq, credit });
+        }
+    }
+
     /// Answers a write that is over its rate: with the first answer to its key if it has one, for a repeat does nothing
     /// anew, else with a refusal. The writer looks, behind all that was handed to it before: so a repeat waits for a
     /// first one that is being written.

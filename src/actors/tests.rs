@@ -21,6 +21,7 @@ use crate::domain::error::{Code, Refusal};
 use crate::domain::id::{ChannelId, TokenId};
 use crate::domain::message::Sent;
 use crate::domain::user::{Presence, Role};
+use crate::protocol::client::Request;
 use crate::protocol::close::CloseCode;
 use crate::storage::accounts::{Account, Proof, SYSTEM};
 use crate::storage::tokens::{Secret, Token};
@@ -414,4 +415,59 @@ async fn sessions_that_are_opened_at_once_are_counted_too() {
     // Three wait for their clients: each makes way once.
     open_ten(11).await;
     assert!(opened.iter().all(|session| session.ended()));
+}
+
+#[tokio::test]
+async fn the_last_word_on_whom_a_session_watches_counts_even_if_presence_died_over_it() {
+    let world = World::open(|_| {}).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let ear = world.listen(ana, 1).await;
+    let subscribe = |n: u64, user| {
+        ear.session.queue.begin();
+        ear.session.request(Some(n), Ok(Request::SubscribePresence(vec![user])));
+    };
+    // While presence is down, nothing of this is handled; when it is back, the last word counts.
+    world.hub.directory.tell_presence(PresenceMsg::Panic);
+    for n in 0..100 {
+        subscribe(n, ana.user_id);
+    }
+    subscribe(100, bob.user_id);
+    let mut last = Value::Null;
+    let mut is_told_of = async |user: UserId| {
+        until(async || {
+            ear.session.queue.take(1, usize::MAX, |s, bytes| {
+                let frame: Value = serde_json::from_slice(&text_of(s, bytes)).unwrap();
+                if frame["type"] == "presence" {
+                    last = frame["d"]["user_id"].clone();
+                }
+            });
+            (last == user.to_string()).then_some(())
+        })
+        .await;
+    };
+    is_told_of(bob.user_id).await;
+    subscribe(101, ana.user_id);
+    is_told_of(ana.user_id).await;
+}
+
+#[tokio::test]
+async fn typing_takes_a_credit_and_a_channel_without_one_is_told_nothing() {
+    let world = World::open(|config| config.channels.mailbox = 8).await;
+    let ana = world.user("ana").await;
+    let room = world.channel(ana, "room", &[]).await;
+    world.hub.tell(room.into(), ChannelMsg::Flush);
+    let slot = until(async || {
+        let slot = world.hub.directory.slot(room.into())?;
+        slot.actor().is_some().then_some(slot)
+    })
+    .await;
+    let in_flight = || slot.in_flight.load(std::sync::atomic::Ordering::Acquire);
+    until(async || (in_flight() == 0).then_some(())).await;
+    // One thread: the actor handles none of these before all are told.
+    for thread in 0..1_000 {
+        world.hub.typing(ana.user_id, room, Some(thread));
+    }
+    assert_eq!(in_flight(), 8);
+    until(async || (in_flight() == 0).then_some(())).await;
+    world.post(ana, room, "on-it-goes").await;
 }

@@ -2,6 +2,7 @@
 //!
 //! A server of its own, with every rate switched off, so that only the bounds of memory hold; its size is read from /proc.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use colink::client::{Client, Gateway, Options};
@@ -9,12 +10,14 @@ use colink::domain::command::SendMessage;
 use colink::domain::id::ChannelId;
 use colink::domain::text::TEXT_MAX;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::cli::{Serving, run_json};
 use crate::http::Http;
 use crate::socket::{CONTINUATION, Incoming, PING, Socket, TEXT, frame};
-use crate::world::{LIMIT, eventually, message, within};
+use crate::world::{LIMIT, Person, World, eventually, message, within};
 
 const MIB: usize = 1_024 * 1_024;
 /// How much is sent in each way, if the server takes it.
@@ -196,4 +199,80 @@ async fn pages_of_the_longest_messages_are_cut_and_forgotten() {
         }
     }
     assert_eq!(last, 201);
+}
+
+/// Sends 64 messages in one piece, and again those that were refused for the moment; returns why they were.
+async fn posts_at_once(ana: &Person, room: ChannelId) -> BTreeSet<String> {
+    let send = |n: u64| {
+        let d = json!({"channel_id": room, "text": format!("text {n}"), "client_msg_id": format!("key-{n}")});
+        frame(true, TEXT, json!({"id": n, "type": "message.send", "d": d}).to_string().as_bytes())
+    };
+    let mut socket = ana.connects().await;
+    let (mut left, mut reasons): (BTreeSet<u64>, _) = ((0..64).collect(), BTreeSet::new());
+    while !left.is_empty() {
+        let asked = std::mem::take(&mut left);
+        socket.send_bytes(&asked.iter().flat_map(|n| send(*n)).collect::<Vec<u8>>()).await;
+        for n in asked {
+            let reply = socket.reply(n).await;
+            if reply["ok"] == false {
+                assert_eq!((&reply["error"], &reply["temporary"]), (&json!("unavailable"), &json!(true)), "{reply}");
+                reasons.insert(reply["message"].as_str().unwrap().to_owned());
+                left.insert(n);
+            }
+        }
+    }
+    let stored = ana.http.get(&format!("/v1/channels/{room}/messages?limit=200")).await.items();
+    let texts: BTreeSet<&str> = stored.iter().map(|message| message["text"].as_str().unwrap()).collect();
+    assert_eq!((stored.len(), texts.len()), (64, 64), "each is stored once");
+    reasons
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_with_too_much_to_do_refuses_and_its_neighbour_does_not() {
+    let world = World::with(|config| config.channels.mailbox = 16).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let (busy, quiet) = (world.channel("busy", &[&ana]).await, world.channel("quiet", &[&bob]).await);
+    let talks = async {
+        for n in 0..20 {
+            bob.says(quiet, &format!("text {n}")).await;
+        }
+    };
+    let (reasons, ()) = tokio::join!(posts_at_once(&ana, busy), talks);
+    assert_eq!(reasons, BTreeSet::from(["this channel has more to do than it can: slow down".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_with_too_much_to_write_refuses() {
+    let world = World::with(|config| (config.database.batch, config.database.queue) = (1, 1)).await;
+    let ana = world.user("ana").await;
+    let room = world.channel("room", &[&ana]).await;
+    let reasons = posts_at_once(&ana, room).await;
+    assert_eq!(reasons, BTreeSet::from(["the server has more to write than it can: slow down".to_owned()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_beyond_the_most_are_closed_and_those_before_are_served() {
+    let world = World::with(|config| config.server.max_connections = 3).await;
+    let ana = world.user("ana").await;
+    let (mut one, mut two) = (ana.connects().await, ana.connects().await);
+    let connects = || TcpStream::connect(world.url.trim_start_matches("http://"));
+    let asks = async || {
+        let mut stream = connects().await.unwrap();
+        let mut answer = String::new();
+        // One that is closed at once may be reset.
+        let _ = stream.write_all(b"GET /health HTTP/1.1\r\nhost: hub\r\nconnection: close\r\n\r\n").await;
+        let _ = within("an answer or an end", stream.read_to_string(&mut answer)).await;
+        answer.starts_with("HTTP/1.1 200")
+    };
+    let mut third = connects().await.unwrap();
+    for _ in 0..100 {
+        assert!(!asks().await);
+    }
+    assert!(one.call("nonsense", json!({})).await["error"] == "unknown_type");
+    third.write_all(b"GET /health HTTP/1.1\r\nhost: hub\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    within("the third's answer", third.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    eventually("its place to be free", asks).await;
+    assert!(two.call("nonsense", json!({})).await["error"] == "unknown_type");
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::Hub;
-use super::directory::{Detour, Slot};
+use super::directory::{Credit, Detour, Slot};
 use super::session::SessionHandle;
 use super::supervisor::Intensity;
 use crate::domain::command::Command;
@@ -48,6 +48,8 @@ pub enum ChannelMsg {
         user: UserId,
         /// In which thread.
         thread_seq: Option<i64>,
+        /// What bounds the notices that wait.
+        credit: Credit,
     },
     /// Send what waits.
     Flush,
@@ -114,7 +116,10 @@ impl Actor for Channel {
             ChannelMsg::Run(write) => state.run(write),
             ChannelMsg::Committed { events, at } => state.committed(&myself, events, at).await,
             ChannelMsg::Subscribe(session) => state.subscribe(session),
-            ChannelMsg::Typing { user, thread_seq } => state.typing(user, thread_seq).await,
+            ChannelMsg::Typing { user, thread_seq, credit } => {
+                state.typing(user, thread_seq).await;
+                drop(credit);
+            }
             ChannelMsg::Flush => state.flush(),
             ChannelMsg::Recover => state.recover(&myself).await,
             ChannelMsg::StopIfIdle => state.stop_if_idle(&myself),
@@ -231,9 +236,6 @@ impl State {
             }
             for event in read {
                 self.hear(&event, None);
-            }
-            if !more {
-                return true;
             }
         }
     }

@@ -50,7 +50,7 @@ pub enum PresenceMsg {
         /// How.
         mode: PresenceMode,
     },
-    /// A session watches other users from now on.
+    /// A session watches other users from now on. Told again only when this is done: a session has one at most on its way.
     Watch {
         /// The session, which knows whom.
         session: Arc<SessionHandle>,
@@ -91,6 +91,8 @@ impl Actor for PresenceActor {
             table: Table::default(),
             watchers: HashMap::new(),
             watching: HashMap::new(),
+        // First of all: what happens from here on is told to this one, what happened before is seen below.
+        hub.directory.set_presence(myself.clone());
             changed: HashSet::new(),
             hub,
         };
@@ -177,7 +179,7 @@ impl State {
     }
 
     fn watch(&mut self, session: &Arc<SessionHandle>) {
-        let users = session.watches();
+        let users = session.take_watches();
         if let Some(before) = self.watching.remove(&session.id) {
             self.unwatch(session.id, &before);
         }

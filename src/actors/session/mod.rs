@@ -62,6 +62,8 @@ pub struct SessionHandle {
     sign_in_ends: AtomicI64,
     ended: AtomicBool,
     watches: Mutex<Box<[UserId]>>,
+    /// The presence tracker was told to look at `watches`, and did not yet.
+    watches_told: AtomicBool,
     actor: OnceLock<ActorRef<SessionMsg>>,
 }
 
@@ -81,6 +83,7 @@ impl SessionHandle {
             sign_in_ends: AtomicI64::new(i64::MAX),
             ended: AtomicBool::new(false),
             watches: Mutex::default(),
+            watches_told: AtomicBool::new(false),
             actor: OnceLock::new(),
         })
     }
@@ -133,8 +136,9 @@ impl SessionHandle {
         self.queue.retire(0) && !self.ended.swap(true, Ordering::AcqRel)
     }
 
-    /// Returns whom it watches.
-    pub fn watches(&self) -> Box<[UserId]> {
+    /// Returns whom it watches, for the presence tracker; a change from here on is told to it again.
+    pub(super) fn take_watches(&self) -> Box<[UserId]> {
+        self.watches_told.store(false, Ordering::SeqCst);
         self.watches.lock().expect("no panic under this lock").clone()
     }
 
@@ -504,7 +508,7 @@ impl State {
             .is_some_and(|(of, thread, at)| of == channel && thread == thread_seq && now.since(at) < lasts / 2);
         if !lasts.is_zero() && !told {
             self.typed = Some((channel, thread_seq, now));
-            self.hub.tell(channel.into(), ChannelMsg::Typing { user: self.handle.user_id, thread_seq });
+            self.hub.typing(self.handle.user_id, channel, thread_seq);
         }
         Ok("{}")
     }
@@ -517,7 +521,7 @@ impl State {
         let users = users::seen_by(&self.hub.store, self.handle.principal(), users).await;
         let users = users.map_err(|_| unavailable("the database does not answer now"))?;
         *self.handle.watches.lock().expect("no panic under this lock") = users.into();
-        if self.handle.wants_presence {
+        if self.handle.wants_presence && !self.handle.watches_told.swap(true, Ordering::SeqCst) {
             self.hub.directory.tell_presence(PresenceMsg::Watch { session: self.handle.clone() });
         }
         Ok("{}")
