@@ -1,7 +1,7 @@
 //! The actors, who own all that lives in memory. The store is the truth; everything here can die and come back.
 //!
 //! ```text
-//! Root                     starts the others; starts presence again
+//! Root                     starts presence again; if another one of these dies, the node stops
 //! ├── Channels             finds, starts and restarts channels; quarantines one that keeps failing
 //! │   └── Channel *        one a stream that is in use: a channel, a user's own stream, the workspace
 //! ├── Sessions             starts and forgets sessions
@@ -79,6 +79,8 @@ pub struct Hub {
     pub draining: CancellationToken,
     /// Cancelled when what is still open is closed.
     pub closing: CancellationToken,
+    /// Cancelled when something died that nothing works without and that does not come back: the node has to be stopped.
+    pub failed: CancellationToken,
     actors: OnceLock<Actors>,
     writing: CancellationToken,
     written: CancellationToken,
@@ -126,18 +128,35 @@ impl Hub {
             connections: TaskTracker::new(),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
+            failed: CancellationToken::new(),
             actors: OnceLock::new(),
             writing,
             written,
         });
         let _ = listener.set(Arc::downgrade(&hub));
-        let (root, _) = Actor::spawn(None, Root, hub.clone()).await?;
+        let (root, root_ended) = Actor::spawn(None, Root, hub.clone()).await?;
         let (channels, _) = Actor::spawn_linked(None, channel::Channels, hub.clone(), root.get_cell()).await?;
         let (sessions, _) = Actor::spawn_linked(None, session::Sessions, hub.clone(), root.get_cell()).await?;
         Actor::spawn_linked(None, PresenceActor, hub.clone(), root.get_cell()).await?;
         let _ = hub.actors.set(Actors { root, channels, sessions });
         housekeeping::start(&hub, hub.writing.clone());
+        hub.watch_over(root_ended);
         Ok(hub)
+    }
+
+    /// Notices that the root or the writer ended although nobody stopped them.
+    fn watch_over(&self, root_ended: tokio::task::JoinHandle<()>) {
+        let (writing, written, failed) = (self.writing.clone(), self.written.clone(), self.failed.clone());
+        tokio::spawn(async move {
+            let who = tokio::select! {
+                _ = root_ended => "the root of the actors",
+                () = written.cancelled() => "the writer",
+            };
+            if !writing.is_cancelled() {
+                tracing::error!("{who} failed, and nothing works without it");
+                failed.cancel();
+            }
+        });
     }
 
     fn actors(&self) -> &Actors {
@@ -243,13 +262,20 @@ impl Actor for Root {
         event: SupervisionEvent,
         hub: &mut Arc<Hub>,
     ) -> Result<(), ActorProcessingErr> {
-        if let SupervisionEvent::ActorFailed(cell, error) = event {
-            tracing::error!(actor = ?cell.get_id(), %error, "an actor below the root failed");
-            // Channels and Sessions do nothing that can fail; presence holds user input and is rebuilt from sessions.
-            if hub.directory.is_presence(&cell) {
-                Actor::spawn_linked(None, PresenceActor, hub.clone(), myself.get_cell()).await?;
-            }
+        let (cell, error) = match event {
+            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+            SupervisionEvent::ActorTerminated(cell, _, why) => (cell, why.unwrap_or_default()),
+            _ => return Ok(()),
+        };
+        if hub.directory.is_presence(&cell) {
+            tracing::error!(%error, "presence failed and is started again");
+            let again = Actor::spawn_linked(None, PresenceActor, hub.clone(), myself.get_cell()).await;
+            let Err(error) = again else { return Ok(()) };
+            tracing::error!(%error, "presence cannot be started again");
+        } else {
+            tracing::error!(actor = ?cell.get_id(), %error, "an actor failed that nothing works without");
         }
         Ok(())
     }
 }
+        hub.failed.cancel();

@@ -418,6 +418,30 @@ async fn sessions_that_are_opened_at_once_are_counted_too() {
 }
 
 #[tokio::test]
+async fn a_node_whose_supervisors_die_has_failed_and_one_without_presence_has_not() {
+    type Victim = fn(&Hub);
+    let victims: [(bool, Victim); 4] = [
+        (false, |hub| hub.directory.tell_presence(PresenceMsg::Panic)),
+        (true, |hub| hub.actors().channels.kill()),
+        (true, |hub| hub.actors().sessions.kill()),
+        (true, |hub| hub.actors().root.kill()),
+    ];
+    for (fails, kill) in victims {
+        let world = World::open(|_| {}).await;
+        let ana = world.user("ana").await;
+        let _ear = world.listen(ana, 1).await;
+        kill(&world.hub);
+        if fails {
+            tokio::time::timeout(LIMIT, world.hub.failed.cancelled()).await.expect("the node notices");
+        } else {
+            until(async || world.hub.directory.ask_presence(vec![ana.user_id]).await).await;
+        }
+        world.hub.stop().await;
+        assert_eq!(world.hub.failed.is_cancelled(), fails, "to be stopped is no failure");
+    }
+}
+
+#[tokio::test]
 async fn the_last_word_on_whom_a_session_watches_counts_even_if_presence_died_over_it() {
     let world = World::open(|_| {}).await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);

@@ -64,12 +64,22 @@ async fn serve(config: Config, demo: bool) -> Result<ExitCode> {
     }
     welcome(&app, demo).await?;
     let told = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => Some("SIGTERM"),
+        _ = interrupt.recv() => Some("SIGINT"),
+        () = app.hub.failed.cancelled() => None,
     };
-    tracing::info!(signal = told, "stopping: sessions are asked to reconnect and what waits is written");
+    let code = match told {
+        Some(signal) => {
+            tracing::info!(signal, "stopping: sessions are asked to reconnect and what waits is written");
+            ExitCode::SUCCESS
+        }
+        None => {
+            tracing::error!("stopping: something failed that does not come back, so the server has to be started anew");
+            ExitCode::FAILURE
+        }
+    };
     tokio::select! {
-        () = app.stop() => Ok(ExitCode::SUCCESS),
+        () = app.stop() => Ok(code),
         _ = terminate.recv() => Ok(ExitCode::FAILURE),
         _ = interrupt.recv() => Ok(ExitCode::FAILURE),
     }
