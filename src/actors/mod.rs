@@ -172,8 +172,12 @@ impl Hub {
         let mut streams: Vec<(StreamId, Vec<Event>)> = Vec::new();
         for event in events {
             self.cache.committed(&event);
-            if event.kind == EventKind::UserUpdated {
-                self.user_changed(&event);
+            match event.kind {
+                EventKind::UserUpdated => self.user_changed(&event),
+                EventKind::UserChannelRemoved => {
+                    self.directory.tell_presence(PresenceMsg::Parted { user: event.stream.into() });
+                }
+                _ => {}
             }
             match streams.iter_mut().find(|(stream, _)| *stream == event.stream) {
                 Some((_, events)) => events.push(event),
@@ -191,7 +195,9 @@ impl Hub {
         self.cache.forget_user(user.id);
         self.directory.tell_presence(PresenceMsg::Profile { user: user.id, mode: user.presence_mode });
         for session in self.directory.sessions_of(user.id) {
-            session.set_role(user.role);
+            if session.set_role(user.role) {
+                session.look_again();
+            }
         }
     }
 
@@ -244,7 +250,8 @@ impl Hub {
     }
 }
 
-/// Starts again what may be started again; the process lives on whatever dies below.
+/// Starts presence again if it dies, for it holds user input and is rebuilt from the sessions. Channels and Sessions do
+/// nothing that can fail: should they all the same, all that hung on them is gone, and the node is to be stopped.
 struct Root;
 
 impl Actor for Root {
@@ -275,7 +282,7 @@ impl Actor for Root {
         } else {
             tracing::error!(actor = ?cell.get_id(), %error, "an actor failed that nothing works without");
         }
+        hub.failed.cancel();
         Ok(())
     }
 }
-        hub.failed.cancel();

@@ -23,6 +23,7 @@ mod groups;
 mod health;
 mod pages;
 mod permissions;
+mod presence;
 mod profiles;
 mod protocol;
 mod queues;

@@ -14,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use super::Hub;
 use super::session::SessionHandle;
 use crate::domain::id::{SessionId, UserId};
-use crate::domain::user::{Presence, PresenceMode};
+use crate::domain::user::{Presence, PresenceMode, Role};
 use crate::protocol::push::{self, Ephemeral};
 use crate::storage::users;
 use table::Table;
@@ -55,6 +55,11 @@ pub enum PresenceMsg {
         /// The session, which knows whom.
         session: Arc<SessionHandle>,
     },
+    /// A user left a channel, or was removed: a guest may have lost sight of somebody.
+    Parted {
+        /// Who.
+        user: UserId,
+    },
     /// Say what others see of these users.
     Ask(Vec<UserId>, RpcReplyPort<Vec<(UserId, Presence)>>),
     /// A user's mode was read from the store.
@@ -86,13 +91,13 @@ impl Actor for PresenceActor {
     type Arguments = Arc<Hub>;
 
     async fn pre_start(&self, myself: ActorRef<PresenceMsg>, hub: Arc<Hub>) -> Result<State, ActorProcessingErr> {
+        // First of all: what happens from here on is told to this one, what happened before is seen below.
+        hub.directory.set_presence(myself.clone());
         myself.send_interval(SWEEP, || PresenceMsg::Sweep);
         let mut state = State {
             table: Table::default(),
             watchers: HashMap::new(),
             watching: HashMap::new(),
-        // First of all: what happens from here on is told to this one, what happened before is seen below.
-        hub.directory.set_presence(myself.clone());
             changed: HashSet::new(),
             hub,
         };
@@ -122,6 +127,7 @@ impl Actor for PresenceActor {
                 state.note(&myself, user, change);
             }
             PresenceMsg::Watch { session } => state.watch(&session),
+            PresenceMsg::Parted { user } => state.parted(user),
             PresenceMsg::Ask(users, reply) => {
                 let seen = users.into_iter().map(|user| (user, state.table.shown(user))).collect();
                 let _ = reply.send(seen);
@@ -190,6 +196,16 @@ impl State {
         }
         if !users.is_empty() {
             self.watching.insert(session.id, users);
+        }
+    }
+
+    /// Has the guests look again whom they may see: the one who left, and those who watch that user.
+    fn parted(&self, user: UserId) {
+        let watchers = self.watchers.get(&user).into_iter().flatten().filter_map(Weak::upgrade);
+        for session in watchers.chain(self.hub.directory.sessions_of(user)) {
+            if session.principal().role == Role::Guest {
+                session.look_again();
+            }
         }
     }
 

@@ -111,9 +111,9 @@ impl SessionHandle {
         Principal { user_id: self.user_id, role, token_id: self.token_id }
     }
 
-    /// Notes that the user's role changed.
-    pub fn set_role(&self, role: Role) {
-        self.role.store(role as u8, Ordering::Release);
+    /// Notes what the user's role is; returns whether it was another.
+    pub fn set_role(&self, role: Role) -> bool {
+        self.role.swap(role as u8, Ordering::AcqRel) != role as u8
     }
 
     /// Returns how long the sign-in still holds; nothing if it does not end by itself.
@@ -139,7 +139,16 @@ impl SessionHandle {
     /// Returns whom it watches, for the presence tracker; a change from here on is told to it again.
     pub(super) fn take_watches(&self) -> Box<[UserId]> {
         self.watches_told.store(false, Ordering::SeqCst);
+        self.watches()
+    }
+
+    fn watches(&self) -> Box<[UserId]> {
         self.watches.lock().expect("no panic under this lock").clone()
+    }
+
+    /// Has the session look again whom of those it watches its user may see.
+    pub(super) fn look_again(&self) {
+        self.tell(SessionMsg::LookAgain);
     }
 
     /// Asks the client to move to another connection, at a random time within `spread`.
@@ -356,6 +365,8 @@ impl Hub {
 pub enum SessionMsg {
     /// A request of its client, or why it is none.
     Request(Option<u64>, Result<Box<Request>, Refusal>),
+    /// Watch on only whom the user may still see.
+    LookAgain,
     /// The connection ended.
     Detached,
     /// Is the client still away, since the disconnect of this number?
@@ -403,6 +414,7 @@ impl Actor for Session {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             SessionMsg::Request(id, request) => Box::pin(state.request(id, request)).await,
+            SessionMsg::LookAgain => state.look_again().await,
             SessionMsg::Detached => state.wait_for_client(&myself),
             SessionMsg::Expire(since) if since == state.disconnects && state.handle.queue.retire(0) => {
                 myself.stop(None)
@@ -520,11 +532,25 @@ impl State {
         }
         let users = users::seen_by(&self.hub.store, self.handle.principal(), users).await;
         let users = users.map_err(|_| unavailable("the database does not answer now"))?;
+        self.set_watches(users);
+        Ok("{}")
+    }
+
+    fn set_watches(&self, users: Vec<UserId>) {
         *self.handle.watches.lock().expect("no panic under this lock") = users.into();
         if self.handle.wants_presence && !self.handle.watches_told.swap(true, Ordering::SeqCst) {
             self.hub.directory.tell_presence(PresenceMsg::Watch { session: self.handle.clone() });
         }
-        Ok("{}")
+    }
+
+    async fn look_again(&self) {
+        let users = self.handle.watches().into_vec();
+        let watched = users.len();
+        // Nobody, if the database does not say whom.
+        let seen = users::seen_by(&self.hub.store, self.handle.principal(), users).await.unwrap_or_default();
+        if seen.len() < watched {
+            self.set_watches(seen);
+        }
     }
 }
 
