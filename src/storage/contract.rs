@@ -751,7 +751,7 @@ impl Meter {
         let db = &mut self.db;
         match what {
             Ask::Command(command) => {
-                let mut scope = Scope { db, now: self.now, caller, events: Vec::new() };
+                let mut scope = Scope { db, now: self.now, caller, events: Vec::new(), revoked: Vec::new() };
                 apply::apply(&mut scope, command).await.unwrap();
             }
             Ask::EndedStatuses => drop(users::ended_status(db, self.now).await.unwrap()),
