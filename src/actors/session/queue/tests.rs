@@ -1,0 +1,180 @@
+use super::*;
+use crate::clock::Timestamp;
+use crate::protocol::push::Encoded;
+
+const BOUNDS: Bounds = Bounds { events: 8, bytes: 1_000, ring: 32, window: Duration::from_secs(300) };
+
+fn stream(n: i64) -> StreamId {
+    StreamId(uuid::Uuid::from_u128(n as u128))
+}
+
+fn batch(of: i64, seqs: std::ops::RangeInclusive<i64>) -> Arc<Batch> {
+    let frames = seqs.map(|seq| Encoded { seq, reaction: false, tail: Bytes::from(format!("{of}:{seq}")) }).collect();
+    Batch::new(stream(of), frames, None)
+}
+
+fn drain(queue: &Queue) -> Vec<String> {
+    let mut out = Vec::new();
+    queue.take(1, usize::MAX, |s, bytes| {
+        let text = std::str::from_utf8(bytes).unwrap();
+        out.push(s.map_or(text.to_owned(), |s| format!("{s}/{text}")));
+    });
+    out
+}
+
+#[test]
+fn events_are_numbered_when_they_are_taken_and_resumed_by_number() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    queue.push(&batch(1, 1..=2));
+    queue.push_control("reply");
+    queue.push(&batch(2, 1..=1));
+    assert_eq!(drain(&queue), ["reply", "2/1:1", "3/1:2", "4/2:1"]);
+    queue.detach(1);
+    queue.push(&batch(1, 3..=3));
+    assert_eq!(queue.resume(1, 3), Some(2));
+    assert_eq!(drain(&queue), ["4/2:1", "5/1:3"]);
+    assert!(queue.acknowledge(5));
+    assert_eq!(queue.resume(1, 3), None, "what was acknowledged is gone");
+    assert_eq!(queue.resume(1, 5), Some(0));
+    assert_eq!(queue.resume(1, 6), None, "nobody was sent this");
+    assert!(!queue.acknowledge(6));
+}
+
+#[test]
+fn a_slow_reader_loses_its_busiest_stream_and_is_told_which_range() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    queue.push(&batch(2, 7..=7));
+    for seq in 1..=20 {
+        queue.push(&batch(1, seq..=seq));
+    }
+    queue.push(&batch(2, 8..=8));
+    let out = drain(&queue);
+    assert_eq!(out[..2], ["2/2:7", "3/2:8"]);
+    assert!(out[2].contains("lagged") && out[2].contains(r#""from":1,"to":20"#), "{}", out[2]);
+    queue.push(&batch(1, 21..=21));
+    assert_eq!(drain(&queue), ["4/1:21"], "afterwards it flows again");
+}
+
+#[test]
+fn the_log_goes_out_before_what_waits_and_is_read_as_it_is_taken() {
+    let queue = Queue::new(Bounds { ring: 128, ..BOUNDS }, 1, stream(9));
+    let room = || {
+        let mut cx = Context::from_waker(Waker::noop());
+        queue.poll_room(&mut cx)
+    };
+    queue.push(&batch(1, 72..=72));
+    queue.expect_pages(71);
+    assert!(drain(&queue).is_empty(), "what waits comes behind the log");
+    queue.push_page(Some(batch(1, 1..=60)), 60);
+    assert_eq!(room(), Poll::Ready(true));
+    queue.push_page(Some(batch(1, 61..=70)), 10);
+    assert_eq!(room(), Poll::Pending, "that is enough");
+    assert_eq!(drain(&queue).len(), 70);
+    assert_eq!(room(), Poll::Ready(true));
+    queue.detach(1);
+    assert_eq!(queue.resume(1, 69), Some(12), "the second page again, what is not read yet, and what waits");
+    queue.push_page(None, 1);
+    let out = drain(&queue);
+    assert_eq!((out.len(), out[9].as_str()), (11, "71/1:70"));
+    assert_eq!(out[10], "72/1:72", "a page that may no longer be read stands for nothing");
+    queue.close(CloseCode::Revoked);
+    assert_eq!(room(), Poll::Ready(false));
+}
+
+#[test]
+fn a_lag_tells_channels_from_other_streams() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    for seq in 1..=20 {
+        queue.push(&batch(9, seq..=seq));
+    }
+    let told: serde_json::Value = serde_json::from_str(&drain(&queue)[0]).unwrap();
+    let ranges = serde_json::json!({"channels": {}, "streams": {stream(9).to_string(): {"from": 1, "to": 20}}});
+    assert_eq!(told["d"], ranges);
+}
+
+#[test]
+fn a_session_nobody_reads_keeps_a_bounded_amount() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    queue.detach(1);
+    for seq in 1..=40 {
+        queue.push(&batch(1, seq..=seq));
+    }
+    assert_eq!(queue.resume(1, 1), None);
+}
+
+#[test]
+fn a_retired_queue_is_resumed_by_nobody_and_one_in_use_is_not_retired() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    assert!(!queue.retire(0), "a connection has it");
+    assert_eq!(queue.resume(2, 1), Some(0));
+    assert!(!queue.retire(1), "another connection has it by now");
+    assert!(queue.retire(2));
+    assert_eq!(queue.resume(3, 1), None);
+}
+
+#[test]
+fn ephemeral_frames_are_merged() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    let user = crate::domain::id::UserId::new(Timestamp(1));
+    for n in 0..5 {
+        queue.push_ephemeral(Ephemeral::Presence(user), Bytes::from(format!("{n}")));
+    }
+    assert_eq!(drain(&queue), ["4"]);
+}
+
+proptest::proptest! {
+    #[test]
+    fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
+        let queue = Queue::new(BOUNDS, 1, stream(9));
+        let mut sent = [0i64; 4];
+        // What the client has applied of each stream, and which ranges it still has to fetch.
+        let mut applied = [0i64; 4];
+        let mut last_s = 1;
+        let mut attached = true;
+        let apply = |queue: &Queue, applied: &mut [i64; 4], last_s: &mut i64| {
+            for text in drain(queue) {
+                if text.contains("lagged") {
+                    let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    for (id, range) in frame["d"]["channels"].as_object().unwrap() {
+                        let n = uuid::Uuid::parse_str(id).unwrap().as_u128() as usize;
+                        assert!(range["from"].as_i64().unwrap() <= applied[n] + 1);
+                        applied[n] = range["to"].as_i64().unwrap();
+                    }
+                    continue;
+                }
+                let (s, rest) = text.split_once('/').unwrap();
+                let (n, seq) = rest.split_once(':').unwrap();
+                let (n, seq): (usize, i64) = (n.parse().unwrap(), seq.parse().unwrap());
+                *last_s = s.parse().unwrap();
+                if seq > applied[n] {
+                    assert_eq!(seq, applied[n] + 1, "a gap that nobody told of");
+                    applied[n] = seq;
+                }
+            }
+        };
+        for (step, n) in steps {
+            match step {
+                0..=2 => {
+                    let n = n as usize;
+                    queue.push(&batch(n as i64, sent[n] + 1..=sent[n] + 3));
+                    sent[n] += 3;
+                }
+                3 if attached => apply(&queue, &mut applied, &mut last_s),
+                4 if attached => { queue.acknowledge(last_s); }
+                5 if attached => { queue.detach(1); attached = false; }
+                _ if !attached => match queue.resume(1, last_s) {
+                    Some(_) => { attached = true; }
+                    None => return Ok(()),
+                },
+                _ => {}
+            }
+            let inner = queue.lock();
+            proptest::prop_assert!(inner.ring_events <= BOUNDS.ring);
+            proptest::prop_assert!(!attached || inner.waiting_events <= BOUNDS.events.max(BOUNDS.ring));
+        }
+        if attached {
+            apply(&queue, &mut applied, &mut last_s);
+            proptest::prop_assert_eq!(applied, sent);
+        }
+    }
+}
