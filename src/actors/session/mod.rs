@@ -171,10 +171,11 @@ impl SessionHandle {
         self.tell(SessionMsg::Request(id, request.map(Box::new)));
     }
 
-    /// Notes that a connection ended; if it was the session's, the session waits for its client from now on.
+    /// Notes that a connection ended; if it was the session's, the session waits for its client from now on, or ends if
+    /// nobody may resume it.
     pub fn detach(&self, connection: u64) {
         if self.queue.detach(connection) {
-            self.tell(SessionMsg::Detached);
+            self.tell(if self.queue.is_over() { SessionMsg::End } else { SessionMsg::Detached });
         }
     }
 

@@ -12,6 +12,7 @@
 //!   [`READ_AHEAD`] events of it wait, no more are read.
 //! - Ephemeral frames are merged: one for each user and kind, the last wins.
 //! - While nobody is connected up to `ring` events wait; then the session can only be resumed from the log.
+//! - Nothing is put into a queue that is closed for good, and nothing but the goodbye is taken out of a revoked one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -109,14 +110,31 @@ impl Inner {
             || (self.unread == 0 && (!self.waiting.is_empty() || self.lagged.as_ref().is_some_and(|l| !l.is_empty())))
     }
 
+    /// Returns whether it is closed for good, and not only for the connection that has it.
+    fn is_over(&self) -> bool {
+        self.close.is_some_and(|code| code != CloseCode::RateLimited)
+    }
+
+    /// Notes why it is closed: the first reason that is for good stands, but a revocation overrides all.
+    fn end(&mut self, code: CloseCode) {
+        if !self.is_over() || code == CloseCode::Revoked {
+            self.close = Some(code);
+        }
+    }
+
+    /// Forgets all that it was and would be sent.
+    fn forget(&mut self) {
+        let Inner { next_s, owner, in_flight, close, .. } = *self;
+        *self = Inner { next_s, owner, in_flight, close, ..Inner::default() };
+    }
+
     fn page_events(&self) -> usize {
         self.pages.iter().map(|page| page.frames.len()).sum()
     }
 
     /// Returns whether the log is to be read on; nothing while there is no room.
     fn reads_on(&self) -> Option<bool> {
-        let over = self.close.is_some_and(|code| code != CloseCode::RateLimited);
-        if over { Some(false) } else { (self.page_events() < READ_AHEAD).then_some(true) }
+        if self.is_over() { Some(false) } else { (self.page_events() < READ_AHEAD).then_some(true) }
     }
 
     /// Returns whom to wake: the connection, and whoever reads the log if that has something to do.
@@ -236,7 +254,7 @@ impl Queue {
     pub fn push(&self, batch: &Arc<Batch>) {
         let bounds = &self.bounds;
         self.with(|inner| {
-            if inner.overflowed {
+            if inner.overflowed || inner.is_over() {
                 return;
             }
             if inner.owner == 0 {
@@ -292,7 +310,7 @@ impl Queue {
     /// Puts in what is told now and may be lost.
     pub fn push_ephemeral(&self, kind: Ephemeral, frame: Bytes) {
         self.with(|inner| {
-            if inner.owner == 0 {
+            if inner.owner == 0 || inner.is_over() {
                 return;
             }
             let waiting = inner.ephemeral.get_or_insert_default();
@@ -334,11 +352,9 @@ impl Queue {
         self.lock().in_flight
     }
 
-    /// Asks the connection to close, after what waits has gone out.
+    /// Asks the connection to close: after what waits has gone out, but at once if the session is revoked.
     pub fn close(&self, code: CloseCode) {
-        self.with(|inner| {
-            inner.close.get_or_insert(code);
-        });
+        self.with(|inner| inner.end(code));
     }
 
     /// Completes when there is something to take, credits came back, or `owner` no longer owns the queue.
@@ -362,6 +378,11 @@ impl Queue {
         let mut taken = Taken::default();
         if inner.owner != owner {
             taken.close = Some(CloseCode::SessionExpired);
+            return taken;
+        }
+        if inner.close == Some(CloseCode::Revoked) {
+            inner.forget();
+            taken.close = inner.close;
             return taken;
         }
         inner.credited = false;
@@ -462,8 +483,14 @@ impl Queue {
             return false;
         }
         inner.owner = 0;
-        inner.close.get_or_insert(CloseCode::SessionExpired);
+        inner.end(CloseCode::SessionExpired);
         true
+    }
+
+    /// Returns whether the queue is closed for good.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.lock().is_over()
     }
 
     /// Returns whether a connection empties the queue.

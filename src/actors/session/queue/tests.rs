@@ -122,6 +122,34 @@ fn ephemeral_frames_are_merged() {
     assert_eq!(drain(&queue), ["4"]);
 }
 
+#[test]
+fn a_revoked_session_is_given_nothing_more() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    queue.push(&batch(1, 1..=2));
+    assert_eq!(drain(&queue).len(), 2);
+    assert_eq!(queue.resume(1, 1), Some(2), "to be sent again");
+    queue.push(&batch(1, 3..=3));
+    queue.push_control("reply");
+    queue.close(CloseCode::RateLimited);
+    queue.close(CloseCode::Revoked);
+    queue.push(&batch(1, 4..=4));
+    queue.push_control("reply");
+    let taken = queue.take(1, usize::MAX, |_, frame| panic!("{frame:?}"));
+    assert_eq!(taken, Taken { close: Some(CloseCode::Revoked), ..Taken::default() });
+    queue.detach(1);
+    assert_eq!(queue.resume(2, 1), None);
+}
+
+#[test]
+fn what_waits_goes_out_before_another_goodbye_and_nothing_comes_behind_it() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    queue.push(&batch(1, 1..=1));
+    queue.close(CloseCode::Restart);
+    queue.push(&batch(1, 2..=2));
+    assert_eq!(drain(&queue), ["2/1:1"]);
+    assert_eq!(queue.take(1, usize::MAX, |_, _| {}).close, Some(CloseCode::Restart));
+}
+
 proptest::proptest! {
     #[test]
     fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
