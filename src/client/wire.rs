@@ -14,7 +14,8 @@ use crate::domain::user::User;
 
 /// Something the hub told: a durable event with a number, or an ephemeral one (`typing`, `presence`) without.
 ///
-/// A `lagged` notice arrives as one event of that kind for each stream, with the stream's newest missed `seq`.
+/// A `lagged` notice arrives as one event of that kind for each stream, with the stream's newest missed `seq`; the last of
+/// them carries the notice's `s`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Event {
     /// The type on the wire, such as `message.created`.
@@ -245,7 +246,12 @@ fn lagged(event: &Event) -> Result<Vec<Event>> {
     let Lagged { channels, streams } = event.data()?;
     let of_channels = channels.into_iter().map(|(channel, span)| Event::of_channel("lagged", channel, span.to));
     let of_streams = streams.into_iter().map(|(stream, span)| Event::of_stream("lagged", stream, span.to));
-    Ok(of_channels.chain(of_streams).collect())
+    let mut events: Vec<Event> = of_channels.chain(of_streams).collect();
+    if let Some(last) = events.last_mut() {
+        // Only who has taken all of them has taken the notice.
+        last.s = event.s;
+    }
+    Ok(events)
 }
 
 impl From<ReplyFrame> for Reply {
@@ -286,12 +292,13 @@ mod tests {
     fn a_lag_becomes_one_event_a_stream() {
         let own = StreamId::WORKSPACE;
         let text = format!(
-            r#"{{"type":"lagged","d":{{"channels":{{"{CHANNEL}":{{"from":920,"to":1204}}}},"streams":{{"{own}":{{"from":1,"to":2}}}}}}}}"#
+            r#"{{"s":7,"type":"lagged","d":{{"channels":{{"{CHANNEL}":{{"from":920,"to":1204}}}},"streams":{{"{own}":{{"from":1,"to":2}}}}}}}}"#
         );
         let Frame::Events(events) = Frame::decode(&text).unwrap() else { panic!("events") };
         assert_eq!((events[0].kind.as_str(), events[0].seq), ("lagged", Some(1204)));
         assert_eq!(events[0].channel_id.map(|id| id.to_string()), Some(CHANNEL.to_owned()));
         assert_eq!((events[1].channel_id, events[1].stream(), events[1].seq), (None, Some(own), Some(2)));
+        assert_eq!((events[0].s, events[1].s), (None, Some(7)));
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub fn invalid_session(sync_from: &HashMap<StreamId, i64>) -> String {
 }
 
 /// Tells which events were not sent, first and last of each stream: channels, and beside them the user's own stream and
-/// the workspace's.
+/// the workspace's. The frame is numbered like an event, so this is what comes behind `{"s":N,`.
 #[must_use]
 pub fn lagged(missed: &HashMap<StreamId, (i64, i64)>, own: StreamId) -> String {
     let (mut channels, mut streams) = (serde_json::Map::new(), serde_json::Map::new());
@@ -87,7 +87,7 @@ pub fn lagged(missed: &HashMap<StreamId, (i64, i64)>, own: StreamId) -> String {
     if !streams.is_empty() {
         d["streams"] = streams.into();
     }
-    frame("lagged", &d)
+    format!(r#""type":"lagged","d":{d}}}"#)
 }
 
 /// Asks the client to move to another connection.

@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - At most `events` and `bytes` wait. Beyond that the busiest stream's events are dropped and noted: when the rest is
-//!   out, the client is told `lagged` with the ranges and reads them from the log.
+//!   out, the client is told `lagged` with the ranges and reads them from the log. That notice is numbered and kept like
+//!   an event; while it is still to be made, memory does not hold everything, and nobody resumes.
 //! - The ring holds at most `ring` events. What is older cannot be resumed from memory.
 //! - What a resume brings from the log goes out before what waits, read page by page as the connection takes it: when
 //!   [`READ_AHEAD`] events of it wait, no more are read.
@@ -23,7 +24,7 @@ use bytes::Bytes;
 
 use crate::domain::id::StreamId;
 use crate::protocol::close::CloseCode;
-use crate::protocol::push::{self, Batch, Ephemeral};
+use crate::protocol::push::{self, Batch, Encoded, Ephemeral};
 use crate::protocol::server;
 
 /// How much a session may hold.
@@ -157,18 +158,35 @@ impl Inner {
         Some(batch)
     }
 
-    fn keep(&mut self, batch: Arc<Batch>, now: Instant, bounds: &Bounds) -> i64 {
+    /// Numbers a batch and keeps it for a resume.
+    fn keep(&mut self, batch: Arc<Batch>, now: Instant) {
         let first_s = self.next_s;
-        let count = batch.frames.len();
-        self.next_s += count as i64;
-        self.ring_events += count;
+        self.next_s += batch.frames.len() as i64;
+        self.ring_events += batch.frames.len();
         self.ring.push_back(Sent { first_s, batch, at: now });
-        while self.ring_events > bounds.ring
-            || self.ring.front().is_some_and(|sent| now.saturating_duration_since(sent.at) > bounds.window)
-        {
+    }
+
+    /// Sends a batch for the first time; returns how many bytes that are.
+    fn send(
+        &mut self,
+        batch: Arc<Batch>,
+        now: Instant,
+        bounds: &Bounds,
+        write: &mut impl FnMut(Option<i64>, &[u8]),
+    ) -> usize {
+        let bytes = write_batch(self.next_s, &batch, write);
+        self.keep(batch, now);
+        self.resend = self.ring.len();
+        self.trim(now, bounds);
+        bytes
+    }
+
+    /// Drops what is too much or too old to be kept, of what was sent.
+    fn trim(&mut self, now: Instant, bounds: &Bounds) {
+        let old = |sent: &Sent| now.saturating_duration_since(sent.at) > bounds.window;
+        while self.resend > 0 && (self.ring_events > bounds.ring || self.ring.front().is_some_and(old)) {
             self.drop_oldest();
         }
-        first_s
     }
 
     fn drop_oldest(&mut self) {
@@ -401,10 +419,8 @@ impl Queue {
         while bytes < max {
             let Some(batch) = inner.next() else { break };
             taken.oldest = taken.oldest.or(batch.committed);
-            let first_s = inner.keep(batch.clone(), now, &self.bounds);
-            inner.resend = inner.ring.len();
-            bytes += write_batch(first_s, &batch, &mut write);
             taken.frames += batch.frames.len();
+            bytes += inner.send(batch, now, &self.bounds, &mut write);
         }
         let reader = if inner.reads_on().is_some() { inner.reader.take() } else { None };
         if let Some(reader) = reader {
@@ -423,10 +439,16 @@ impl Queue {
             && let Some(lagged) = inner.lagged.take()
         {
             taken.frames += 1;
-            write(None, server::lagged(&lagged, self.own).as_bytes());
+            inner.send(self.notice(&lagged), now, &self.bounds, &mut write);
         }
         taken.close = inner.close;
         taken
+    }
+
+    /// Returns `lagged` as a batch, to be numbered and kept like any other.
+    fn notice(&self, lagged: &HashMap<StreamId, (i64, i64)>) -> Arc<Batch> {
+        let tail = server::lagged(lagged, self.own).into();
+        Batch::new(self.own, vec![Encoded { seq: 0, reaction: false, tail }], None)
     }
 
     /// Notes that the client has everything up to `s`; returns whether the server ever sent that.
@@ -446,7 +468,8 @@ impl Queue {
     pub fn resume(&self, owner: u64, s: i64) -> Option<usize> {
         self.with(|inner| {
             let oldest = inner.ring.front().map_or(inner.next_s, |sent| sent.first_s);
-            if inner.overflowed || s >= inner.next_s || s + 1 < oldest || inner.close.is_some() {
+            let holds_all = !inner.overflowed && inner.lagged.is_none();
+            if !holds_all || s >= inner.next_s || s + 1 < oldest || inner.close.is_some() {
                 return None;
             }
             let at = inner.ring.partition_point(|sent| sent.last_s() <= s);

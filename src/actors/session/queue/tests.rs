@@ -40,6 +40,13 @@ fn events_are_numbered_when_they_are_taken_and_resumed_by_number() {
     assert!(!queue.acknowledge(6));
 }
 
+/// Returns the ranges that a numbered `lagged` tells of.
+fn lag_of(frame: &str) -> Option<serde_json::Value> {
+    let (_, tail) = frame.split_once('/')?;
+    let told: serde_json::Value = serde_json::from_str(&format!("{{{tail}")).ok()?;
+    (told["type"] == "lagged").then(|| told["d"].clone())
+}
+
 #[test]
 fn a_slow_reader_loses_its_busiest_stream_and_is_told_which_range() {
     let queue = Queue::new(BOUNDS, 1, stream(9));
@@ -50,9 +57,10 @@ fn a_slow_reader_loses_its_busiest_stream_and_is_told_which_range() {
     queue.push(&batch(2, 8..=8));
     let out = drain(&queue);
     assert_eq!(out[..2], ["2/2:7", "3/2:8"]);
-    assert!(out[2].contains("lagged") && out[2].contains(r#""from":1,"to":20"#), "{}", out[2]);
+    assert!(out[2].starts_with("4/") && out[2].contains("lagged"), "{}", out[2]);
+    assert!(out[2].contains(r#""from":1,"to":20"#), "{}", out[2]);
     queue.push(&batch(1, 21..=21));
-    assert_eq!(drain(&queue), ["4/1:21"], "afterwards it flows again");
+    assert_eq!(drain(&queue), ["5/1:21"], "afterwards it flows again");
 }
 
 #[test]
@@ -87,9 +95,9 @@ fn a_lag_tells_channels_from_other_streams() {
     for seq in 1..=20 {
         queue.push(&batch(9, seq..=seq));
     }
-    let told: serde_json::Value = serde_json::from_str(&drain(&queue)[0]).unwrap();
+    let told = lag_of(&drain(&queue)[0]);
     let ranges = serde_json::json!({"channels": {}, "streams": {stream(9).to_string(): {"from": 1, "to": 20}}});
-    assert_eq!(told["d"], ranges);
+    assert_eq!(told, Some(ranges));
 }
 
 #[test]
@@ -150,6 +158,32 @@ fn what_waits_goes_out_before_another_goodbye_and_nothing_comes_behind_it() {
     assert_eq!(queue.take(1, usize::MAX, |_, _| {}).close, Some(CloseCode::Restart));
 }
 
+#[test]
+fn a_lag_that_was_lost_on_the_way_is_told_again() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    for seq in 1..=20 {
+        queue.push(&batch(1, seq..=seq));
+    }
+    let told = drain(&queue);
+    assert!(told.len() == 1 && lag_of(&told[0]).is_some(), "{told:?}");
+    queue.detach(1);
+    assert_eq!(queue.resume(1, 1), Some(1));
+    assert_eq!(drain(&queue), told);
+    assert!(queue.acknowledge(2));
+    assert_eq!(queue.resume(1, 2), Some(0));
+}
+
+#[test]
+fn a_lag_that_was_not_told_yet_is_no_memory_to_resume_from() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    for seq in 1..=20 {
+        queue.push(&batch(1, seq..=seq));
+    }
+    assert_eq!(queue.resume(2, 1), None, "another connection, while the first is stuck");
+    queue.detach(1);
+    assert_eq!(queue.resume(2, 1), None);
+}
+
 proptest::proptest! {
     #[test]
     fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
@@ -161,9 +195,9 @@ proptest::proptest! {
         let mut attached = true;
         let apply = |queue: &Queue, applied: &mut [i64; 4], last_s: &mut i64| {
             for text in drain(queue) {
-                if text.contains("lagged") {
-                    let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
-                    for (id, range) in frame["d"]["channels"].as_object().unwrap() {
+                if let Some(lag) = lag_of(&text) {
+                    *last_s = text.split_once('/').unwrap().0.parse().unwrap();
+                    for (id, range) in lag["channels"].as_object().unwrap() {
                         let n = uuid::Uuid::parse_str(id).unwrap().as_u128() as usize;
                         assert!(range["from"].as_i64().unwrap() <= applied[n] + 1);
                         applied[n] = range["to"].as_i64().unwrap();
