@@ -196,29 +196,30 @@ impl Inner {
         }
     }
 
-    /// Drops what waits of the stream with the most, counting the newcomer, and notes the range.
-    fn shed(&mut self, newcomer: &Arc<Batch>) {
-        let mut counts: HashMap<StreamId, usize> = HashMap::new();
-        for batch in self.waiting.iter().chain([newcomer]) {
-            *counts.entry(batch.stream).or_default() += batch.frames.len();
-        }
-        let Some(busiest) = counts.into_iter().max_by_key(|(_, n)| *n).map(|(stream, _)| stream) else { return };
-        let mut kept = VecDeque::with_capacity(self.waiting.len());
-        for batch in std::mem::take(&mut self.waiting) {
-            if batch.stream == busiest {
-                self.waiting_events -= batch.frames.len();
-                self.waiting_bytes -= batch.bytes;
-                self.note_lag(&batch);
-            } else {
-                kept.push_back(batch);
+    /// Drops what waits of the stream with the most, in events or in bytes, whichever are too many, until no more waits than
+    /// may; notes the ranges.
+    fn shed(&mut self, bounds: &Bounds) {
+        while self.waits_beyond(bounds.events, bounds.bytes) {
+            let by_events = self.waiting_events > bounds.events;
+            let mut weights: HashMap<StreamId, usize> = HashMap::new();
+            for batch in &self.waiting {
+                *weights.entry(batch.stream).or_default() += if by_events { batch.frames.len() } else { batch.bytes };
+            }
+            let Some((busiest, _)) = weights.into_iter().max_by_key(|(_, weight)| *weight) else { return };
+            for batch in std::mem::take(&mut self.waiting) {
+                if batch.stream == busiest {
+                    self.waiting_events -= batch.frames.len();
+                    self.waiting_bytes -= batch.bytes;
+                    self.note_lag(&batch);
+                } else {
+                    self.waiting.push_back(batch);
+                }
             }
         }
-        self.waiting = kept;
-        if newcomer.stream == busiest {
-            self.note_lag(newcomer);
-        } else {
-            self.enqueue(newcomer.clone());
-        }
+    }
+
+    fn waits_beyond(&self, events: usize, bytes: usize) -> bool {
+        self.waiting_events > events || self.waiting_bytes > bytes
     }
 
     fn note_lag(&mut self, batch: &Batch) {
@@ -275,26 +276,20 @@ impl Queue {
             if inner.overflowed || inner.is_over() {
                 return;
             }
-            if inner.owner == 0 {
-                inner.enqueue(batch.clone());
-                if inner.waiting_events > bounds.ring || inner.waiting_bytes > bounds.bytes.saturating_mul(4) {
-                    inner.overflowed = true;
-                    inner.waiting = VecDeque::new();
-                    (inner.waiting_events, inner.waiting_bytes) = (0, 0);
-                }
-                return;
-            }
             if inner.lagged.as_ref().is_some_and(|l| l.contains_key(&batch.stream)) {
                 inner.note_lag(batch);
                 return;
             }
-            let full = inner.waiting_events + batch.frames.len() > bounds.events
-                || inner.waiting_bytes + batch.bytes > bounds.bytes;
-            if full {
+            inner.enqueue(batch.clone());
+            if inner.owner == 0 {
+                if inner.waits_beyond(bounds.ring, bounds.bytes.saturating_mul(4)) {
+                    inner.overflowed = true;
+                    inner.waiting = VecDeque::new();
+                    (inner.waiting_events, inner.waiting_bytes) = (0, 0);
+                }
+            } else if inner.waits_beyond(bounds.events, bounds.bytes) {
                 metrics::counter!("colink_session_lagged_total").increment(1);
-                inner.shed(batch);
-            } else {
-                inner.enqueue(batch.clone());
+                inner.shed(bounds);
             }
         });
     }

@@ -184,6 +184,31 @@ fn a_lag_that_was_not_told_yet_is_no_memory_to_resume_from() {
     assert_eq!(queue.resume(2, 1), None);
 }
 
+#[test]
+fn too_many_bytes_drop_the_stream_with_the_most_of_them() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    let big = |of, seq, len: usize| {
+        let tail = Bytes::from("x".repeat(len));
+        Batch::new(stream(of), vec![Encoded { seq, reaction: false, tail }], None)
+    };
+    for seq in 1..=3 {
+        queue.push(&batch(1, seq..=seq));
+    }
+    queue.push(&big(2, 1, 950));
+    queue.push(&big(3, 1, 300));
+    let out = drain(&queue);
+    assert_eq!(out[..3], ["2/1:1", "3/1:2", "4/1:3"], "the small ones stay");
+    assert_eq!((out.len(), out[3].len()), (5, 302));
+    assert_eq!(lag_of(&out[4]).unwrap()["channels"].as_object().unwrap().len(), 1);
+    // Several streams have to go for one that is large alone.
+    for of in 1..=3 {
+        queue.push(&big(of, 9, 300));
+    }
+    queue.push(&big(4, 9, 1_001));
+    let lag = lag_of(drain(&queue).last().unwrap()).unwrap();
+    assert_eq!(lag["channels"].as_object().unwrap().len(), 1, "{lag}");
+}
+
 proptest::proptest! {
     #[test]
     fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
