@@ -210,7 +210,7 @@ sections! {
         identify_timeout_ms: u64 = 5_000, 0 or [100..=HOUR_MS];
         /// Seconds that a session without a connection is kept to be resumed; 0: it ends with its connection.
         resume_window_s: u64 = 300, 0 or [1..=DAY_S];
-        /// Events kept in memory a session, to be sent again when it is resumed.
+        /// Events kept in memory a session, to be sent again when it is resumed; in bytes at most four times `queue_bytes`.
         ring_events: usize = 4_096, [256..=1_000_000];
         /// The most events that a resume reads from the log; 0: no limit.
         replay_events: usize = 10_000, 0 or [1..=MANY];

@@ -8,11 +8,11 @@
 //! - At most `events` and `bytes` wait. Beyond that the busiest stream's events are dropped and noted: when the rest is
 //!   out, the client is told `lagged` with the ranges and reads them from the log. That notice is numbered and kept like
 //!   an event; while it is still to be made, memory does not hold everything, and nobody resumes.
-//! - The ring holds at most `ring` events. What is older cannot be resumed from memory.
+//! - The ring holds at most `ring` events and four times `bytes`. What is older cannot be resumed from memory.
 //! - What a resume brings from the log goes out before what waits, read page by page as the connection takes it: when
 //!   [`READ_AHEAD`] events of it wait, no more are read.
 //! - Ephemeral frames are merged: one for each user and kind, the last wins.
-//! - While nobody is connected up to `ring` events wait; then the session can only be resumed from the log.
+//! - While nobody is connected as much may wait as the ring holds; then the session can only be resumed from the log.
 //! - Nothing is put into a queue that is closed for good, and nothing but the goodbye is taken out of a revoked one.
 
 use std::collections::{HashMap, VecDeque};
@@ -38,6 +38,13 @@ pub struct Bounds {
     pub ring: usize,
     /// How long they are kept.
     pub window: Duration,
+}
+
+impl Bounds {
+    /// Returns how many bytes are kept for a resume, at most.
+    fn ring_bytes(&self) -> usize {
+        self.bytes.saturating_mul(4)
+    }
 }
 
 /// The most replies and notices that wait; the credits of the connection keep it far from this.
@@ -85,6 +92,7 @@ struct Inner {
     lagged: Option<HashMap<StreamId, (i64, i64)>>,
     ring: VecDeque<Sent>,
     ring_events: usize,
+    ring_bytes: usize,
     /// The place in the ring behind which frames still have to be sent: used after a resume.
     resend: usize,
     /// The number that the next event gets. `ready` was 1.
@@ -163,6 +171,7 @@ impl Inner {
         let first_s = self.next_s;
         self.next_s += batch.frames.len() as i64;
         self.ring_events += batch.frames.len();
+        self.ring_bytes += batch.bytes;
         self.ring.push_back(Sent { first_s, batch, at: now });
     }
 
@@ -184,7 +193,8 @@ impl Inner {
     /// Drops what is too much or too old to be kept, of what was sent.
     fn trim(&mut self, now: Instant, bounds: &Bounds) {
         let old = |sent: &Sent| now.saturating_duration_since(sent.at) > bounds.window;
-        while self.resend > 0 && (self.ring_events > bounds.ring || self.ring.front().is_some_and(old)) {
+        let too_much = |inner: &Inner| inner.ring_events > bounds.ring || inner.ring_bytes > bounds.ring_bytes();
+        while self.resend > 0 && (too_much(self) || self.ring.front().is_some_and(old)) {
             self.drop_oldest();
         }
     }
@@ -192,6 +202,7 @@ impl Inner {
     fn drop_oldest(&mut self) {
         if let Some(sent) = self.ring.pop_front() {
             self.ring_events -= sent.batch.frames.len();
+            self.ring_bytes -= sent.batch.bytes;
             self.resend = self.resend.saturating_sub(1);
         }
     }
@@ -282,7 +293,7 @@ impl Queue {
             }
             inner.enqueue(batch.clone());
             if inner.owner == 0 {
-                if inner.waits_beyond(bounds.ring, bounds.bytes.saturating_mul(4)) {
+                if inner.waits_beyond(bounds.ring, bounds.ring_bytes()) {
                     inner.overflowed = true;
                     inner.waiting = VecDeque::new();
                     (inner.waiting_events, inner.waiting_bytes) = (0, 0);

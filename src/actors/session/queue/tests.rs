@@ -209,6 +209,18 @@ fn too_many_bytes_drop_the_stream_with_the_most_of_them() {
     assert_eq!(lag["channels"].as_object().unwrap().len(), 1, "{lag}");
 }
 
+#[test]
+fn the_ring_is_bounded_in_bytes() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    for seq in 1..=10 {
+        let tail = Bytes::from("x".repeat(900));
+        queue.push(&Batch::new(stream(1), vec![Encoded { seq, reaction: false, tail }], None));
+        drain(&queue);
+    }
+    assert_eq!(queue.resume(1, 6), None, "five of them are over four times the bytes that may wait");
+    assert_eq!(queue.resume(1, 7), Some(4));
+}
+
 proptest::proptest! {
     #[test]
     fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..6, 1i64..4), 1..200)) {
