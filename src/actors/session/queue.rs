@@ -9,6 +9,7 @@
 //!   out, the client is told `lagged` with the ranges and reads them from the log. That notice is numbered and kept like
 //!   an event; while it is still to be made, memory does not hold everything, and nobody resumes.
 //! - The ring holds at most `ring` events and four times `bytes`. What is older cannot be resumed from memory.
+//! - What a resume from memory promised is not dropped: it goes into the ring at once, all of it, before live events wait.
 //! - What a resume brings from the log goes out before what waits, read page by page as the connection takes it: when
 //!   [`READ_AHEAD`] events of it wait, no more are read.
 //! - Ephemeral frames are merged: one for each user and kind, the last wins.
@@ -173,6 +174,20 @@ impl Inner {
         self.ring_events += batch.frames.len();
         self.ring_bytes += batch.bytes;
         self.ring.push_back(Sent { first_s, batch, at: now });
+    }
+
+    /// Keeps all that waits, if the ring holds it beside what it has from `at` on; returns whether it does.
+    fn keep_all(&mut self, at: usize, now: Instant, bounds: &Bounds) -> bool {
+        let coming = || self.ring.iter().skip(at).map(|sent| &sent.batch).chain(&self.pages).chain(&self.waiting);
+        let events: usize = coming().map(|batch| batch.frames.len()).sum();
+        let bytes: usize = coming().map(|batch| batch.bytes).sum();
+        if events > bounds.ring || bytes > bounds.ring_bytes() {
+            return false;
+        }
+        while let Some(batch) = self.next() {
+            self.keep(batch, now);
+        }
+        true
     }
 
     /// Sends a batch for the first time; returns how many bytes that are.
@@ -472,19 +487,25 @@ impl Queue {
     /// Takes the session up again behind `s`, for the connection `owner`; returns how many events will be sent again or
     /// for the first time, or nothing if memory does not hold all of them.
     pub fn resume(&self, owner: u64, s: i64) -> Option<usize> {
+        let now = Instant::now();
         self.with(|inner| {
             let oldest = inner.ring.front().map_or(inner.next_s, |sent| sent.first_s);
             let holds_all = !inner.overflowed && inner.lagged.is_none();
             if !holds_all || s >= inner.next_s || s + 1 < oldest || inner.close.is_some() {
                 return None;
             }
-            let at = inner.ring.partition_point(|sent| sent.last_s() <= s);
             // A batch is sent whole: what the client has of it already, it drops by `seq`.
+            let at = inner.ring.partition_point(|sent| sent.last_s() <= s);
+            // What waits goes out behind the log, so it stays where it is until that is read.
+            if inner.unread == 0 && !inner.keep_all(at, now, &self.bounds) {
+                return None;
+            }
             inner.resend = at;
+            inner.trim(now, &self.bounds);
             inner.owner = owner;
             inner.credited = true;
-            let again = inner.ring.get(at).map_or(0, |sent| inner.next_s - sent.first_s);
-            Some(usize::try_from(again).unwrap_or(0) + inner.page_events() + inner.unread + inner.waiting_events)
+            let sent: usize = inner.ring.iter().skip(inner.resend).map(|sent| sent.batch.frames.len()).sum();
+            Some(sent + inner.page_events() + inner.unread + inner.waiting_events)
         })
     }
 
