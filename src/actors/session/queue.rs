@@ -491,7 +491,7 @@ impl Queue {
         self.with(|inner| {
             let oldest = inner.ring.front().map_or(inner.next_s, |sent| sent.first_s);
             let holds_all = !inner.overflowed && inner.lagged.is_none();
-            if !holds_all || s >= inner.next_s || s + 1 < oldest || inner.close.is_some() {
+            if !holds_all || s >= inner.next_s || s + 1 < oldest || inner.is_over() {
                 return None;
             }
             // A batch is sent whole: what the client has of it already, it drops by `seq`.
@@ -502,6 +502,8 @@ impl Queue {
             }
             inner.resend = at;
             inner.trim(now, &self.bounds);
+            // Whatever else there was to close is the connection before this one.
+            inner.close = None;
             inner.owner = owner;
             inner.credited = true;
             let sent: usize = inner.ring.iter().skip(inner.resend).map(|sent| sent.batch.frames.len()).sum();

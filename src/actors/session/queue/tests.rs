@@ -252,6 +252,17 @@ fn a_resume_promises_no_more_than_memory_holds() {
     assert_eq!(queue.resume(1, 15), Some(26), "all of it can be lost once more");
 }
 
+#[test]
+fn who_is_told_to_slow_down_may_resume_before_that_is_out() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    queue.close(CloseCode::RateLimited);
+    assert_eq!(queue.resume(2, 1), Some(0));
+    assert_eq!(queue.take(2, usize::MAX, |_, _| {}).close, None);
+    queue.close(CloseCode::RateLimited);
+    assert!(queue.retire(2));
+    assert_eq!(queue.resume(3, 1), None, "but not once the session is over");
+}
+
 proptest::proptest! {
     #[test]
     fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..8, 1i64..4), 1..200)) {
