@@ -12,7 +12,8 @@
 //! - What a resume from memory promised is not dropped: it goes into the ring at once, all of it, before live events wait.
 //! - What a resume brings from the log goes out before what waits, read page by page as the connection takes it: when
 //!   [`READ_AHEAD`] events of it wait, no more are read.
-//! - Ephemeral frames are merged: one for each user and kind, the last wins.
+//! - Ephemeral frames are merged: one for each user and kind, the last wins. Presence is bounded by whom the session
+//!   watches, typing by `EPHEMERAL_MAX`.
 //! - While nobody is connected as much may wait as the ring holds; then the session can only be resumed from the log.
 //! - Nothing is put into a queue that is closed for good, and nothing but the goodbye is taken out of a revoked one.
 
@@ -52,7 +53,7 @@ impl Bounds {
 const CONTROL_MAX: usize = 4_096;
 /// How many events of the log wait for the connection before reading it stops.
 pub const READ_AHEAD: usize = 64;
-/// The most ephemeral frames that wait.
+/// The most ephemeral frames that wait before typing is left out.
 const EPHEMERAL_MAX: usize = 1_024;
 
 /// One session's queue. Shared between the channels that fill it and the connection that empties it.
@@ -353,7 +354,8 @@ impl Queue {
                 return;
             }
             let waiting = inner.ephemeral.get_or_insert_default();
-            if waiting.len() < EPHEMERAL_MAX || waiting.contains_key(&kind) {
+            let asked_for = matches!(kind, Ephemeral::Presence(_));
+            if asked_for || waiting.len() < EPHEMERAL_MAX || waiting.contains_key(&kind) {
                 waiting.insert(kind, frame);
             }
         });

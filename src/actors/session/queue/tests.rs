@@ -263,6 +263,22 @@ fn who_is_told_to_slow_down_may_resume_before_that_is_out() {
     assert_eq!(queue.resume(3, 1), None, "but not once the session is over");
 }
 
+#[test]
+fn nobody_of_those_watched_is_left_out_however_many_they_are() {
+    let queue = Queue::new(BOUNDS, 1, stream(9));
+    let user = |n| crate::domain::id::UserId(uuid::Uuid::from_u128(n));
+    for n in 0..3_000 {
+        let channel = crate::domain::id::ChannelId(uuid::Uuid::from_u128(1));
+        queue.push_ephemeral(Ephemeral::Typing(channel, user(n), None), Bytes::from("typing"));
+    }
+    for n in 0..3_000 {
+        queue.push_ephemeral(Ephemeral::Presence(user(n)), Bytes::from("presence"));
+    }
+    let out = drain(&queue);
+    assert_eq!(out.iter().filter(|frame| *frame == "presence").count(), 3_000);
+    assert!(out.len() <= 3_000 + EPHEMERAL_MAX, "but typing is bounded");
+}
+
 proptest::proptest! {
     #[test]
     fn nothing_is_missed_and_the_bounds_hold(steps in proptest::collection::vec((0u8..8, 1i64..4), 1..200)) {
