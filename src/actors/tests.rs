@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 use super::channel::{ChannelMsg, ChannelStats};
 use super::presence::PresenceMsg;
 use super::session::queue::text_of;
-use super::session::{OpenError, SessionHandle};
+use super::session::{Attached, OpenError};
 use super::*;
 use crate::domain::channel::Channel;
 use crate::domain::command::{Command, CreateChannel, Principal, SendMessage, SetStatus};
-use crate::domain::error::{Code, Refusal};
+use crate::domain::error::{Code, Refusal, not_found};
 use crate::domain::id::{ChannelId, TokenId};
 use crate::domain::message::Sent;
 use crate::domain::user::{Presence, Role};
@@ -151,7 +151,7 @@ async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
 
 /// A connected session, and what it was sent.
 struct Ear {
-    session: Arc<SessionHandle>,
+    session: Attached,
     connection: u64,
     heard: HashMap<ChannelId, Vec<(i64, String)>>,
 }
@@ -382,6 +382,42 @@ async fn a_session_is_opened_for_what_its_caller_is_by_now() {
     let opened = world.hub.open_session(bob, None, 2).await;
     assert!(matches!(opened, Err(OpenError::Store(StoreError::Refused(r))) if r.code == Code::Unauthenticated));
     until(async || (world.hub.directory.session_count(bob.user_id) == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn every_disconnect_gets_the_whole_window() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let (first, _) = world.hub.open_session(ana, None, 1).await.unwrap();
+    let session = first.clone();
+    drop(first);
+    drop(session.resume(2, 1).expect("the window is open"));
+    session.expire(1);
+    // A request behind it is answered once the session has dealt with it.
+    session.queue.begin();
+    session.request(None, Err(not_found("anything")));
+    until(async || (session.queue.in_flight() == 0).then_some(())).await;
+    drop(session.resume(3, 1).expect("the timer of the first disconnect does not count"));
+    session.expire(3);
+    until(async || session.ended().then_some(())).await;
+    assert!(session.resume(4, 1).is_none());
+}
+
+#[tokio::test]
+async fn a_session_whose_opening_is_broken_off_is_in_nobodys_hands() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    for connection in 1..=20 {
+        let mut opening = Box::pin(world.hub.open_session(ana, None, connection));
+        // As far as it comes until the session is there; then whoever wanted it is gone.
+        std::future::poll_fn(|cx| {
+            let ready = opening.as_mut().poll(cx).is_ready();
+            let there = world.hub.directory.session_count(ana.user_id) == connection as usize;
+            if ready || there { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+    }
+    assert!(world.hub.directory.all_sessions().iter().all(|session| !session.queue.attached()));
 }
 
 #[tokio::test]

@@ -25,8 +25,8 @@ use super::endpoint::{Key, Params, once, read_query, reply_response};
 use super::error::{Refused, refusal};
 use super::ws::next_connection;
 use crate::actors::Hub;
-use crate::actors::session::queue::text_of;
-use crate::actors::session::{OpenError, SessionHandle};
+use crate::actors::session::queue::{Taken, text_of};
+use crate::actors::session::{Attached, OpenError};
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, unavailable};
 use crate::domain::id::SessionId;
@@ -83,13 +83,11 @@ async fn open(hub: &Arc<Hub>, caller: Principal, body: Register) -> Result<Strin
     if hub.draining.is_cancelled() {
         return Err(unavailable("this node is being drained: connect to another").into());
     }
-    let connection = next_connection();
-    let opened = hub.open_session(caller, body.intents.as_deref(), connection).await;
+    let opened = hub.open_session(caller, body.intents.as_deref(), next_connection()).await;
     let (session, ready) = opened.map_err(|error| match error {
         OpenError::TooMany => Refusal::new(Code::RateLimited, "too many sessions: end one first").retry_after(60.0),
         OpenError::Store(error) => refusal(error),
     })?;
-    session.detach(connection);
     let ready = RawValue::from_string(ready).map_err(|_| unavailable("cannot read the state"))?;
     let body = Registered { queue_id: session.id, last_event_id: 1, ready };
     Ok(serde_json::to_string(&body).expect("an answer has only string keys"))
@@ -117,43 +115,40 @@ pub struct Polled {
     pub last_event_id: i64,
 }
 
-/// Holds a session for one request; lets go of it however the request ends.
+/// Holds a session for one request.
 struct Held {
-    session: Arc<SessionHandle>,
-    connection: u64,
+    session: Attached,
     _counted: TaskTrackerToken,
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.session.detach(self.connection);
-    }
-}
-
 impl Held {
-    async fn take(hub: &Hub, caller: Principal, id: SessionId, last: i64) -> Result<Held, Refusal> {
+    async fn of(hub: &Hub, caller: Principal, id: SessionId, last: i64) -> Result<Held, Refusal> {
         let session = hub.directory.session(id).filter(|s| s.user_id == caller.user_id && !s.ended());
         let session = session.ok_or_else(gone)?;
         hub.check_sign_in(&session).await;
-        let connection = next_connection();
         session.queue.acknowledge(last);
-        session.queue.resume(connection, last).ok_or_else(gone)?;
-        Ok(Held { session, connection, _counted: hub.connections.token() })
+        let (session, _) = session.resume(next_connection(), last).ok_or_else(gone)?;
+        Ok(Held { session, _counted: hub.connections.token() })
     }
 
     async fn work(&self) {
-        std::future::poll_fn(|cx| self.session.queue.poll_work(self.connection, cx)).await;
+        std::future::poll_fn(|cx| self.session.queue.poll_work(self.session.connection(), cx)).await;
+    }
+
+    /// Takes what waits, about as much as one answer carries.
+    fn take(&self, write: impl FnMut(Option<i64>, &[u8])) -> Taken {
+        self.session.queue.take(self.session.connection(), ANSWER, write)
     }
 }
 
 /// `GET /v1/events`
 pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> Result<Polled, Refused> {
-    let held = Held::take(&hub, caller, query.queue_id, query.last_event_id).await?;
+    let held = Held::of(&hub, caller, query.queue_id, query.last_event_id).await?;
     let wait = Duration::from_secs(query.timeout_s.unwrap_or(30).min(POLL_MAX_S));
     let deadline = tokio::time::Instant::now() + wait;
     let mut polled = Polled { events: Vec::new(), last_event_id: query.last_event_id };
     loop {
-        let taken = held.session.queue.take(held.connection, ANSWER, |s, bytes| {
+        let taken = held.take(|s, bytes| {
             let text = String::from_utf8(text_of(s, bytes)).unwrap_or_default();
             polled.events.extend(RawValue::from_string(text));
             polled.last_event_id = s.unwrap_or(polled.last_event_id);
@@ -189,7 +184,7 @@ pub async fn stream(State(hub): State<Arc<Hub>>, request: Request) -> Result<Res
     let query: Stream = read_query(&parts)?;
     let header = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let last = header.or(query.last_event_id).unwrap_or(1);
-    let held = Held::take(&hub, caller, query.queue_id, last).await?;
+    let held = Held::of(&hub, caller, query.queue_id, last).await?;
     let chunks = stream::unfold(Some((held, hub)), |state| async {
         let (held, hub) = state?;
         let chunk = next_chunk(&held, &hub).await;
@@ -214,7 +209,7 @@ enum Chunk {
 async fn next_chunk(held: &Held, hub: &Hub) -> Chunk {
     loop {
         let mut out = Vec::new();
-        let taken = held.session.queue.take(held.connection, ANSWER, |s, bytes| {
+        let taken = held.take(|s, bytes| {
             if let Some(s) = s {
                 out.extend_from_slice(format!("id: {s}\n").as_bytes());
             }

@@ -25,7 +25,7 @@ use super::serve::{Place, origin};
 use super::stall::Patient;
 use crate::actors::Hub;
 use crate::actors::session::resume::Resumed;
-use crate::actors::session::{OpenError, SessionHandle, too_many};
+use crate::actors::session::{Attached, OpenError, SessionHandle, too_many};
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
 use crate::domain::rate::Rate;
@@ -174,7 +174,7 @@ impl From<std::io::Error> for End {
 
 /// How a session came to be on this connection.
 enum Opened {
-    Session(Arc<SessionHandle>),
+    Session(Attached),
     /// Nothing came of it; the client may try again.
     Again,
 }
@@ -206,9 +206,8 @@ impl Connection {
             Ok(session) => {
                 let end = self.serve(&session).await;
                 // A client that says goodbye, and one whose sign-in ended, does not come back to this session.
-                match end {
-                    End::Close(1000 | 4014, _) => session.leave(self.number),
-                    _ => session.detach(self.number),
+                if let End::Close(1000 | 4014, _) = end {
+                    session.leave(self.number);
                 }
                 end
             }
@@ -218,7 +217,7 @@ impl Connection {
     }
 
     /// Says hello and waits for identify or resume.
-    async fn greet(&mut self, known: Option<Principal>, early: Bytes) -> Result<Arc<SessionHandle>, End> {
+    async fn greet(&mut self, known: Option<Principal>, early: Bytes) -> Result<Attached, End> {
         let gateway = &self.hub.config.gateway;
         let timeout = Duration::from_millis(gateway.identify_timeout_ms);
         let hello = server::hello(&self.hub.node, gateway.heartbeat_interval_ms, gateway.max_message_bytes);

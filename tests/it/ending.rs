@@ -3,8 +3,8 @@
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-use crate::socket::{CLOSE, Incoming, Socket, TEXT, frame};
-use crate::world::{Person, World, eventually, within};
+use crate::socket::{CLOSE, Incoming, PING, Socket, TEXT, frame};
+use crate::world::{Person, World, eventually, time_passes, within};
 
 impl Person {
     /// Returns the same person with a sign-in that lasts this long.
@@ -46,6 +46,21 @@ async fn a_socket_a_poll_and_a_stream_end_with_their_sign_in() {
     let mut again = brief.opens().await;
     again.asks("resume", json!({"token": brief.token, "session_id": socket.session, "s": 1})).await;
     assert_eq!(again.closes().await, 4004);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_gone_before_ready_leaves_nothing_in_use() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    for _ in 0..20 {
+        let mut hasty = Socket::open(&world.url, &[]).await;
+        hasty.asks("identify", json!({"token": ana.token})).await;
+        // With `hello` unread, so that the system cuts the connection instead of ending it.
+        drop(hasty);
+    }
+    let hub = &world.app().hub;
+    eventually("all connections to be gone", || async { hub.connections.is_empty() }).await;
+    assert!(hub.directory.all_sessions().iter().all(|session| !session.queue.attached()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

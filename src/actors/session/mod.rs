@@ -173,7 +173,7 @@ impl SessionHandle {
 
     /// Notes that a connection ended; if it was the session's, the session waits for its client from now on, or ends if
     /// nobody may resume it.
-    pub fn detach(&self, connection: u64) {
+    fn detach(&self, connection: u64) {
         if self.queue.detach(connection) {
             self.tell(if self.queue.is_over() { SessionMsg::End } else { SessionMsg::Detached });
         }
@@ -200,9 +200,51 @@ impl SessionHandle {
         self.tell(SessionMsg::Panic);
     }
 
+    /// Lets the timer of an earlier disconnect come, without waiting for it.
+    #[cfg(test)]
+    pub(super) fn expire(&self, disconnect: u64) {
+        self.tell(SessionMsg::Expire(disconnect));
+    }
+
     /// Ends the session.
     pub fn end(&self) {
         self.tell(SessionMsg::End);
+    }
+
+    /// Takes the session up again behind `s`, for a connection; returns it with how many events follow, or nothing if memory
+    /// does not hold all of them.
+    pub fn resume(self: &Arc<Self>, connection: u64, s: i64) -> Option<(Attached, usize)> {
+        let replayed = self.queue.resume(connection, s)?;
+        Some((Attached { session: self.clone(), connection }, replayed))
+    }
+}
+
+/// A session in the hands of a connection, which lets go of it however it ends.
+#[derive(Debug)]
+pub struct Attached {
+    session: Arc<SessionHandle>,
+    connection: u64,
+}
+
+impl Attached {
+    /// Returns which connection it is.
+    #[must_use]
+    pub fn connection(&self) -> u64 {
+        self.connection
+    }
+}
+
+impl std::ops::Deref for Attached {
+    type Target = Arc<SessionHandle>;
+
+    fn deref(&self) -> &Arc<SessionHandle> {
+        &self.session
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.session.detach(self.connection);
     }
 }
 
@@ -231,7 +273,7 @@ impl Hub {
         principal: Principal,
         intents: Option<&[Intent]>,
         connection: u64,
-    ) -> Result<(Arc<SessionHandle>, String), OpenError> {
+    ) -> Result<(Attached, String), OpenError> {
         let session = self.new_session(principal, intents, connection).await?;
         let text = self.ready(&session).await;
         match text {
@@ -249,7 +291,7 @@ impl Hub {
         principal: Principal,
         intents: Option<&[Intent]>,
         connection: u64,
-    ) -> Result<Arc<SessionHandle>, OpenError> {
+    ) -> Result<Attached, OpenError> {
         let gateway = &self.config.gateway;
         let bounds = Bounds {
             events: gateway.queue_events,
@@ -274,6 +316,7 @@ impl Hub {
                 return Err(OpenError::TooMany);
             }
         }
+        let session = Attached { session, connection };
         self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
         if let Err(error) = self.hear_channels(&session).await {
             session.end();

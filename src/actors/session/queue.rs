@@ -541,6 +541,12 @@ impl Queue {
         true
     }
 
+    /// Returns how many events are kept for a resume.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.lock().ring_events
+    }
+
     /// Returns whether the queue is closed for good.
     #[must_use]
     pub fn is_over(&self) -> bool {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::queue::READ_AHEAD;
-use super::{OpenError, SessionHandle};
+use super::{Attached, OpenError, SessionHandle};
 use crate::actors::Hub;
 use crate::domain::command::Principal;
 use crate::domain::id::{ChannelId, StreamId, UserId};
@@ -26,7 +26,7 @@ pub enum Resumed {
     /// The session goes on; `text` is the `resumed` frame.
     Yes {
         /// The session: the same one, or a new one that replays the log.
-        session: Arc<SessionHandle>,
+        session: Attached,
         /// What the client is told first.
         text: String,
     },
@@ -51,7 +51,7 @@ impl Hub {
         let theirs =
             |s: &Arc<SessionHandle>| s.user_id == principal.user_id && s.token_id == principal.token_id && !s.ended();
         if let Some(session) = known.filter(theirs) {
-            if let Some(replayed) = session.queue.resume(connection, resume.s) {
+            if let Some((session, replayed)) = session.resume(connection, resume.s) {
                 metrics::counter!("colink_resumes_total", "mode" => "buffer").increment(1);
                 let text = server::resumed(session.id, resume.s, replayed, Mode::Buffer);
                 return Ok(Resumed::Yes { session, text });
