@@ -3,14 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use colink::client::{Gateway, Options, Start, Step};
+use colink::clock::Clock;
 use colink::domain::command as c;
 use colink::domain::id::{ChannelId, SessionId, StreamId};
-use colink::domain::user::Role;
+use colink::domain::user::{Presence, PresenceMode, Role};
 use serde_json::{Value, json};
 
-use crate::world::{LIMIT, Person, World, eventually, message, nobody, on_both, time_passes, within};
+use crate::socket::Socket;
+use crate::world::{Database, LIMIT, Person, World, eventually, message, nobody, on_both, within};
 
 /// Returns the numbers and texts of messages, in order.
 fn texts(frames: &[Value]) -> Vec<String> {
@@ -202,6 +205,22 @@ async fn a_guest_replays_nothing_of_the_workspace() {
     let (mut screen, resumed) = guest.resumes(json!({"session_id": nobody(), "s": 1, "cursors": cursors})).await;
     let told = screen.everything().await;
     assert!(!format!("{resumed}{told:?}").contains("hidden"), "a guest does not learn who else is there: {told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_was_lost_since_the_handshake_counts_in_a_resume() {
+    let world = World::start().await;
+    let (boss, bob) = (world.person("boss", Role::Admin).await, world.user("bob").await);
+    let bearer = format!("Bearer {}", bob.token);
+    let mut screen = Socket::open(&world.url, &[("authorization", &bearer)]).await;
+    assert_eq!(screen.next().await["type"], "hello");
+    let _: Value = boss.does(c::SetUserRole { user_id: bob.id(), role: Role::Guest }).await;
+    world.user("hidden").await;
+    let cursors = json!({StreamId::WORKSPACE.to_string(): 0});
+    screen.asks("resume", json!({"session_id": nobody(), "s": 1, "cursors": cursors})).await;
+    let (resumed, told) = (screen.next().await, screen.everything().await);
+    assert_eq!(resumed["d"]["mode"], "log");
+    assert!(!format!("{resumed}{told:?}").contains("hidden"), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use super::queue::READ_AHEAD;
 use super::{Attached, OpenError, SessionHandle};
 use crate::actors::Hub;
 use crate::domain::command::Principal;
-use crate::domain::id::{ChannelId, StreamId, UserId};
+use crate::domain::id::{ChannelId, StreamId};
 use crate::domain::permission::{self, Action};
 use crate::protocol::client::Resume;
 use crate::protocol::close::CloseCode;
@@ -68,7 +68,7 @@ impl Hub {
         connection: u64,
     ) -> Result<Resumed, OpenError> {
         let session = self.new_session(principal, resume.intents.as_deref(), connection).await?;
-        let missed = match self.missed(principal, &resume.cursors).await {
+        let missed = match self.missed(session.principal(), &resume.cursors).await {
             Ok(missed) => missed,
             Err(error) => {
                 session.end();
@@ -155,7 +155,7 @@ impl Hub {
                 if !std::future::poll_fn(|cx| session.queue.poll_room(cx)).await {
                     return;
                 }
-                match self.page(session.user_id, &range).await {
+                match self.page(session.principal(), &range).await {
                     Ok(Some(page)) => {
                         let read = page.frames.len();
                         range.after = page.frames.last().map_or(range.head, |event| event.seq);
@@ -176,10 +176,14 @@ impl Hub {
     }
 
     /// Reads the next page of a stream; nothing if the user may no longer read it.
-    async fn page(&self, user: UserId, range: &Range) -> Result<Option<Arc<Batch>>, StoreError> {
-        let stream = range.stream;
+    async fn page(&self, who: Principal, range: &Range) -> Result<Option<Arc<Batch>>, StoreError> {
+        let (user, stream) = (who.user_id, range.stream);
         let mut db = self.store.read().await?;
-        if stream != StreamId::WORKSPACE && stream != user.into() {
+        if stream == StreamId::WORKSPACE {
+            if !permission::sees_everybody(who.role) {
+                return Ok(None);
+            }
+        } else if stream != user.into() {
             let facts = channels::facts(&mut db, user, stream.into()).await?;
             let may_read = facts.is_some_and(|facts| {
                 facts.who.channel_role.is_some() && permission::allows(facts.who, Action::Read, facts.channel).is_ok()
