@@ -144,6 +144,10 @@ impl Held {
 /// `GET /v1/events`
 pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> Result<Polled, Refused> {
     let held = Held::of(&hub, caller, query.queue_id, query.last_event_id).await?;
+    // Only if something changed: a poll that always had something to bring would never wait.
+    if held.session.queue.take_unheard() {
+        hub.show_presence(&held.session);
+    }
     let wait = Duration::from_secs(query.timeout_s.unwrap_or(30).min(POLL_MAX_S));
     let deadline = tokio::time::Instant::now() + wait;
     let mut polled = Polled { events: Vec::new(), last_event_id: query.last_event_id };
@@ -185,6 +189,7 @@ pub async fn stream(State(hub): State<Arc<Hub>>, request: Request) -> Result<Res
     let header = parts.headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
     let last = header.or(query.last_event_id).unwrap_or(1);
     let held = Held::of(&hub, caller, query.queue_id, last).await?;
+    hub.show_presence(&held.session);
     let chunks = stream::unfold(Some((held, hub)), |state| async {
         let (held, hub) = state?;
         let chunk = next_chunk(&held, &hub).await;

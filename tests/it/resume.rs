@@ -141,6 +141,54 @@ async fn every_disconnect_gets_the_whole_window() {
     assert_eq!(resumed["d"]["mode"], "buffer", "the timer of an earlier disconnect does not count");
 }
 
+/// Waits until nobody is connected.
+async fn all_are_away(world: &World) {
+    let away = || async { world.app().hub.directory.all_sessions().iter().all(|session| !session.queue.attached()) };
+    eventually("all connections to be noticed as cut", away).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn presence_that_changed_meanwhile_is_told_to_who_comes_back() {
+    let world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let mut screen = bob.connects().await;
+    screen.call("presence.subscribe", json!({"user_ids": [ana.id()]})).await;
+    assert_eq!(screen.until("presence").await["d"]["presence"], "offline");
+    let (session, s) = (screen.session.clone(), screen.s);
+    drop(screen);
+    all_are_away(&world).await;
+    let seen = || async { world.app().hub.directory.ask_presence(vec![ana.id()]).await.unwrap()[0].1 };
+    let _hers = ana.connects().await;
+    eventually("her to be seen", || async { seen().await == Presence::Online }).await;
+    let (mut screen, resumed) = bob.resumes(json!({"session_id": session, "s": s})).await;
+    assert_eq!(resumed["d"]["mode"], "buffer");
+    assert_eq!(screen.until("presence").await["d"]["presence"], "online");
+    // And to who goes on by polls, once.
+    drop(screen);
+    eventually("him to be away", || async {
+        !world.app().hub.directory.session(id(&session)).unwrap().queue.attached()
+    })
+    .await;
+    let _: Value = ana.does(c::SetPresence { mode: PresenceMode::Dnd, until: None }).await;
+    eventually("her to be seen as she wants", || async { seen().await == Presence::Dnd }).await;
+    let mut last = s;
+    let path = |last: i64, wait: u8| format!("/v1/events?queue_id={session}&last_event_id={last}&timeout_s={wait}");
+    let told = loop {
+        let polled = bob.http.get(&path(last, 10)).await.good();
+        last = polled["last_event_id"].as_i64().unwrap();
+        let events = polled["events"].as_array().unwrap().clone();
+        if let Some(told) = events.into_iter().find(|frame| frame["type"] == "presence") {
+            break told;
+        }
+    };
+    assert_eq!(told["d"]["presence"], "dnd");
+    assert_eq!(bob.http.get(&path(last, 0)).await.good()["events"], json!([]));
+}
+
+fn id(session: &str) -> SessionId {
+    session.parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn too_much_to_replay_is_said_and_identify_works_on_the_same_socket() {
     let mut world = World::with(|config| config.gateway.replay_events = 10).await;

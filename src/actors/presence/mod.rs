@@ -60,6 +60,11 @@ pub enum PresenceMsg {
         /// Who.
         user: UserId,
     },
+    /// A session has to be told anew of those it watches.
+    Show {
+        /// The session, which knows whom.
+        session: Arc<SessionHandle>,
+    },
     /// Say what others see of these users.
     Ask(Vec<UserId>, RpcReplyPort<Vec<(UserId, Presence)>>),
     /// A user's mode was read from the store.
@@ -128,6 +133,7 @@ impl Actor for PresenceActor {
             }
             PresenceMsg::Watch { session } => state.watch(&session),
             PresenceMsg::Parted { user } => state.parted(user),
+            PresenceMsg::Show { session } => state.show(&session, &session.watches()),
             PresenceMsg::Ask(users, reply) => {
                 let seen = users.into_iter().map(|user| (user, state.table.shown(user))).collect();
                 let _ = reply.send(seen);
@@ -191,9 +197,8 @@ impl State {
         }
         for user in &users {
             self.watchers.entry(*user).or_default().push(Arc::downgrade(session));
-            let frame = push::presence(*user, self.table.shown(*user));
-            session.queue.push_ephemeral(Ephemeral::Presence(*user), frame);
         }
+        self.show(session, &users);
         if !users.is_empty() {
             self.watching.insert(session.id, users);
         }
@@ -206,6 +211,13 @@ impl State {
             if session.principal().role == Role::Guest {
                 session.look_again();
             }
+        }
+    }
+
+    fn show(&self, session: &SessionHandle, users: &[UserId]) {
+        for user in users {
+            let frame = push::presence(*user, self.table.shown(*user));
+            session.queue.push_ephemeral(Ephemeral::Presence(*user), frame);
         }
     }
 

@@ -142,7 +142,8 @@ impl SessionHandle {
         self.watches()
     }
 
-    fn watches(&self) -> Box<[UserId]> {
+    /// Returns whom it watches.
+    pub(super) fn watches(&self) -> Box<[UserId]> {
         self.watches.lock().expect("no panic under this lock").clone()
     }
 
@@ -344,6 +345,14 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// Tells a session anew who of those it watches is there: what changed while its client was away, or was lost on the
+    /// way, it did not hear.
+    pub fn show_presence(&self, session: &Arc<SessionHandle>) {
+        if session.wants_presence && !session.watches().is_empty() {
+            self.directory.tell_presence(PresenceMsg::Show { session: session.clone() });
+        }
     }
 
     /// Ends a session whose sign-in is over. What the session knows of that may be old: the sign-in may have been

@@ -91,6 +91,8 @@ struct Inner {
     waiting_events: usize,
     waiting_bytes: usize,
     ephemeral: Option<HashMap<Ephemeral, Bytes>>,
+    /// Presence was told while nobody was connected.
+    unheard: bool,
     lagged: Option<HashMap<StreamId, (i64, i64)>>,
     ring: VecDeque<Sent>,
     ring_events: usize,
@@ -351,6 +353,7 @@ impl Queue {
     pub fn push_ephemeral(&self, kind: Ephemeral, frame: Bytes) {
         self.with(|inner| {
             if inner.owner == 0 || inner.is_over() {
+                inner.unheard |= matches!(kind, Ephemeral::Presence(_));
                 return;
             }
             let waiting = inner.ephemeral.get_or_insert_default();
@@ -359,6 +362,11 @@ impl Queue {
                 waiting.insert(kind, frame);
             }
         });
+    }
+
+    /// Returns whether presence was told while nobody was connected, since this was asked the last time.
+    pub fn take_unheard(&self) -> bool {
+        std::mem::take(&mut self.lock().unheard)
     }
 
     /// Puts in a reply or a notice, which goes out before any event.

@@ -53,6 +53,7 @@ impl Hub {
         if let Some(session) = known.filter(theirs) {
             if let Some((session, replayed)) = session.resume(connection, resume.s) {
                 metrics::counter!("colink_resumes_total", "mode" => "buffer").increment(1);
+                self.show_presence(&session);
                 let text = server::resumed(session.id, resume.s, replayed, Mode::Buffer);
                 return Ok(Resumed::Yes { session, text });
             }
