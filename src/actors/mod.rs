@@ -213,14 +213,19 @@ impl Hub {
 
     /// Asks every session to move elsewhere, and opens none from now on. Those that are open are served on.
     pub fn drain(&self) {
+        // In this order: a session that is in the directory too late for this sees that the node drains.
         self.draining.cancel();
         self.connections.close();
+        for session in self.directory.all_sessions() {
+            self.ask_to_reconnect(&session);
+        }
+    }
+
+    fn ask_to_reconnect(&self, session: &session::SessionHandle) {
         let patience = Duration::from_secs(self.config.server.drain_s);
         // All are gone by half of the time, if they do as they are told.
         let spread = if patience.is_zero() { MOVES_WITHIN } else { patience / 2 };
-        for session in self.directory.all_sessions() {
-            session.ask_to_reconnect(&self.config.server.gateway_url(), spread);
-        }
+        session.ask_to_reconnect(&self.config.server.gateway_url(), spread);
     }
 
     /// Waits until every client has moved, for `server.drain_s` at most; then closes what is still here.

@@ -318,6 +318,9 @@ impl Hub {
             }
         }
         let session = Attached { session, connection };
+        if self.draining.is_cancelled() {
+            self.ask_to_reconnect(&session);
+        }
         self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
         if let Err(error) = self.hear_channels(&session).await {
             session.end();
