@@ -360,8 +360,11 @@ impl Channels {
         let arguments = (hub.clone(), stream, slot.clone());
         match Actor::spawn_linked(None, Channel, arguments, myself.get_cell()).await {
             Ok((actor, _)) => {
+                // Shown before it loads its room: a session that is just opening is in the directory by then, or finds the
+                // actor and subscribes. What others tell it comes behind this message, which is still on its detour, unless
+                // that is `Recover`, and with that the order does not matter.
+                slot.set_actor(Some(actor.clone()));
                 let _ = actor.cast(message);
-                slot.set_actor(Some(actor));
             }
             Err(error) => tracing::error!(stream.id = %stream, %error, "cannot start a channel"),
         }
