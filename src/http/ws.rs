@@ -101,8 +101,12 @@ pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Re
 /// Chooses among the subprotocols that a client offers: ours, or else another version of it, which is then closed with
 /// 4012. A page in a browser sees the code of a close, but not why a handshake failed.
 fn subprotocol(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let Some(offered) = headers.get(header::SEC_WEBSOCKET_PROTOCOL) else { return Ok(None) };
-    let names = || offered.to_str().unwrap_or("").split(',').map(str::trim);
+    // Several headers are one list (RFC 6455, 11.3.4).
+    let offered = || headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    if offered().next().is_none() {
+        return Ok(None);
+    }
+    let names = || offered().flat_map(|names| names.to_str().unwrap_or("").split(',').map(str::trim));
     let chosen = names().find(|name| *name == SUBPROTOCOL).or_else(|| names().find(|n| n.starts_with(ANY_VERSION)));
     let none = || invalid("none of the offered subprotocols is spoken here: offer colink.v1");
     chosen.map(|name| Some(name.to_owned())).ok_or_else(none)

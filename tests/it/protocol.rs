@@ -10,6 +10,7 @@ use colink::domain::event::EventKind;
 use colink::domain::id::StreamId;
 use colink::domain::user::Role;
 use serde_json::{Map, Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::socket::{BINARY, CLOSE, CONTINUATION, Incoming, PING, Socket, TEXT, frame};
 use crate::world::{Person, World, eventually, message, nobody, time_passes, within};
@@ -537,6 +538,7 @@ async fn a_handshake_needs_the_protocol_and_a_good_token() {
         ("101", vec![("cookie", cookie.as_str()), ("origin", world.url.as_str())]),
         ("101", vec![("authorization", bearer.as_str()), ("origin", "https://evil.example")]),
         ("101", vec![("sec-websocket-protocol", "chat, colink.v1")]),
+        ("101", vec![("sec-websocket-protocol", "chat"), ("sec-websocket-protocol", "colink.v1")]),
     ] {
         let opened = Socket::try_open(&world.url, &headers).await;
         let got = opened.as_ref().map_or_else(|answer| answer[9..12].to_owned(), |_| "101".to_owned());
