@@ -106,8 +106,8 @@ struct Head<'a> {
     id: Option<u64>,
     #[serde(rename = "type", borrow)]
     kind: std::borrow::Cow<'a, str>,
-    #[serde(default)]
-    s: Option<i64>,
+    #[serde(default, borrow)]
+    s: Option<&'a RawValue>,
     #[serde(default, borrow)]
     d: Option<&'a RawValue>,
 }
@@ -134,7 +134,7 @@ pub fn decode(text: &str) -> Result<Frame, NotUnderstood> {
     let head: Head<'_> = serde_json::from_str(text).map_err(|_| NotUnderstood)?;
     let body = head.d.map_or("{}", RawValue::get);
     let request = match &*head.kind {
-        "heartbeat" => Ok(Request::Heartbeat(head.s)),
+        "heartbeat" => head.s.map(|s| parse(s.get())).transpose().map(Request::Heartbeat),
         "identify" => parse(body).map(Request::Identify),
         "resume" => parse::<Resume>(body).and_then(bounded).map(Request::Resume),
         "typing.start" => {
@@ -172,11 +172,16 @@ mod tests {
     fn a_heartbeat_carries_what_was_applied() {
         let frame = decode(r#"{"type":"heartbeat","s":42}"#).unwrap();
         assert_eq!(frame, Frame { id: None, request: Ok(Request::Heartbeat(Some(42))) });
+        assert_eq!(decode(r#"{"type":"heartbeat","s":null}"#).unwrap().request, Ok(Request::Heartbeat(None)));
+        let code = |text| decode(text).unwrap().request.unwrap_err().code;
+        assert_eq!(code(r#"{"type":"heartbeat","s":"42"}"#), Code::Invalid);
     }
 
     #[test]
     fn unknown_fields_are_ignored_and_unknown_types_are_answered() {
-        assert!(decode(r#"{"id":1,"type":"identify","d":{"token":"t","new":[]},"x":1}"#).unwrap().request.is_ok());
+        assert!(
+            decode(r#"{"id":1,"type":"identify","d":{"token":"t","new":[]},"x":1,"s":"x"}"#).unwrap().request.is_ok()
+        );
         let frame = decode(r#"{"id":7,"type":"time.travel","d":{}}"#).unwrap();
         assert_eq!((frame.id, frame.request.unwrap_err().code), (Some(7), Code::UnknownType));
     }

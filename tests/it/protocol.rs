@@ -372,6 +372,22 @@ async fn numbers_that_nobody_gave_are_4007() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_number_in_place_of_something_else_is_a_bad_field_where_it_means_something() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let (mut fresh, mut open) = (ana.opens().await, ana.connects().await);
+    for socket in [&mut fresh, &mut open] {
+        for s in [json!("x"), json!(1.5), json!({}), json!(1e30)] {
+            socket.send(&json!({"id": 5, "type": "time.travel", "s": s})).await;
+            let code = socket.reply(5).await["error"].clone();
+            assert_eq!(code, "unknown_type", "an unknown field, so ignored: {s}");
+            socket.send(&json!({"id": 6, "type": "heartbeat", "s": s})).await;
+            assert_eq!(socket.reply(6).await["error"], "invalid_request", "{s}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_a_heartbeat_is_4009() {
     let world = World::with(|config| config.gateway.heartbeat_interval_ms = 1_000).await;
     let ana = world.user("ana").await;
