@@ -387,6 +387,7 @@ impl Connection {
             // A client with too many requests in flight is not read until some are answered.
             let may_read = session.queue.in_flight() < inflight;
             let held = !self.unread.is_empty();
+            let waits_since = Instant::now();
             let wait = async {
                 tokio::select! {
                     () = std::future::poll_fn(|cx| session.queue.poll_work(self.number, cx)), if !held || !may_read => Ok(false),
@@ -395,19 +396,22 @@ impl Connection {
                     () = alarm.as_mut() => Err(std::io::ErrorKind::TimedOut.into()),
                 }
             };
-            match wait.await {
+            let woken = wait.await;
+            if !may_read {
+                self.excuse(waits_since);
+            }
+            match woken {
                 Ok(false) => {}
                 Ok(true) => {
-                    let mut answers = Vec::new();
-                    if let Err(end) = self.read_requests(session, &mut answers) {
+                    if let Err(end) = self.hear(session).await {
                         return end;
                     }
-                    if let Err(end) = self.flush(&mut answers).await {
-                        return end;
-                    }
-                    self.watch_message();
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                    // What has come by now is heard first.
+                    if may_read && let Err(end) = self.hear(session).await {
+                        return end;
+                    }
                     if self.heard.elapsed() >= patience {
                         return CloseCode::SessionExpired.into();
                     }
@@ -426,6 +430,23 @@ impl Connection {
             if alarm.is_elapsed() || due < alarm.deadline() {
                 alarm.as_mut().reset(due);
             }
+        }
+    }
+
+    /// Takes in what has come, and answers what the connection answers by itself.
+    async fn hear(&mut self, session: &Arc<SessionHandle>) -> Result<(), End> {
+        let mut answers = Vec::new();
+        self.read_requests(session, &mut answers)?;
+        self.watch_message();
+        self.flush(&mut answers).await
+    }
+
+    /// Does not hold the time against the client in which nobody read what it said.
+    fn excuse(&mut self, since: Instant) {
+        let unheard = since.elapsed();
+        self.heard += unheard;
+        if let Some((_, due)) = &mut self.message {
+            *due += unheard;
         }
     }
 
@@ -469,6 +490,7 @@ impl Connection {
     }
 
     async fn write_unsent(&mut self, stall: Duration) -> Result<(), End> {
+        let began = Instant::now();
         let mut sent = 0;
         while sent < self.unsent.len() {
             if stall.is_zero() {
@@ -483,6 +505,7 @@ impl Connection {
             sent += write_some(&self.stream, &self.unsent[sent..])?;
         }
         self.unsent = Vec::new();
+        self.excuse(began);
         Ok(())
     }
 

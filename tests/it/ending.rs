@@ -100,6 +100,57 @@ async fn another_version_is_4012_and_a_client_that_leaves_its_connection_gets_10
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_said_while_the_server_wrote_is_heard_before_it_is_judged() {
+    let world = World::with(|config| {
+        config.gateway.heartbeat_interval_ms = 1_000;
+        config.gateway.message_timeout_ms = 4_000;
+        config.gateway.write_stall_ms = 0;
+        config.gateway.queue_events = 100_000;
+        config.gateway.queue_bytes = 64 << 20;
+    })
+    .await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let general = world.channel("general", &[&ana, &bob]).await;
+    let asks = json!({"id": 7, "type": "user.set_status", "d": {}}).to_string();
+    let asks = frame(true, TEXT, asks.as_bytes());
+    let (head, tail) = asks.split_at(20);
+    let mut screens = Vec::new();
+    for _ in 0..8 {
+        let mut screen = Socket::open_narrow(&world.url).await;
+        assert_eq!(screen.next().await["type"], "hello");
+        screen.identifies(&bob.token).await;
+        screen.send_bytes(&[&frame(true, PING, b"")[..], head].concat()).await;
+        while !matches!(screen.read().await, Incoming::Pong(_)) {}
+        screens.push(screen);
+    }
+    // Each of these bytes becomes six: together more than the system's own buffers take.
+    let text = "\u{1}".repeat(40_000);
+    let mut last = 0;
+    for _ in 0..24 {
+        last = ana.says(general, &text).await;
+    }
+    for screen in &mut screens {
+        screen.send_bytes(tail).await;
+    }
+    // Nothing can be waited for in place of the time that a client may be silent, or take for a message.
+    for _ in 0..18 {
+        time_passes(250).await;
+        for screen in &mut screens {
+            screen.send(&json!({"type": "heartbeat"})).await;
+        }
+    }
+    let heard = screens.into_iter().map(|mut screen| {
+        tokio::spawn(async move {
+            while screen.until("message.created").await["seq"] != last {}
+            assert_eq!(screen.reply(7).await["ok"], true);
+        })
+    });
+    for heard in heard.collect::<Vec<_>>() {
+        heard.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stops_serves_on_until_its_clients_have_moved() {
     let mut world = World::with(|config| config.server.drain_s = 600).await;
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);

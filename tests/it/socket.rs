@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::world::within;
 
@@ -48,9 +48,18 @@ impl Socket {
         }
     }
 
+    /// Shakes hands over a connection whose end here holds little, so that the server soon has to wait.
+    pub(crate) async fn open_narrow(url: &str) -> Socket {
+        let narrow = TcpSocket::new_v4().unwrap();
+        narrow.set_recv_buffer_size(4_096).unwrap();
+        let address = url.trim_start_matches("http://").parse().unwrap();
+        let stream = within("the connection", narrow.connect(address)).await.unwrap();
+        Socket::over(stream, url, &[]).await.unwrap_or_else(|answer| panic!("no WebSocket: {answer}"))
+    }
+
     /// Shakes hands; returns the answer if that is a refusal.
     pub(crate) async fn try_open(url: &str, headers: &[(&str, &str)]) -> Result<Socket, String> {
-        let stream = TcpStream::connect(url.trim_start_matches("http://")).await.unwrap();
+        let stream = within("the connection", TcpStream::connect(url.trim_start_matches("http://"))).await.unwrap();
         Socket::over(stream, url, headers).await
     }
 
