@@ -100,6 +100,22 @@ async fn another_version_is_4012_and_a_client_that_leaves_its_connection_gets_10
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_goodbye_ends_the_session() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    for payload in [&1000u16.to_be_bytes()[..], &[]] {
+        let mut screen = ana.connects().await;
+        screen.send_frame(true, CLOSE, payload).await;
+        assert_eq!(screen.closes().await, 1000);
+        eventually("the session to end", || async { world.app().hub.directory.sessions_alive() == 0 }).await;
+        let (mut again, resumed) = ana.resumes(json!({"session_id": screen.session, "s": 1})).await;
+        assert_eq!(resumed["d"]["mode"], "log", "{payload:?}");
+        again.send_frame(true, CLOSE, payload).await;
+        assert_eq!(again.closes().await, 1000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_client_said_while_the_server_wrote_is_heard_before_it_is_judged() {
     let world = World::with(|config| {
         config.gateway.heartbeat_interval_ms = 1_000;

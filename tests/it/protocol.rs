@@ -363,11 +363,14 @@ async fn numbers_that_nobody_gave_are_4007() {
     let mut socket = ana.connects().await;
     socket.send(&json!({"type": "heartbeat", "s": 1_000})).await;
     assert_eq!(socket.closes().await, 4007);
-    for seq in [-1, 2, i64::MAX, i64::MIN] {
-        let mut socket = ana.opens().await;
-        let cursors = json!({general.to_string(): seq});
-        socket.asks("resume", json!({"token": ana.token, "session_id": nobody(), "s": 1, "cursors": cursors})).await;
-        assert_eq!(socket.closes().await, 4007, "{seq}");
+    for stream in [general.into(), StreamId::from(ana.id()), StreamId::WORKSPACE] {
+        for seq in [-1, 1_000, i64::MAX, i64::MIN] {
+            let mut socket = ana.opens().await;
+            let cursors = json!({stream.to_string(): seq});
+            let resume = json!({"token": ana.token, "session_id": nobody(), "s": 1, "cursors": cursors});
+            socket.asks("resume", resume).await;
+            assert_eq!(socket.closes().await, 4007, "{stream}: {seq}");
+        }
     }
 }
 
@@ -385,6 +388,28 @@ async fn a_number_in_place_of_something_else_is_a_bad_field_where_it_means_somet
             assert_eq!(socket.reply(6).await["error"], "invalid_request", "{s}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_that_come_together_are_answered_together() {
+    let world = World::start().await;
+    let mut screen = world.user("ana").await.connects().await;
+    let beat = frame(true, TEXT, br#"{"type":"heartbeat","s":1}"#);
+    let ask = frame(true, TEXT, br#"{"id":7,"type":"time.travel"}"#);
+    screen.send_bytes(&[&beat[..], &beat, &beat, &ask].concat()).await;
+    let mut acks = 0;
+    // Whatever answers the first four is out before the answer to a later request.
+    for (awaited, next) in [(7, 8), (8, 9)] {
+        loop {
+            let frame = screen.next().await;
+            acks += usize::from(frame["type"] == "heartbeat_ack");
+            if frame["reply_to"] == awaited {
+                break;
+            }
+        }
+        screen.send(&json!({"id": next, "type": "time.travel"})).await;
+    }
+    assert_eq!(acks, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -566,6 +591,29 @@ async fn a_handshake_needs_the_protocol_and_a_good_token() {
         }
     }
     assert_eq!(ana.http.get("/v1/ws").await.code(), "invalid_request");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_offers_no_subprotocol_is_served() {
+    let world = World::start().await;
+    let authority = world.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(authority).await.unwrap();
+    let request = format!(
+        "GET /v1/ws HTTP/1.1\r\nhost: {authority}\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("its hello", async {
+        while !answer.contains(r#""type":"hello""#) {
+            let mut bytes = [0; 4_096];
+            let n = stream.read(&mut bytes).await.unwrap();
+            assert_ne!(n, 0, "{answer}");
+            answer.push_str(&String::from_utf8_lossy(&bytes[..n]));
+        }
+    })
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 101") && !answer.contains("sec-websocket-protocol"), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
