@@ -2,8 +2,9 @@
 //!
 //! The actor owns control and state: requests, rate, what it watches, how long it waits for its client. Deliveries do
 //! not pass through its mailbox: channels put them into the [`queue`], which the connection empties. [`SessionHandle`] is
-//! what others hold of a session; `Hub::open_session` and [`resume`] are how a connection comes by one.
+//! what others hold of a session, [`Attached`] what its connection holds; `opening.rs` and [`resume`] are how it comes by one.
 
+mod opening;
 pub mod queue;
 pub mod resume;
 
@@ -15,13 +16,11 @@ use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::Hub;
-use super::channel::ChannelMsg;
-use super::directory::TooMany;
 use super::presence::PresenceMsg;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
-use crate::domain::id::{ChannelId, SessionId, StreamId, TokenId, UserId};
+use crate::domain::id::{ChannelId, SessionId, TokenId, UserId};
 use crate::domain::permission::{self, Action};
 use crate::domain::rate::{Bucket, Rate};
 use crate::domain::user::Role;
@@ -30,11 +29,10 @@ use crate::protocol::close::CloseCode;
 use crate::protocol::push::Batch;
 use crate::protocol::server;
 use crate::storage::writer::{Answer, Reply};
-use crate::storage::{StoreError, channels, tokens, users};
-use queue::{Bounds, Queue};
+use crate::storage::{StoreError, tokens, users};
+pub use opening::{OpenError, READY_CHANNELS_MAX};
+use queue::Queue;
 
-/// The most channels that `ready` lists; the rest is read by `GET /v1/channels`.
-pub const READY_CHANNELS_MAX: i64 = 1_000;
 /// The longest that a timer is set for.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a session tells the presence tracker that its user is active.
@@ -249,107 +247,7 @@ impl Drop for Attached {
     }
 }
 
-/// Why a session could not be opened.
-#[derive(Debug)]
-pub enum OpenError {
-    /// The user has too many.
-    TooMany,
-    /// The store failed.
-    Store(StoreError),
-}
-
-impl From<StoreError> for OpenError {
-    fn from(error: StoreError) -> Self {
-        OpenError::Store(error)
-    }
-}
-
 impl Hub {
-    /// Opens a session and returns it with the text of `ready`.
-    ///
-    /// The session hears its channels before the state is read, so nothing falls in between: what it hears twice, the
-    /// client drops by `seq`.
-    pub async fn open_session(
-        self: &Arc<Self>,
-        principal: Principal,
-        intents: Option<&[Intent]>,
-        connection: u64,
-    ) -> Result<(Attached, String), OpenError> {
-        let session = self.new_session(principal, intents, connection).await?;
-        let text = self.ready(&session).await;
-        match text {
-            Ok(text) => Ok((session, text)),
-            Err(error) => {
-                session.end();
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Makes a session that hears its channels.
-    async fn new_session(
-        self: &Arc<Self>,
-        principal: Principal,
-        intents: Option<&[Intent]>,
-        connection: u64,
-    ) -> Result<Attached, OpenError> {
-        let gateway = &self.config.gateway;
-        let bounds = Bounds {
-            events: gateway.queue_events,
-            bytes: gateway.queue_bytes,
-            ring: gateway.ring_events,
-            window: Duration::from_secs(gateway.resume_window_s),
-        };
-        let queue = Queue::new(bounds, connection, principal.user_id.into());
-        let session = SessionHandle::new(principal, intents, queue, self.clock.now());
-        let arguments = (self.clone(), session.clone());
-        let spawned = Actor::spawn_linked(None, Session, arguments, self.actors().sessions.get_cell()).await;
-        match spawned {
-            Ok((actor, _)) => {
-                let _ = session.actor.set(actor);
-            }
-            Err(error) => return Err(StoreError::from(invalid(format!("cannot start a session: {error}"))).into()),
-        }
-        match self.directory.add_session(&session, gateway.sessions_per_user) {
-            Ok(made_way) => made_way.iter().for_each(|oldest| oldest.end()),
-            Err(TooMany) => {
-                session.end();
-                return Err(OpenError::TooMany);
-            }
-        }
-        let session = Attached { session, connection };
-        if self.draining.is_cancelled() {
-            self.ask_to_reconnect(&session);
-        }
-        self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
-        if let Err(error) = self.hear_channels(&session).await {
-            session.end();
-            return Err(error.into());
-        }
-        Ok(session)
-    }
-
-    /// Lets a session hear every channel that lives; one that is started later finds the session in the directory.
-    ///
-    /// What its caller was believed to be may be old by now. A sign-in that ends, or a role that changes, from here on is
-    /// told to the session, which is in the directory; what happened before, the store knows.
-    async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
-        let mut db = self.store.read().await?;
-        let sign_in = tokens::standing(&mut db, session.token_id, self.clock.now()).await?;
-        let sign_in = sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
-        session.set_role(sign_in.principal.role);
-        session.set_sign_in_ends(sign_in.expires_at);
-        let channels = channels::ids_of_user(&mut db, session.user_id).await?;
-        drop(db);
-        let own = [StreamId::from(session.user_id), StreamId::WORKSPACE];
-        for stream in channels.into_iter().map(StreamId::from).chain(own) {
-            if let Some(actor) = self.directory.slot(stream).and_then(|slot| slot.actor()) {
-                let _ = actor.cast(ChannelMsg::Subscribe(session.clone()));
-            }
-        }
-        Ok(())
-    }
-
     /// Tells a session anew who of those it watches is there: what changed while its client was away, or was lost on the
     /// way, it did not hear.
     pub fn show_presence(&self, session: &Arc<SessionHandle>) {
@@ -394,26 +292,6 @@ impl Hub {
             }
         }
         std::future::pending().await
-    }
-
-    async fn ready(&self, session: &SessionHandle) -> Result<String, StoreError> {
-        let mut db = self.store.read().await?;
-        let user = users::by_id(&mut db, session.user_id).await?;
-        let user = user.ok_or_else(|| crate::domain::error::not_found("user"))?;
-        let mut list = channels::of_user(&mut db, session.user_id, None, READY_CHANNELS_MAX + 1).await?;
-        let more = list.len() as i64 > READY_CHANNELS_MAX;
-        list.truncate(usize::try_from(READY_CHANNELS_MAX).unwrap_or(0));
-        let heads = crate::storage::events::heads(&mut db, &[session.user_id.into(), StreamId::WORKSPACE]).await?;
-        let head = |stream: StreamId| heads.iter().find(|(id, _)| *id == stream).map_or(0, |(_, seq)| *seq);
-        Ok(server::ready(&server::Ready {
-            session_id: session.id,
-            resume_window_s: self.config.gateway.resume_window_s,
-            user: &user,
-            user_seq: head(session.user_id.into()),
-            workspace_seq: head(StreamId::WORKSPACE),
-            channels: &list,
-            channels_next_cursor: if more { list.last().map(|m| m.channel.id.to_string()) } else { None },
-        }))
     }
 }
 

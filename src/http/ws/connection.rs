@@ -1,44 +1,27 @@
-//! `/v1/ws`: one task a connection, between the socket and the session's queue.
+//! A connection with an open session: what waits goes out, what comes in is handed on, until either side ends it.
 //!
-//! fastwebsockets shakes hands; from then on the socket is bare and [`wire`] reads and writes its frames within bounds
-//! (docs/adr/0004). While nothing moves, a connection owns no buffer: it reads into, and writes from, a buffer of the
-//! thread. What waits in the queue goes out in one write.
+//! While nothing moves, a connection owns no buffer: it reads into, and writes from, a buffer of the thread. What waits in
+//! the queue goes out in one write.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::Response;
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::auth;
-use super::error::Refused;
-use super::serve::{Place, origin};
-use super::stall::Patient;
+use super::next_connection;
 use crate::actors::Hub;
-use crate::actors::session::resume::Resumed;
-use crate::actors::session::{Attached, OpenError, SessionHandle, too_many};
+use crate::actors::session::SessionHandle;
 use crate::domain::command::Principal;
-use crate::domain::error::{Code, Refusal, invalid, unavailable};
-use crate::domain::rate::Rate;
-use crate::protocol::client::{self, Identify, Request as Asked, Resume};
+use crate::http::serve::Place;
+use crate::protocol::client::{self, Request as Asked};
 use crate::protocol::close::CloseCode;
 use crate::protocol::server;
 use crate::protocol::wire::{self, Incoming, Limits, Reader};
-use crate::storage::tokens::Secret;
 
-/// The subprotocol.
-const SUBPROTOCOL: &str = "colink.v1";
-/// What the name of every version begins with.
-const ANY_VERSION: &str = "colink.v";
 /// How much is read, and about how much is written, at once.
 const READ: usize = 64 * 1_024;
 const WRITE: usize = 256 * 1_024;
@@ -48,108 +31,19 @@ thread_local! {
     static WRITE_BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(WRITE + 64 * 1_024));
 }
 
-static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
-
-/// Returns the number of a new connection, of whatever transport. None is 0.
-pub(super) fn next_connection() -> u64 {
-    CONNECTIONS.fetch_add(1, Ordering::Relaxed)
-}
-
-/// Shakes hands and starts the connection's task.
-pub async fn upgrade(State(hub): State<Arc<Hub>>, request: Request) -> Result<Response, Refused> {
-    let (parts, _) = request.into_parts();
-    let mut request = axum::http::Request::from_parts(parts, ());
-    if !fastwebsockets::upgrade::is_upgrade_request(&request) {
-        return Err(invalid("this is a WebSocket: connect with ws:// or wss://, subprotocol colink.v1").into());
-    }
-    if hub.draining.is_cancelled() {
-        return Err(unavailable("this node is being drained: connect to another").into());
-    }
-    let from = origin(request.extensions());
-    let chosen = subprotocol(request.headers())?;
-    let spoken = chosen.as_deref().is_none_or(|name| name == SUBPROTOCOL);
-    let known = match auth::token_of(request.headers()) {
-        Some((token, from_cookie)) => {
-            if from_cookie {
-                auth::same_origin(&hub, request.headers())?;
-            }
-            Some(whose(&hub, from, &token).await?)
-        }
-        None => None,
-    };
-    let place = request.extensions_mut().remove::<Place>();
-    let (response, upgraded) = fastwebsockets::upgrade::upgrade(&mut request)
-        .map_err(|error| invalid(format!("the WebSocket handshake is malformed: {error}")))?;
-    hub.clone().connections.spawn(async move {
-        // Boxed: the states of the handshake would otherwise weigh on every idle connection.
-        let Some((stream, early)) = Box::pin(bare(upgraded)).await else { return };
-        drop(request);
-        let connection = Box::new(Connection::new(hub, stream, from, place));
-        if spoken {
-            connection.run(known, early).await;
-        } else {
-            Box::pin(connection.finish(CloseCode::Version.into())).await;
-        }
-    });
-    let mut response = response.map(|_| Body::empty());
-    if let Some(name) = chosen.and_then(|name| HeaderValue::try_from(name).ok()) {
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, name);
-    }
-    Ok(response)
-}
-
-/// Chooses among the subprotocols that a client offers: ours, or else another version of it, which is then closed with
-/// 4012. A page in a browser sees the code of a close, but not why a handshake failed.
-fn subprotocol(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    // Several headers are one list (RFC 6455, 11.3.4).
-    let offered = || headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    if offered().next().is_none() {
-        return Ok(None);
-    }
-    let names = || offered().flat_map(|names| names.to_str().unwrap_or("").split(',').map(str::trim));
-    let chosen = names().find(|name| *name == SUBPROTOCOL).or_else(|| names().find(|n| n.starts_with(ANY_VERSION)));
-    let none = || invalid("none of the offered subprotocols is spoken here: offer colink.v1");
-    chosen.map(|name| Some(name.to_owned())).ok_or_else(none)
-}
-
-/// Returns who a token speaks for. An address that showed too many unknown ones is not looked up for, unless the token is
-/// known: behind one address may be a whole office, or a proxy with everybody.
-async fn whose(hub: &Hub, from: IpAddr, token: &str) -> Result<Principal, Refusal> {
-    let per_minute = hub.config.gateway.identifies_per_minute.saturating_mul(10);
-    let rate = Rate { per_minute, burst: per_minute };
-    let key = format!("unknown tokens of {}", auth::counted(from));
-    let wait = hub.sign_ins.wait(&key, rate, hub.clock.now());
-    if !wait.is_zero() && hub.cache.identity(&Secret::hash(token)).is_none() {
-        return Err(too_many(wait));
-    }
-    let found = auth::identify(hub, token).await;
-    if found.as_ref().is_err_and(|refusal| refusal.code == Code::Unauthenticated) {
-        // Counted, and refused either way.
-        let _ = hub.sign_ins.take(key, rate, hub.clock.now());
-    }
-    found
-}
-
-/// Takes the bare socket out of the HTTP machinery, with what was read too early.
-async fn bare(upgraded: fastwebsockets::upgrade::UpgradeFut) -> Option<(TcpStream, Bytes)> {
-    let websocket = upgraded.await.ok()?;
-    let parts = websocket.into_inner().into_inner().downcast::<TokioIo<Patient>>().ok()?;
-    Some((parts.io.into_inner().into_inner(), parts.read_buf))
-}
-
 /// One connection.
-struct Connection {
-    hub: Arc<Hub>,
-    stream: TcpStream,
+pub(super) struct Connection {
+    pub(super) hub: Arc<Hub>,
+    pub(super) stream: TcpStream,
     reader: Reader,
-    number: u64,
+    pub(super) number: u64,
     /// Written bytes that the socket did not take yet.
     unsent: Vec<u8>,
     /// What was read and is not looked at yet: as much is in work as may be.
-    unread: Vec<u8>,
+    pub(super) unread: Vec<u8>,
     /// Attempts to open a session on this connection.
-    attempts: u32,
-    from: IpAddr,
+    pub(super) attempts: u32,
+    pub(super) from: IpAddr,
     /// When a message that is not complete has to be.
     message: Option<(u64, Instant)>,
     heard: Instant,
@@ -157,7 +51,7 @@ struct Connection {
 }
 
 /// Why a connection ends.
-enum End {
+pub(super) enum End {
     /// The socket is gone.
     Gone,
     /// The server says goodbye.
@@ -176,15 +70,8 @@ impl From<std::io::Error> for End {
     }
 }
 
-/// How a session came to be on this connection.
-enum Opened {
-    Session(Attached),
-    /// Nothing came of it; the client may try again.
-    Again,
-}
-
 impl Connection {
-    fn new(hub: Arc<Hub>, stream: TcpStream, from: IpAddr, place: Option<Place>) -> Self {
+    pub(super) fn new(hub: Arc<Hub>, stream: TcpStream, from: IpAddr, place: Option<Place>) -> Self {
         let gateway = &hub.config.gateway;
         let limits = Limits { max_message: gateway.max_message_bytes, max_fragments: gateway.max_fragments };
         metrics::gauge!("colink_connections").increment(1.0);
@@ -203,7 +90,7 @@ impl Connection {
         }
     }
 
-    async fn run(mut self: Box<Self>, known: Option<Principal>, early: Bytes) {
+    pub(super) async fn run(mut self: Box<Self>, known: Option<Principal>, early: Bytes) {
         // Bound to a name, so that the box is gone while the connection lives on.
         let greeted = Box::pin(self.greet(known, early)).await;
         let end = match greeted {
@@ -218,153 +105,6 @@ impl Connection {
             Err(end) => end,
         };
         Box::pin(self.finish(end)).await;
-    }
-
-    /// Says hello and waits for identify or resume.
-    async fn greet(&mut self, known: Option<Principal>, early: Bytes) -> Result<Attached, End> {
-        let gateway = &self.hub.config.gateway;
-        let timeout = Duration::from_millis(gateway.identify_timeout_ms);
-        let hello = server::hello(&self.hub.node, gateway.heartbeat_interval_ms, gateway.max_message_bytes);
-        let deadline = (!timeout.is_zero()).then(|| Instant::now() + timeout);
-        let closing = self.hub.closing.clone();
-        let opened = async {
-            self.send(&hello).await?;
-            self.unread = early.to_vec();
-            loop {
-                let text = self.read_text().await?;
-                if let Opened::Session(session) = self.open(known, &text).await? {
-                    return Ok(session);
-                }
-            }
-        };
-        let late = async {
-            match deadline {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            opened = opened => opened,
-            () = late => Err(CloseCode::NotAuthenticated.into()),
-            () = closing.cancelled() => Err(CloseCode::Restart.into()),
-        }
-    }
-
-    /// Waits for the next whole message. What comes behind it is kept for later.
-    async fn read_text(&mut self) -> Result<String, End> {
-        loop {
-            let (mut answers, mut text) = (Vec::new(), None);
-            if self.unread.is_empty() {
-                self.stream.readable().await?;
-            }
-            self.read(&mut answers, |message| {
-                text = Some(message.to_owned());
-                Ok(false)
-            })?;
-            self.flush(&mut answers).await?;
-            if let Some(text) = text {
-                return Ok(text);
-            }
-        }
-    }
-
-    async fn open(&mut self, known: Option<Principal>, text: &str) -> Result<Opened, End> {
-        let frame = client::decode(text).map_err(|_| End::from(CloseCode::Decode))?;
-        if self.hub.draining.is_cancelled() {
-            return Err(CloseCode::Draining.into());
-        }
-        if matches!(frame.request, Ok(Asked::Identify(_) | Asked::Resume(_))) {
-            self.attempts += 1;
-            let most = self.hub.config.gateway.identifies_per_minute;
-            if most > 0 && self.attempts > most {
-                return Err(CloseCode::RateLimited.into());
-            }
-        }
-        let opened = match frame.request {
-            Ok(Asked::Identify(identify)) => self.identify(known, identify).await,
-            Ok(Asked::Resume(resume)) => self.resume(known, resume).await,
-            Ok(Asked::Heartbeat(_)) => {
-                self.send(server::HEARTBEAT_ACK).await?;
-                return Ok(Opened::Again);
-            }
-            Ok(_) => return Err(CloseCode::NotAuthenticated.into()),
-            Err(refusal) => Ok(Err(refusal)),
-        }?;
-        match opened {
-            Ok(opened) => Ok(opened),
-            Err(refusal) => {
-                self.send(&server::refused(frame.id, &refusal)).await?;
-                Ok(Opened::Again)
-            }
-        }
-    }
-
-    async fn principal(
-        &self,
-        known: Option<Principal>,
-        token: Option<&str>,
-    ) -> Result<Result<Principal, Refusal>, End> {
-        let principal = match (token, known) {
-            (Some(token), _) => whose(&self.hub, self.from, token).await,
-            (None, Some(known)) => Ok(known),
-            (None, None) => return Err(CloseCode::NotAuthenticated.into()),
-        };
-        match principal {
-            Ok(principal) => Ok(self.within_rate(principal)),
-            Err(refusal) if refusal.code == Code::Unauthenticated => Err(CloseCode::AuthFailed.into()),
-            Err(refusal) => Ok(Err(refusal)),
-        }
-    }
-
-    fn within_rate(&self, principal: Principal) -> Result<Principal, Refusal> {
-        let per_minute = self.hub.config.gateway.identifies_per_minute;
-        let rate = Rate { per_minute, burst: per_minute };
-        let key = format!("identify {}", principal.token_id);
-        let taken = self.hub.sign_ins.take(key, rate, self.hub.clock.now());
-        taken.map(|_| principal).map_err(too_many)
-    }
-
-    async fn identify(&mut self, known: Option<Principal>, identify: Identify) -> Result<Result<Opened, Refusal>, End> {
-        let principal = match self.principal(known, identify.token.as_deref()).await? {
-            Ok(principal) => principal,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        match self.hub.open_session(principal, identify.intents.as_deref(), self.number).await {
-            Ok((session, ready)) => {
-                self.send(&ready).await?;
-                Ok(Ok(Opened::Session(session)))
-            }
-            Err(error) => self.not_opened(error),
-        }
-    }
-
-    async fn resume(&mut self, known: Option<Principal>, resume: Resume) -> Result<Result<Opened, Refusal>, End> {
-        let principal = match self.principal(known, resume.token.as_deref()).await? {
-            Ok(principal) => principal,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        match self.hub.resume_session(principal, &resume, self.number).await {
-            Ok(Resumed::Yes { session, text }) => {
-                self.send(&text).await?;
-                Ok(Ok(Opened::Session(session)))
-            }
-            Ok(Resumed::No { text }) => {
-                self.send(&text).await?;
-                Ok(Ok(Opened::Again))
-            }
-            Ok(Resumed::BadCursor) => Err(CloseCode::BadCursor.into()),
-            Err(error) => self.not_opened(error),
-        }
-    }
-
-    fn not_opened(&self, error: OpenError) -> Result<Result<Opened, Refusal>, End> {
-        match error {
-            OpenError::TooMany => Err(CloseCode::TooMany.into()),
-            OpenError::Store(error) => match super::error::refusal(error) {
-                refusal if refusal.code == Code::Unauthenticated => Err(CloseCode::AuthFailed.into()),
-                refusal => Ok(Err(refusal)),
-            },
-        }
     }
 
     /// The life of the connection: what waits goes out, what comes in is handed on, until either side ends it.
@@ -525,7 +265,11 @@ impl Connection {
 
     /// Reads once, or takes up what was left of the last time, and gives each whole text to `each` for as long as that
     /// says to go on. Pongs are put into `answers`.
-    fn read(&mut self, answers: &mut Vec<u8>, each: impl FnMut(&str) -> Result<bool, End>) -> Result<(), End> {
+    pub(super) fn read(
+        &mut self,
+        answers: &mut Vec<u8>,
+        each: impl FnMut(&str) -> Result<bool, End>,
+    ) -> Result<(), End> {
         if !self.unread.is_empty() {
             let mut unread = std::mem::take(&mut self.unread);
             let left = self.feed(&mut unread, answers, each)?;
@@ -573,13 +317,13 @@ impl Connection {
         }
     }
 
-    async fn send(&mut self, text: &str) -> Result<(), End> {
+    pub(super) async fn send(&mut self, text: &str) -> Result<(), End> {
         let mut bytes = Vec::with_capacity(text.len() + 10);
         wire::write_text(&[text.as_bytes()], &mut bytes);
         self.flush(&mut bytes).await
     }
 
-    async fn flush(&mut self, bytes: &mut Vec<u8>) -> Result<(), End> {
+    pub(super) async fn flush(&mut self, bytes: &mut Vec<u8>) -> Result<(), End> {
         if bytes.is_empty() && self.unsent.is_empty() {
             return Ok(());
         }
@@ -589,7 +333,7 @@ impl Connection {
     }
 
     /// Says goodbye, and waits a moment for the client to do the same.
-    async fn finish(mut self: Box<Self>, end: End) {
+    pub(super) async fn finish(mut self: Box<Self>, end: End) {
         let End::Close(code, reason) = end else { return };
         metrics::counter!("colink_connections_closed_total", "code" => code.to_string()).increment(1);
         wire::write_close(code, reason, &mut self.unsent);
