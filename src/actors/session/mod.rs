@@ -7,6 +7,7 @@
 mod opening;
 pub mod queue;
 pub mod resume;
+mod ring;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

@@ -1,8 +1,8 @@
 //! What waits for one session, and what it was sent: bounded, and numbered by `s`.
 //!
 //! Channels put shared batches in; the session's connection takes out what waits, in one piece. A batch gets its `s`
-//! when it is taken, and stays in the ring until the client says that it has it, so that a resume only turns back the
-//! place in the ring. The lock is held for a few pushes at a time and never across an await.
+//! when it is taken, and stays in the ring (`ring.rs`) until the client says that it has it, so that a resume only goes
+//! back to a place in the ring. The lock is held for a few pushes at a time and never across an await.
 //!
 //! Invariants:
 //! - At most `events` and `bytes` wait. Beyond that the busiest stream's events are dropped and noted: when the rest is
@@ -10,6 +10,7 @@
 //!   an event; while it is still to be made, memory does not hold everything, and nobody resumes.
 //! - The ring holds at most `ring` events and four times `bytes`. What is older cannot be resumed from memory.
 //! - What a resume from memory promised is not dropped: it goes into the ring at once, all of it, before live events wait.
+//!   Only while the log is still being read it stays behind that, and is dropped like anything that waits.
 //! - What a resume brings from the log goes out before what waits, read page by page as the connection takes it: when
 //!   [`READ_AHEAD`] events of it wait, no more are read.
 //! - Ephemeral frames are merged: one for each user and kind, the last wins. Presence is bounded by whom the session
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::ring::Ring;
 use crate::domain::id::StreamId;
 use crate::protocol::close::CloseCode;
 use crate::protocol::push::{self, Batch, Encoded, Ephemeral};
@@ -44,7 +46,7 @@ pub struct Bounds {
 
 impl Bounds {
     /// Returns how many bytes are kept for a resume, at most.
-    fn ring_bytes(&self) -> usize {
+    pub(super) fn ring_bytes(&self) -> usize {
         self.bytes.saturating_mul(4)
     }
 }
@@ -65,19 +67,6 @@ pub struct Queue {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug)]
-struct Sent {
-    first_s: i64,
-    batch: Arc<Batch>,
-    at: Instant,
-}
-
-impl Sent {
-    fn last_s(&self) -> i64 {
-        self.first_s + self.batch.frames.len() as i64 - 1
-    }
-}
-
 #[derive(Debug, Default)]
 struct Inner {
     control: VecDeque<Bytes>,
@@ -94,13 +83,7 @@ struct Inner {
     /// Presence was told while nobody was connected.
     unheard: bool,
     lagged: Option<HashMap<StreamId, (i64, i64)>>,
-    ring: VecDeque<Sent>,
-    ring_events: usize,
-    ring_bytes: usize,
-    /// The place in the ring behind which frames still have to be sent: used after a resume.
-    resend: usize,
-    /// The number that the next event gets. `ready` was 1.
-    next_s: i64,
+    ring: Ring,
     /// The connection that empties the queue; 0 if there is none. Any other that tries gets nothing.
     owner: u64,
     /// Credits came back: a connection that stopped reading may go on.
@@ -116,7 +99,7 @@ impl Inner {
     fn has_work(&self) -> bool {
         !self.control.is_empty()
             || !self.pages.is_empty()
-            || self.resend < self.ring.len()
+            || self.ring.has_unsent()
             || self.close.is_some()
             || self.credited
             || self.ephemeral.as_ref().is_some_and(|e| !e.is_empty())
@@ -137,8 +120,10 @@ impl Inner {
 
     /// Forgets all that it was and would be sent.
     fn forget(&mut self) {
-        let Inner { next_s, owner, in_flight, close, .. } = *self;
-        *self = Inner { next_s, owner, in_flight, close, ..Inner::default() };
+        let mut ring = std::mem::take(&mut self.ring);
+        ring.clear();
+        let Inner { owner, in_flight, close, .. } = *self;
+        *self = Inner { ring, owner, in_flight, close, ..Inner::default() };
     }
 
     fn page_events(&self) -> usize {
@@ -170,59 +155,23 @@ impl Inner {
         Some(batch)
     }
 
-    /// Numbers a batch and keeps it for a resume.
-    fn keep(&mut self, batch: Arc<Batch>, now: Instant) {
-        let first_s = self.next_s;
-        self.next_s += batch.frames.len() as i64;
-        self.ring_events += batch.frames.len();
-        self.ring_bytes += batch.bytes;
-        self.ring.push_back(Sent { first_s, batch, at: now });
+    /// Sends the next batch of the ring; returns how many bytes that are.
+    fn send(&mut self, taken: &mut Taken, write: &mut impl FnMut(Option<i64>, &[u8])) -> usize {
+        let Some((first_s, batch)) = self.ring.next_unsent() else { return 0 };
+        taken.frames += batch.frames.len();
+        for (s, frame) in (first_s..).zip(&batch.frames) {
+            write(Some(s), &frame.tail);
+        }
+        batch.bytes + batch.frames.len() * 16
     }
 
-    /// Keeps all that waits, if the ring holds it beside what it has from `at` on; returns whether it does.
-    fn keep_all(&mut self, at: usize, now: Instant, bounds: &Bounds) -> bool {
-        let coming = || self.ring.iter().skip(at).map(|sent| &sent.batch).chain(&self.pages).chain(&self.waiting);
-        let events: usize = coming().map(|batch| batch.frames.len()).sum();
-        let bytes: usize = coming().map(|batch| batch.bytes).sum();
-        if events > bounds.ring || bytes > bounds.ring_bytes() {
-            return false;
+    /// Moves all that waits into the ring, if that holds it beside what it has from a place on; returns whether it does.
+    fn keep_all(&mut self, from: usize, now: Instant, bounds: &Bounds) -> bool {
+        let fits = self.ring.holds(from, self.pages.iter().chain(&self.waiting), bounds);
+        while fits && let Some(batch) = self.next() {
+            self.ring.keep(batch, now);
         }
-        while let Some(batch) = self.next() {
-            self.keep(batch, now);
-        }
-        true
-    }
-
-    /// Sends a batch for the first time; returns how many bytes that are.
-    fn send(
-        &mut self,
-        batch: Arc<Batch>,
-        now: Instant,
-        bounds: &Bounds,
-        write: &mut impl FnMut(Option<i64>, &[u8]),
-    ) -> usize {
-        let bytes = write_batch(self.next_s, &batch, write);
-        self.keep(batch, now);
-        self.resend = self.ring.len();
-        self.trim(now, bounds);
-        bytes
-    }
-
-    /// Drops what is too much or too old to be kept, of what was sent.
-    fn trim(&mut self, now: Instant, bounds: &Bounds) {
-        let old = |sent: &Sent| now.saturating_duration_since(sent.at) > bounds.window;
-        let too_much = |inner: &Inner| inner.ring_events > bounds.ring || inner.ring_bytes > bounds.ring_bytes();
-        while self.resend > 0 && (too_much(self) || self.ring.front().is_some_and(old)) {
-            self.drop_oldest();
-        }
-    }
-
-    fn drop_oldest(&mut self) {
-        if let Some(sent) = self.ring.pop_front() {
-            self.ring_events -= sent.batch.frames.len();
-            self.ring_bytes -= sent.batch.bytes;
-            self.resend = self.resend.saturating_sub(1);
-        }
+        fits
     }
 
     /// Drops what waits of the stream with the most, in events or in bytes, whichever are too many, until no more waits than
@@ -280,7 +229,7 @@ impl Queue {
     /// Makes the queue of a new session that the connection `owner` empties; `own` is its user's own stream.
     #[must_use]
     pub fn new(bounds: Bounds, owner: u64, own: StreamId) -> Arc<Self> {
-        let inner = Inner { next_s: 2, owner, ..Inner::default() };
+        let inner = Inner { owner, ..Inner::default() };
         Arc::new(Queue { bounds, own, inner: Mutex::new(inner) })
     }
 
@@ -441,23 +390,20 @@ impl Queue {
             taken.frames += 1;
             write(None, &frame);
         }
-        while bytes < max && inner.resend < inner.ring.len() {
-            let sent = &inner.ring[inner.resend];
-            bytes += write_batch(sent.first_s, &sent.batch, &mut write);
-            taken.frames += sent.batch.frames.len();
-            inner.resend += 1;
-        }
         while bytes < max {
-            let Some(batch) = inner.next() else { break };
-            taken.oldest = taken.oldest.or(batch.committed);
-            taken.frames += batch.frames.len();
-            bytes += inner.send(batch, now, &self.bounds, &mut write);
+            if !inner.ring.has_unsent() {
+                let Some(batch) = inner.next() else { break };
+                taken.oldest = taken.oldest.or(batch.committed);
+                inner.ring.keep(batch, now);
+            }
+            bytes += inner.send(&mut taken, &mut write);
         }
         let reader = if inner.reads_on().is_some() { inner.reader.take() } else { None };
         if let Some(reader) = reader {
             reader.wake();
         }
         if bytes >= max && inner.has_work() {
+            inner.ring.trim(now, &self.bounds);
             return taken;
         }
         if let Some(ephemeral) = inner.ephemeral.take() {
@@ -469,9 +415,10 @@ impl Queue {
         if inner.unread == 0
             && let Some(lagged) = inner.lagged.take()
         {
-            taken.frames += 1;
-            inner.send(self.notice(&lagged), now, &self.bounds, &mut write);
+            inner.ring.keep(self.notice(&lagged), now);
+            inner.send(&mut taken, &mut write);
         }
+        inner.ring.trim(now, &self.bounds);
         taken.close = inner.close;
         taken
     }
@@ -485,13 +432,11 @@ impl Queue {
     /// Notes that the client has everything up to `s`; returns whether the server ever sent that.
     pub fn acknowledge(&self, s: i64) -> bool {
         let mut inner = self.lock();
-        if !(0..inner.next_s).contains(&s) {
-            return false;
+        let known = (0..inner.ring.next_s()).contains(&s);
+        if known {
+            inner.ring.acknowledge(s);
         }
-        while inner.ring.front().is_some_and(|sent| sent.last_s() <= s) && inner.resend > 0 {
-            inner.drop_oldest();
-        }
-        true
+        known
     }
 
     /// Takes the session up again behind `s`, for the connection `owner`; returns how many events will be sent again or
@@ -499,25 +444,22 @@ impl Queue {
     pub fn resume(&self, owner: u64, s: i64) -> Option<usize> {
         let now = Instant::now();
         self.with(|inner| {
-            let oldest = inner.ring.front().map_or(inner.next_s, |sent| sent.first_s);
-            let holds_all = !inner.overflowed && inner.lagged.is_none();
-            if !holds_all || s >= inner.next_s || s + 1 < oldest || inner.is_over() {
+            if inner.overflowed || inner.lagged.is_some() || inner.is_over() {
                 return None;
             }
             // A batch is sent whole: what the client has of it already, it drops by `seq`.
-            let at = inner.ring.partition_point(|sent| sent.last_s() <= s);
+            let from = inner.ring.behind(s)?;
             // What waits goes out behind the log, so it stays where it is until that is read.
-            if inner.unread == 0 && !inner.keep_all(at, now, &self.bounds) {
+            if inner.unread == 0 && !inner.keep_all(from, now, &self.bounds) {
                 return None;
             }
-            inner.resend = at;
-            inner.trim(now, &self.bounds);
+            inner.ring.go_back(from);
+            inner.ring.trim(now, &self.bounds);
             // Whatever else there was to close is the connection before this one.
             inner.close = None;
             inner.owner = owner;
             inner.credited = true;
-            let sent: usize = inner.ring.iter().skip(inner.resend).map(|sent| sent.batch.frames.len()).sum();
-            Some(sent + inner.page_events() + inner.unread + inner.waiting_events)
+            Some(inner.ring.unsent_events() + inner.page_events() + inner.unread + inner.waiting_events)
         })
     }
 
@@ -552,7 +494,7 @@ impl Queue {
     /// Returns how many events are kept for a resume.
     #[must_use]
     pub fn kept(&self) -> usize {
-        self.lock().ring_events
+        self.lock().ring.events()
     }
 
     /// Returns whether the queue is closed for good.
@@ -570,15 +512,8 @@ impl Queue {
     /// Returns the `s` of the last event that was taken.
     #[must_use]
     pub fn last_s(&self) -> i64 {
-        self.lock().next_s - 1
+        self.lock().ring.next_s() - 1
     }
-}
-
-fn write_batch(first_s: i64, batch: &Batch, write: &mut impl FnMut(Option<i64>, &[u8])) -> usize {
-    for (s, frame) in (first_s..).zip(&batch.frames) {
-        write(Some(s), &frame.tail);
-    }
-    batch.bytes + batch.frames.len() * 16
 }
 
 /// Puts a frame's two parts together, as text.

@@ -336,8 +336,8 @@ proptest::proptest! {
                 _ => {}
             }
             let inner = queue.lock();
-            proptest::prop_assert!(inner.ring_events <= bounds.ring);
-            proptest::prop_assert!(inner.ring_bytes <= bounds.ring_bytes());
+            proptest::prop_assert!(inner.ring.events() <= bounds.ring);
+            proptest::prop_assert!(inner.ring.bytes() <= bounds.ring_bytes());
             proptest::prop_assert!(!attached || inner.waiting_events <= bounds.events);
             proptest::prop_assert!(!attached || inner.waiting_bytes <= bounds.bytes);
             proptest::prop_assert!(attached || inner.waiting_events <= bounds.ring);
