@@ -173,17 +173,15 @@ impl Directory {
         Ok(gone)
     }
 
-    /// Forgets a session; returns whether it was the user's last.
-    pub fn remove_session(&self, session: &SessionHandle) -> bool {
+    /// Forgets a session.
+    pub fn remove_session(&self, session: &SessionHandle) {
         let mut sessions = self.sessions.write().expect("no panic under this lock");
         sessions.by_id.remove(&session.id);
-        let Some(of_user) = sessions.by_user.get_mut(&session.user_id) else { return true };
+        let Some(of_user) = sessions.by_user.get_mut(&session.user_id) else { return };
         of_user.retain(|s| s.id != session.id);
         if of_user.is_empty() {
             sessions.by_user.remove(&session.user_id);
-            return true;
         }
-        false
     }
 
     /// Returns a session.

@@ -60,6 +60,9 @@ struct Pages {
 
 impl Pages {
     fn keep(&mut self, key: PageKey, page: Bytes) {
+        if page.len() > PAGES_BYTES / 4 {
+            return;
+        }
         if self.rendered.len() >= PAGES_MAX || self.bytes + page.len() > PAGES_BYTES {
             self.rendered.clear();
             self.bytes = 0;

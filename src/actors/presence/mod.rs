@@ -35,8 +35,6 @@ pub enum PresenceMsg {
         user: UserId,
         /// Which.
         session: SessionId,
-        /// Whether it was the user's last.
-        last: bool,
     },
     /// A user did something.
     Active {
@@ -122,7 +120,7 @@ impl Actor for PresenceActor {
         let now = state.hub.clock.now();
         match message {
             PresenceMsg::Opened { user } => state.count(&myself, user),
-            PresenceMsg::Closed { user, session, last } => state.closed(&myself, user, session, last),
+            PresenceMsg::Closed { user, session } => state.closed(&myself, user, session),
             PresenceMsg::Active { user } => {
                 let change = state.table.set_active(user, now);
                 state.note(&myself, user, change);
@@ -170,10 +168,8 @@ impl State {
         });
     }
 
-    fn closed(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId, session: SessionId, last: bool) {
-        if last {
-            self.count(myself, user);
-        }
+    fn closed(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId, session: SessionId) {
+        self.count(myself, user);
         if let Some(users) = self.watching.remove(&session) {
             self.unwatch(session, &users);
         }
@@ -201,6 +197,10 @@ impl State {
         self.show(session, &users);
         if !users.is_empty() {
             self.watching.insert(session.id, users);
+            // Whom a guest may see was asked before this: who left meanwhile was told to nobody. Ends when nobody is lost.
+            if session.principal().role == Role::Guest {
+                session.look_again();
+            }
         }
     }
 

@@ -208,6 +208,9 @@ impl SessionHandle {
 
     /// Ends the session.
     pub fn end(&self) {
+        // At once: it no longer counts as in use.
+        self.ended.store(true, Ordering::Release);
+        self.queue.close(CloseCode::SessionExpired);
         self.tell(SessionMsg::End);
     }
 
@@ -373,8 +376,8 @@ impl Hub {
     fn forget_session(&self, session: &SessionHandle) {
         session.ended.store(true, Ordering::Release);
         session.queue.close(CloseCode::SessionExpired);
-        let last = self.directory.remove_session(session);
-        self.directory.tell_presence(PresenceMsg::Closed { user: session.user_id, session: session.id, last });
+        self.directory.remove_session(session);
+        self.directory.tell_presence(PresenceMsg::Closed { user: session.user_id, session: session.id });
     }
 }
 

@@ -471,7 +471,9 @@ impl Queue {
         }
         inner.owner = 0;
         inner.waker = None;
-        inner.ephemeral = None;
+        let unheard =
+            inner.ephemeral.take().is_some_and(|e| e.keys().any(|kind| matches!(kind, Ephemeral::Presence(_))));
+        inner.unheard |= unheard;
         // That was for the connection: the session can be resumed.
         inner.close = inner.close.filter(|code| *code != CloseCode::RateLimited);
         // Whatever was dropped for a slow reader is gone from memory.

@@ -231,18 +231,17 @@ impl Connection {
 
     async fn write_unsent(&mut self, stall: Duration) -> Result<(), End> {
         let began = Instant::now();
-        let mut sent = 0;
-        while sent < self.unsent.len() {
+        // What was written is gone at once, for whoever waits may be cancelled: a goodbye goes behind what is left.
+        while !self.unsent.is_empty() {
             if stall.is_zero() {
                 self.stream.writable().await?;
             } else if let Ok(writable) = tokio::time::timeout(stall, self.stream.writable()).await {
                 writable?;
             } else {
-                // The goodbye has to follow a whole frame: what is left of this one goes first.
-                self.unsent.drain(..sent);
                 return Err(CloseCode::SlowConsumer.into());
             }
-            sent += write_some(&self.stream, &self.unsent[sent..])?;
+            let sent = write_some(&self.stream, &self.unsent)?;
+            self.unsent.drain(..sent);
         }
         self.unsent = Vec::new();
         self.excuse(began);
