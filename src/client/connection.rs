@@ -83,13 +83,12 @@ impl Opening {
                     start = Start::Resumed(resumed.replayed);
                     session = session.map(|(old, user)| (resumed.session_id.unwrap_or(old), user));
                     s = resumed.s.unwrap_or(s);
-                    if resumed.mode == "log" {
-                        replay_ends = s.saturating_add_unsigned(resumed.replayed);
-                        if !left_out.is_empty() {
-                            let heads = channels(&address, token).await?;
-                            let not_replayed = heads.iter().filter(|head| left_out.contains(&head.id.into()));
-                            early.extend(not_replayed.map(ChannelHead::as_lag));
-                        }
+                    // From memory too: that may be the rest of a replay from the log that was cut.
+                    replay_ends = s.saturating_add_unsigned(resumed.replayed);
+                    if resumed.mode == "log" && !left_out.is_empty() {
+                        let heads = channels(&address, token).await?;
+                        let not_replayed = heads.iter().filter(|head| left_out.contains(&head.id.into()));
+                        early.extend(not_replayed.map(ChannelHead::as_lag));
                     }
                     break;
                 }

@@ -277,6 +277,17 @@ pub(super) async fn set_role(
     Ok(rows == 1)
 }
 
+/// Returns a member's role, and whether their account is active.
+pub(super) async fn rank(
+    db: &mut Db,
+    channel: ChannelId,
+    user: UserId,
+) -> Result<Option<(ChannelRole, bool)>, StoreError> {
+    let sql = "SELECT m.role, u.deactivated_at IS NULL FROM members m JOIN users u ON u.id = m.user_id \
+               WHERE m.channel_id = $1 AND m.user_id = $2";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(user).fetch_optional(c).await?))
+}
+
 /// Returns whether a channel has an active owner besides one user.
 pub(super) async fn has_another_owner(db: &mut Db, channel: ChannelId, but: UserId) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM members m JOIN users u ON u.id = m.user_id WHERE m.channel_id = $1 \

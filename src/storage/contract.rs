@@ -358,6 +358,17 @@ on_both! {
         let on = |message: &Message| message.reactions.iter().map(|r| r.emoji.clone()).collect::<Vec<_>>();
         assert_eq!(page.iter().map(on).collect::<Vec<_>>(), [vec!["eyes"], vec!["+1", "wave"]]);
         assert_eq!(messages::one(&mut db, room, reply.seq).await.unwrap().unwrap().reactions.len(), 10_000);
+        drop(db);
+
+        // What is much liked is long.
+        let likes = likes.replace("n < 10000", "n < 30000");
+        on!(&mut apart, c => { sqlx::query(sqlx::AssertSqlSafe(likes)).bind(room).bind(newest.seq).bind(ana.user_id).bind(now)
+            .execute(c).await.unwrap(); });
+        let mut db = world.store.read().await.unwrap();
+        let (page, more) = messages::history(&mut db, room, Page::Newest, 10).await.unwrap();
+        assert_eq!((page.len(), page[0].reactions.len(), more), (1, 30_002, true));
+        let (page, more) = messages::history(&mut db, room, Page::Before(newest.seq), 10).await.unwrap();
+        assert_eq!((page.len(), more), (1, false));
     }
 
     an_edit_keeps_the_earlier_text_and_a_deletion_forgets_all(world) {
@@ -492,6 +503,11 @@ on_both! {
         ] {
             assert_eq!(code(answer), Err(Code::Conflict), "ana is an owner still, but she is not here");
         }
+        world.ask(bob, role(room, cem, ChannelRole::Moderator)).await.unwrap();
+        let remove = command::RemoveMember { channel_id: room, user_id: ana.user_id };
+        let answer = world.ask(cem, remove.clone()).await;
+        assert_eq!(code(answer), Err(Code::Forbidden), "she may come back");
+        world.ask(bob, remove).await.unwrap();
         world.ask(cem, command::LeaveChannel { channel_id: room }).await.unwrap();
         world.ask(bob, command::LeaveChannel { channel_id: room }).await.unwrap();
     }

@@ -53,6 +53,31 @@ fn text_bytes(message: &Message) -> usize {
     message.text.len()
 }
 
+/// A message and how many reactions are on it; they are read behind it.
+struct Counted {
+    message: Message,
+    reactions: i64,
+}
+
+from_row!(Counted, row => Counted { message: sqlx::FromRow::from_row(row)?, reactions: row.try_get("reactions")? });
+
+impl Counted {
+    /// Returns what counts for the size of a page: a reaction is an identifier in quotes, and a comma.
+    fn bytes(&self) -> usize {
+        text_bytes(&self.message) + usize::try_from(self.reactions).unwrap_or(0) * 39
+    }
+}
+
+/// Selects [`Counted`].
+macro_rules! select_counted {
+    ($by:literal) => {
+        select!(
+            ", (SELECT COUNT(*) FROM reactions r WHERE r.channel_id = m.channel_id AND r.seq = m.seq) AS reactions",
+            $by
+        )
+    };
+}
+
 /// Which part of a channel's history.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Page {
@@ -91,23 +116,24 @@ pub async fn history(
 
 async fn backwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Result<(Vec<Message>, bool), StoreError> {
     let sql = concat!(
-        select!(),
+        select_counted!(""),
         "WHERE m.channel_id = $1 AND m.seq < $2 AND m.message_no IS NOT NULL \
         ORDER BY m.seq DESC LIMIT $3"
     );
-    let (mut found, more) = on!(db, c =>
-        page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, text_bytes).await?);
-    found.reverse();
-    Ok((found, more))
+    let (found, more) = on!(db, c =>
+        page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, Counted::bytes).await?);
+    Ok((found.into_iter().rev().map(|counted| counted.message).collect(), more))
 }
 
 async fn forwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Result<(Vec<Message>, bool), StoreError> {
     let sql = concat!(
-        select!(),
+        select_counted!(""),
         "WHERE m.channel_id = $1 AND m.seq > $2 AND m.message_no IS NOT NULL \
         ORDER BY m.seq LIMIT $3"
     );
-    on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, text_bytes).await)
+    let (found, more) = on!(db, c =>
+        page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, Counted::bytes).await?);
+    Ok((found.into_iter().map(|counted| counted.message).collect(), more))
 }
 
 /// Returns a thread's replies in order, those behind `after_seq`, and whether there are more.
@@ -121,15 +147,16 @@ pub async fn replies(
     macro_rules! replies {
         ($by:literal) => {
             concat!(
-                select!("", $by),
+                select_counted!($by),
                 "WHERE m.channel_id = $1 AND m.thread_seq = $2 AND m.seq > $3 ORDER BY m.seq LIMIT $4"
             )
         };
     }
     // By itself SQLite reads the channel: it takes a partial index for no better than the key.
     let sql = by_dialect!(db, postgres: replies!(""), sqlite: replies!("INDEXED BY messages_by_thread"));
-    let (mut found, more) = on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(thread_seq).bind(after_seq)
-        .bind(limit + 1).fetch(c), limit, text_bytes).await?);
+    let (found, more) = on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(thread_seq).bind(after_seq)
+        .bind(limit + 1).fetch(c), limit, Counted::bytes).await?);
+    let mut found: Vec<Message> = found.into_iter().map(|counted| counted.message).collect();
     attach_reactions(db, channel, &mut found).await?;
     Ok((found, more))
 }

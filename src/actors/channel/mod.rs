@@ -237,6 +237,10 @@ impl State {
             for event in read {
                 self.hear(&event, None);
             }
+            if self.room.as_ref().map(Room::delivered) == Some(delivered) {
+                tracing::error!(stream.id = %self.stream, delivered, "the log does not go on where it should");
+                return false;
+            }
         }
     }
 

@@ -104,13 +104,20 @@ impl Hub {
     /// Lets a session hear every channel that lives; one that is started later finds the session in the directory.
     ///
     /// What its caller was believed to be may be old by now. A sign-in that ends, or a role that changes, from here on is
-    /// told to the session, which is in the directory; what happened before, the store knows.
+    /// told to the session, which is in the directory; what happened before, the store knows. What was told while the store
+    /// was asked is newer than its answer, so it is asked again.
     async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
         let mut db = self.store.read().await?;
-        let sign_in = tokens::standing(&mut db, session.token_id, self.clock.now()).await?;
-        let sign_in = sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
-        session.set_role(sign_in.principal.role);
-        session.set_sign_in_ends(sign_in.expires_at);
+        loop {
+            let mark = self.cache.mark_identity();
+            let sign_in = tokens::standing(&mut db, session.token_id, self.clock.now()).await?;
+            let sign_in = sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
+            session.set_role(sign_in.principal.role);
+            session.set_sign_in_ends(sign_in.expires_at);
+            if self.cache.mark_identity() == mark {
+                break;
+            }
+        }
         let channels = channels::ids_of_user(&mut db, session.user_id).await?;
         drop(db);
         let own = [StreamId::from(session.user_id), StreamId::WORKSPACE];

@@ -211,9 +211,10 @@ pub(super) async fn leave(scope: &mut Scope<'_>, channel: ChannelId) -> Applied 
 
 pub(super) async fn remove_member(scope: &mut Scope<'_>, c: &command::RemoveMember) -> Applied {
     let facts = permit(scope, c.channel_id, Action::RemoveMember).await?;
-    let target = channels::facts(scope.db, c.user_id, c.channel_id).await?.and_then(|f| f.who.channel_role);
-    permission::may_remove(facts.who, target)?;
-    if target == Some(ChannelRole::Owner) {
+    // The rank counts even if the account is deactivated, for it may come back; but it looks after nothing meanwhile.
+    let target = channels::rank(scope.db, c.channel_id, c.user_id).await?;
+    permission::may_remove(facts.who, target.map(|(role, _)| role))?;
+    if target == Some((ChannelRole::Owner, true)) {
         keep_an_owner_for_others(scope, c.channel_id, c.user_id).await?;
     }
     go_out(scope, c.channel_id, c.user_id, Some(scope.caller.user_id)).await
