@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::cursor::{Added, Cursors};
+use super::cursor::Cursors;
 use super::gateway::{Options, Position, Start};
 use super::socket::{Incoming, Reading, Socket, Writing, receive, write};
 use super::wire::{ChannelHead, Event, Frame, Hello, Ready, Reply};
@@ -88,7 +88,7 @@ impl Opening {
                     if resumed.mode == "log" && !left_out.is_empty() {
                         let heads = channels(&address, token).await?;
                         let not_replayed = heads.iter().filter(|head| left_out.contains(&head.id.into()));
-                        early.extend(not_replayed.map(ChannelHead::as_lag));
+                        not_replayed.for_each(|head| cursors.owe(&head.as_lag()));
                     }
                     break;
                 }
@@ -103,7 +103,7 @@ impl Opening {
                     }
                     for head in heads(&state) {
                         match (&start, head.stream(), head.seq) {
-                            (Start::Anew, _, Some(1..)) => early.push(head),
+                            (Start::Anew, _, Some(1..)) => cursors.owe(&head),
                             (_, Some(stream), Some(seq)) => cursors.start(stream, seq),
                             _ => {}
                         }
@@ -160,8 +160,7 @@ async fn channels(address: &Address, token: &str) -> Result<Vec<ChannelHead>> {
     Client::new(&format!("http://{}", address.authority()))?.with_token(token).all("/v1/channels").await
 }
 
-/// Returns where every stream of a first state ends, as notices of a lag. The user's own comes first: it tells where
-/// channels begin that the client does not know yet.
+/// Returns where every stream of a first state ends, as notices of a lag.
 fn heads(state: &Ready) -> impl Iterator<Item = Event> {
     let own = Event::of_stream("lagged", state.user.id.into(), state.user_seq);
     let channels = state.channels.iter().map(ChannelHead::as_lag);
@@ -177,8 +176,6 @@ pub(super) struct Connection {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) in_flight: HashMap<u64, Answer>,
     pub(super) next_id: u64,
-    /// The last event, by its number in the session, of those that come from the log.
-    pub(super) replay_ends: i64,
     /// Heartbeats sent since the last one that was answered.
     pub(super) unanswered: u32,
     /// When to leave: the hub asked to, because it is about to stop.
@@ -239,11 +236,8 @@ impl Connection {
         match Frame::decode(&text)? {
             Frame::Events(events) => {
                 for event in events {
-                    let gap = self.came_into(&event);
-                    for event in std::iter::once(event).chain(gap) {
-                        if self.events.try_send(event).is_err() {
-                            return Err(self.close(4010, "events were left unread").await);
-                        }
+                    if self.events.try_send(event).is_err() {
+                        return Err(self.close(4010, "events were left unread").await);
                     }
                 }
             }
@@ -258,15 +252,6 @@ impl Connection {
             Frame::Hello(_) | Frame::Ready { .. } | Frame::Resumed(_) | Frame::InvalidSession(_) => {}
         }
         Ok(())
-    }
-
-    /// Returns the gap behind a replayed event that says which channel the user came into: of that nothing was replayed.
-    fn came_into(&self, event: &Event) -> Option<Event> {
-        if event.kind != "user.channel_added" || event.s? > self.replay_ends {
-            return None;
-        }
-        let Added { channel_id, last_seq } = event.data().ok()?;
-        Some(Event::of_channel("lagged", channel_id, last_seq))
     }
 
     async fn put(&mut self, ask: Ask) -> Result<()> {

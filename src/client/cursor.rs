@@ -4,7 +4,8 @@
 //! jump means that events are missing, and they are read from `GET /v1/streams/{id}/events?after_seq=`.
 //!
 //! A channel begins for a client where `user.channel_added` says. That is an event of another stream, and may come behind
-//! the channel's own: these are left aside, and are a gap as soon as the beginning is known.
+//! the channel's own: these are owed, and are a gap as soon as the beginning is known. What a connection could not bring is
+//! owed, too, until the program is told: by whichever connection.
 
 use std::collections::HashMap;
 
@@ -35,8 +36,14 @@ pub enum Step {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Cursors {
     applied: HashMap<StreamId, i64>,
-    /// The newest event left aside of each channel of which it was not known where it begins.
-    aside: HashMap<ChannelId, i64>,
+    /// How far there is more of a stream than was brought, or than could be applied before it was known where it begins.
+    owed: HashMap<StreamId, Owed>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Owed {
+    seq: i64,
+    of_channel: bool,
 }
 
 /// The payload of `user.channel_added`.
@@ -54,16 +61,10 @@ impl Cursors {
     /// begins with what comes first.
     pub fn offer(&mut self, event: &Event) -> Step {
         let (Some(stream), Some(seq)) = (event.stream(), event.seq) else { return Step::Apply };
-        let last = match (self.get(stream), event.channel_id) {
-            (Some(last), _) => last,
-            (None, Some(channel)) if seq > 1 => {
-                let newest = self.aside.entry(channel).or_default();
-                *newest = seq.max(*newest);
-                return Step::Drop;
-            }
-            (None, _) => seq - 1,
+        let Some(last) = self.begin(stream, seq, event.channel_id.is_some()) else {
+            self.owe(event);
+            return Step::Drop;
         };
-        self.start(stream, last);
         if seq <= last {
             return Step::Drop;
         }
@@ -77,6 +78,25 @@ impl Cursors {
             self.start(channel_id, last_seq - 1);
         }
         Step::Apply
+    }
+
+    /// Returns the last event applied of a stream of which this one was heard; nothing, if it is not known yet where it
+    /// begins.
+    fn begin(&mut self, stream: StreamId, seq: i64, of_channel: bool) -> Option<i64> {
+        if seq <= 1 || !of_channel {
+            self.start(stream, seq - 1);
+        }
+        self.get(stream)
+    }
+
+    /// Notes that there is more of a stream, up to this event: the program is told as soon as it can do something about it.
+    pub(super) fn owe(&mut self, event: &Event) {
+        let (Some(stream), Some(seq)) = (event.stream(), event.seq) else { return };
+        let of_channel = event.channel_id.is_some();
+        if self.begin(stream, seq, of_channel).is_none_or(|last| last < seq) {
+            let owed = self.owed.entry(stream).or_insert(Owed { seq, of_channel });
+            owed.seq = seq.max(owed.seq);
+        }
     }
 
     /// Returns the last event applied of a stream, such as a channel.
@@ -95,11 +115,14 @@ impl Cursors {
         self.applied.entry(stream.into()).or_insert(seq);
     }
 
-    /// Takes a channel whose events were left aside and whose beginning is known now: a gap to be read.
+    /// Takes a stream of which there is more, and of which it is known where it begins: a gap to be read.
     pub(super) fn overdue(&mut self) -> Option<Event> {
-        let channel = *self.aside.keys().find(|channel| self.get(**channel).is_some())?;
-        let seq = self.aside.remove(&channel)?;
-        Some(Event::of_channel("lagged", channel, seq))
+        let stream = *self.owed.keys().find(|stream| self.applied.contains_key(stream))?;
+        let Owed { seq, of_channel } = self.owed.remove(&stream)?;
+        Some(match of_channel {
+            true => Event::of_channel("lagged", stream.into(), seq),
+            false => Event::of_stream("lagged", stream, seq),
+        })
     }
 
     pub(super) fn as_map(&self) -> &HashMap<StreamId, i64> {

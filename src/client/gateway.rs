@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Answer, Ask, Connection, Opening, random_fraction};
-use super::cursor::Cursors;
+use super::cursor::{Added, Cursors};
 use super::wire::{Event, Ready};
 use super::{Address, Error, Result, broken, cut, malformed, timed_out};
 use crate::domain::command::Spec;
@@ -95,6 +95,8 @@ pub struct Gateway {
     options: Options,
     user_id: UserId,
     session_id: SessionId,
+    /// The last event, by its number in the session, of those that are replayed.
+    replay_ends: i64,
     taken: Arc<AtomicI64>,
     acked: i64,
     events: mpsc::Receiver<Event>,
@@ -150,6 +152,9 @@ impl Gateway {
             return Ok(gap);
         }
         let Some(event) = self.events.recv().await else { return Err(self.why_it_ended().await) };
+        if let Some(gap) = self.came_into(&event) {
+            self.cursors.owe(&gap);
+        }
         if let Some(s) = event.s {
             self.taken.store(s, Ordering::Release);
             if s - self.acked >= ACK_EVERY && self.asks.try_send(Ask::Heartbeat).is_ok() {
@@ -157,6 +162,15 @@ impl Gateway {
             }
         }
         Ok(event)
+    }
+
+    /// Returns the gap behind a replayed event that says which channel the user came into: of that nothing was replayed.
+    fn came_into(&self, event: &Event) -> Option<Event> {
+        if event.kind != "user.channel_added" || event.s? > self.replay_ends {
+            return None;
+        }
+        let Added { channel_id, last_seq } = event.data().ok()?;
+        Some(Event::of_channel("lagged", channel_id, last_seq))
     }
 
     /// Runs a command and waits for its answer.
@@ -221,7 +235,6 @@ impl Gateway {
             in_flight: HashMap::new(),
             // Answers to what was asked on the last connection may still come: no number is used again.
             next_id: u64::from(getrandom::u32().unwrap_or(0)) << 16 | 10,
-            replay_ends,
             unanswered: 0,
             move_at: None,
             taken: Arc::clone(&taken),
@@ -238,6 +251,7 @@ impl Gateway {
             options,
             user_id,
             session_id,
+            replay_ends,
             taken,
             acked,
             events,
@@ -337,6 +351,22 @@ mod tests {
         let missed = stub.client("bob").await.events(stream, after).await.unwrap();
         assert_eq!(missed[0].message().unwrap().text, "missed");
         assert_eq!(bob.cursors.offer(&missed[0]), Step::Apply);
+    }
+
+    #[tokio::test]
+    async fn a_gap_that_was_not_taken_is_told_by_the_next_connection() {
+        let stub = Stub::start().await;
+        let room = stub.room(&["ana", "bob"]);
+        let mut bob = open(&stub, "bob").await;
+        stub.post(room, "ana", "missed");
+        stub.forget_sessions();
+        bob.resume().await.unwrap();
+        assert!(matches!(bob.start, Start::Anew));
+        stub.cut_gateway();
+        bob.resume().await.unwrap();
+        assert!(matches!(bob.start, Start::Resumed(_)));
+        let event = bob.next_event().await.unwrap();
+        assert_eq!((event.kind.as_str(), event.channel_id, event.seq), ("lagged", Some(room), Some(1)));
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ pub mod channels;
 #[cfg(test)]
 mod contract;
 pub mod events;
+mod failure;
 pub mod idempotency;
 pub mod lock;
 pub mod messages;

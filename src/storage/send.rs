@@ -18,12 +18,13 @@ use serde::{Deserialize, Serialize};
 
 use super::apply::{Created, find_mentions};
 use super::channels::EVERYBODY;
-use super::writer::{Failure, Reply};
+use super::failure::Failure;
+use super::writer::{News, Reply};
 use super::{Db, StoreError, by_dialect, idempotency, on};
 use crate::clock::Timestamp;
 use crate::domain::channel::{ChannelKind, ChannelRole, Posting};
 use crate::domain::command::SendMessage;
-use crate::domain::error::{Refusal, not_found, unavailable};
+use crate::domain::error::{Refusal, not_found};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ChannelId, EventId, MessageId, StreamId, UserId};
 use crate::domain::message::{Mentions, Sent};
@@ -44,9 +45,6 @@ pub(super) enum Transaction {
     Own,
     Open,
 }
-
-/// How often a batch is tried when another process writes to the same channels.
-const TRIES: usize = 3;
 
 /// What the store knows about one item before it decides: an array of JSON, in this order.
 #[derive(Deserialize)]
@@ -128,35 +126,17 @@ fn json(rows: &impl Serialize) -> String {
 }
 
 /// Stores the messages in the order given, each under the next number of its channel. One that is refused changes
-/// nothing and does not disturb the others. Events are appended to `events`.
+/// nothing and does not disturb the others; one whose channel another process wrote to meanwhile has no result, and is to
+/// be sent again. Events are appended to `events`.
 pub(super) async fn send_many(
     db: &mut Db,
     now: Timestamp,
     items: &[Item<'_>],
     transaction: Transaction,
     events: &mut Vec<Event>,
-) -> Result<Vec<Result<Reply, Refusal>>, Failure> {
+) -> Result<Vec<Option<Result<Reply, Refusal>>>, Failure> {
     let mut results: Vec<Option<Result<Reply, Refusal>>> = Vec::new();
     results.resize_with(items.len(), || None);
-    for _ in 0..TRIES {
-        store(db, now, items, transaction, &mut results, events).await?;
-        if results.iter().all(Option::is_some) {
-            break;
-        }
-    }
-    let busy = || Err(unavailable("others write to this channel at the same time: try again"));
-    Ok(results.into_iter().map(|result| result.unwrap_or_else(busy)).collect())
-}
-
-/// Stores those that have no result yet. They still have none if another process moved their channel's head.
-async fn store(
-    db: &mut Db,
-    now: Timestamp,
-    items: &[Item<'_>],
-    transaction: Transaction,
-    results: &mut [Option<Result<Reply, Refusal>>],
-    events: &mut Vec<Event>,
-) -> Result<(), Failure> {
     if transaction == Transaction::Open {
         lock_channels(db, items).await?;
     }
@@ -172,7 +152,7 @@ async fn store(
     let mut firsts: HashMap<(UserId, &str), usize> = HashMap::new();
     let mut repeats: Vec<(usize, usize)> = Vec::new();
     let mut going: Vec<usize> = Vec::with_capacity(items.len());
-    for (at, item) in items.iter().enumerate().filter(|(at, _)| results[*at].is_none()).collect::<Vec<_>>() {
+    for (at, item) in items.iter().enumerate() {
         match decide(item, known.remove(&at)) {
             Err(refusal) => results[at] = Some(Err(refusal)),
             Ok(Some(first)) => results[at] = Some(Ok(Reply::repeated(first))),
@@ -234,7 +214,13 @@ async fn store(
     heads.retain(|_, head| head.s > head.was);
     let heads: Vec<Head> = heads.into_values().collect();
     let keys = keys(items, &going, &answers);
-    let stored = insert(db, now, transaction, &rows, &heads, &named, &keys).await?;
+    let stored = match insert(db, now, &rows, &heads, &named, &keys, transaction).await {
+        Ok(stored) => stored,
+        Err(error) if transaction == Transaction::Own => {
+            return Err(Failure::of_commit(error, News { events: appended, revoked: Vec::new() }));
+        }
+        Err(error) => return Err(error.into()),
+    };
 
     events.extend(appended.into_iter().filter(|event| stored.contains(&event.stream)));
     for (at, json) in going.into_iter().zip(answers) {
@@ -243,9 +229,9 @@ async fn store(
         }
     }
     for (at, first) in repeats {
-        results[at] = repeat_within(items, at, first, results);
+        results[at] = repeat_within(items, at, first, &results);
     }
-    Ok(())
+    Ok(results)
 }
 
 fn decide(item: &Item<'_>, known: Option<Known>) -> Result<Option<String>, Refusal> {
@@ -347,15 +333,15 @@ fn name(named: &mut Vec<Named>, channel: ChannelId, mentions: &Mentions, seq: i6
 async fn insert(
     db: &mut Db,
     now: Timestamp,
-    transaction: Transaction,
     rows: &[Row<'_>],
     heads: &[Head],
     named: &[Named],
     keys: &[Key<'_>],
-) -> Result<HashSet<StreamId>, Failure> {
+    transaction: Transaction,
+) -> Result<HashSet<StreamId>, sqlx::Error> {
     if rows.is_empty() {
         if transaction == Transaction::Own && matches!(db, Db::Sqlite(_)) {
-            db.run("COMMIT").await.map_err(Failure::of_commit)?;
+            db.run("COMMIT").await?;
         }
         return Ok(HashSet::new());
     }
@@ -420,18 +406,15 @@ async fn insert(
             $query.bind(rows).bind(now).bind(read).bind(named).bind(keys).bind(moved)
         };
     }
-    let stored: Result<Vec<StreamId>, sqlx::Error> = match db {
-        Db::Postgres(c) => bound!(sqlx::query_scalar(sql)).fetch_all(&mut **c).await,
+    let stored: Vec<StreamId> = match db {
+        Db::Postgres(c) => bound!(sqlx::query_scalar(sql)).fetch_all(&mut **c).await?,
         // The transaction has been open since the heads were read: nobody moved them.
         Db::Sqlite(c) => {
-            bound!(sqlx::query(sql)).execute(&mut **c).await.map(|_| heads.iter().map(|h| h.c.into()).collect())
+            bound!(sqlx::query(sql)).execute(&mut **c).await?;
+            heads.iter().map(|head| head.c.into()).collect()
         }
     };
-    match (stored, transaction) {
-        (Ok(stored), _) => Ok(stored.into_iter().collect()),
-        (Err(error), Transaction::Own) => Err(Failure::of_commit(error)),
-        (Err(error), Transaction::Open) => Err(StoreError::from(error).into()),
-    }
+    Ok(stored.into_iter().collect())
 }
 
 /// Returns the first answers to be kept under their keys.

@@ -3,14 +3,14 @@
 //! One task owns the writing connection. It takes everything that waits (up to a batch), applies it, commits, and only
 //! then answers and tells. While it commits, the next batch gathers: the busier it is, the more share an fsync. An item
 //! that is refused rolls back to its savepoint and does not disturb its neighbours; if the database itself fails, the
-//! items are tried once more, each alone. Top-level messages go together, by [`send`]; a batch of nothing else needs no
+//! items are tried once more, each alone ([`failure`]). Top-level messages go together, by [`send`]; a batch of nothing else needs no
 //! `BEGIN` and no `COMMIT` of its own.
 //!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::accounts::Account;
 use super::apply::Scope;
+use super::failure::{self, Failure, Turn};
 use super::send::Transaction;
 use super::tokens::Revoked;
 use super::{Db, Dialect, Store, StoreError, accounts, apply, idempotency, send};
@@ -139,7 +140,17 @@ impl Writer {
         stop: CancellationToken,
     ) -> std::io::Result<(Self, CancellationToken)> {
         let (queue, waiting) = mpsc::channel(limits.queue);
-        let task = Task { store, clock, sink, db: None, batch: limits.batch, written: 0, checkpoint: None };
+        let task = Task {
+            store,
+            clock,
+            sink,
+            db: None,
+            turn: Turn::new(),
+            doubt: None,
+            batch: limits.batch,
+            written: 0,
+            checkpoint: None,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let done = CancellationToken::new();
         let told = done.clone().drop_guard();
@@ -189,6 +200,9 @@ struct Task {
     clock: Clock,
     sink: Sink,
     db: Option<Db>,
+    turn: Turn,
+    /// What is to be told if a commit that was cut off took effect after all. Nothing is written before that is known.
+    doubt: Option<News>,
     batch: usize,
     /// Writes since the last checkpoint began.
     written: usize,
@@ -198,6 +212,12 @@ struct Task {
 /// After how many writes SQLite's log is moved to its file. The rarer, the more often a page is moved once for many writes;
 /// this many leave a log of tens of megabytes.
 const CHECKPOINT: usize = 4_000;
+
+/// How often a batch is tried when another process writes to the same channels.
+const TRIES: usize = 3;
+
+/// How long to wait before it is asked again what became of a commit.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// From how many members on the making of a channel ends its batch, so that what came before is not kept waiting by more
 /// than one of them.
@@ -209,78 +229,14 @@ fn until_heavy(writes: &[Write]) -> usize {
     writes.iter().position(is_heavy).map_or(writes.len(), |at| at + 1)
 }
 
-/// How a batch ended when it was not committed.
-pub(super) enum Failure {
-    /// Nothing was written: it may be tried again.
-    RolledBack(StoreError),
-    /// The database did not say whether it committed.
-    Unknown(StoreError),
-}
-
-impl Failure {
-    /// Tells what became of a transaction whose last statement, which commits it, failed.
-    pub(super) fn of_commit(error: sqlx::Error) -> Self {
-        let broken_rule =
-            error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other));
-        let rolled_back = broken_rule || gave_up(&error);
-        if rolled_back { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into()) }
-    }
-
-    /// Returns whether its writes may fare better one by one. What is locked now is locked for each of them, and they
-    /// would wait for it one after the other.
-    fn may_be_one_item(&self) -> bool {
-        match self {
-            Failure::RolledBack(StoreError::Database(error)) => !is_locked(error),
-            Failure::RolledBack(_) => true,
-            Failure::Unknown(_) => false,
-        }
-    }
-
-    /// Returns whether the next write may fare no better: the database took too long, or did not answer.
-    fn may_be_the_database(&self) -> bool {
-        match self {
-            Failure::RolledBack(StoreError::Database(error)) => error.as_database_error().is_none() || gave_up(error),
-            Failure::RolledBack(_) => false,
-            Failure::Unknown(_) => true,
-        }
-    }
-}
-
-/// Returns whether the database gave up on a statement that waited or ran for too long, and undid it: it waited for a
-/// lock, or it was `query_canceled` in Postgres.
-fn gave_up(error: &sqlx::Error) -> bool {
-    is_locked(error) || has_code(error, &["57014"])
-}
-
-/// Returns whether the database gave up on waiting for a lock: Postgres' `lock_not_available`, SQLite's `SQLITE_BUSY`.
-fn is_locked(error: &sqlx::Error) -> bool {
-    has_code(error, &["55P03", "5"])
-}
-
-fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
-    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| codes.contains(&&*code))
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Failure::RolledBack(error)
-    }
-}
-
-impl From<sqlx::Error> for Failure {
-    fn from(error: sqlx::Error) -> Self {
-        Failure::RolledBack(error.into())
-    }
-}
-
-type Results = Vec<Result<Reply, Refusal>>;
+/// What became of each write of a batch that was committed; nothing, if it is to be tried again.
+type Results = Vec<Option<Result<Reply, Refusal>>>;
 
 /// What others hear of once it is committed.
 #[derive(Default)]
-struct News {
-    events: Vec<Event>,
-    revoked: Vec<Revoked>,
+pub(super) struct News {
+    pub(super) events: Vec<Event>,
+    pub(super) revoked: Vec<Revoked>,
 }
 
 impl Task {
@@ -292,6 +248,11 @@ impl Task {
                 received = waiting.recv_many(&mut batch, self.batch) => received,
                 () = stop.cancelled(), if !waiting.is_closed() => {
                     waiting.close();
+                    continue;
+                }
+                () = tokio::time::sleep(ASK_AGAIN), if self.doubt.is_some() => {
+                    // If that fails, it is tried again.
+                    self.db = self.open().await.ok();
                     continue;
                 }
             };
@@ -327,14 +288,14 @@ impl Task {
 
     async fn commit_all(&mut self, batch: Vec<Write>) {
         let started = Instant::now();
-        match self.commit(&batch).await {
-            Ok((results, news)) => self.conclude(batch, results, news),
-            Err(failure) if batch.len() > 1 && failure.may_be_one_item() => {
-                let (Failure::RolledBack(error) | Failure::Unknown(error)) = failure;
+        match self.commit_or_repeat(batch).await {
+            Ok(()) => {}
+            Err((batch, failure)) if batch.len() > 1 && failure.may_be_one_item() => {
+                let (Failure::RolledBack(error) | Failure::Unknown(error, _)) = failure;
                 tracing::warn!(%error, writes = batch.len(), "a commit failed: trying its writes one by one");
                 Box::pin(self.commit_each(batch)).await;
             }
-            Err(failure) => refuse(batch, &failure),
+            Err((batch, failure)) => refuse(batch, &failure),
         }
         metrics::histogram!("colink_commit_seconds").record(started.elapsed().as_secs_f64());
     }
@@ -345,46 +306,83 @@ impl Task {
         let mut not_theirs = 0;
         let mut waiting = batch.into_iter();
         while let Some(write) = waiting.next() {
-            let one = vec![write];
-            match self.commit(&one).await {
-                Ok((results, news)) => self.conclude(one, results, news),
-                Err(failure) => {
-                    refuse(one, &failure);
-                    not_theirs += usize::from(failure.may_be_the_database());
-                    if not_theirs == 2 {
-                        return refuse(waiting.collect(), &failure);
-                    }
+            if let Err((one, failure)) = self.commit_or_repeat(vec![write]).await {
+                refuse(one, &failure);
+                not_theirs += usize::from(failure.may_be_the_database());
+                if not_theirs == 2 {
+                    return refuse(waiting.collect(), &failure);
                 }
             }
         }
     }
 
+    /// Commits writes, and those again that another process came before. Returns what was not written when it failed.
+    async fn commit_or_repeat(&mut self, mut batch: Vec<Write>) -> Result<(), (Vec<Write>, Failure)> {
+        for _ in 0..TRIES {
+            match self.commit(&batch).await {
+                Ok((results, news)) => batch = self.conclude(batch, results, news),
+                Err(failure) => return Err((batch, failure)),
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+        }
+        for write in batch {
+            write.answer.give(Err(unavailable("others write to this channel at the same time: try again")));
+        }
+        Ok(())
+    }
+
     /// Tells first, then answers: a reader is never behind the writer's own ack by more than a hop, and whoever asked for
-    /// something cannot keep others from hearing of it by hanging up.
-    fn conclude(&self, batch: Vec<Write>, results: Results, news: News) {
-        let News { events, revoked } = news;
+    /// something cannot keep others from hearing of it by hanging up. Returns the writes that have no answer yet.
+    fn conclude(&self, batch: Vec<Write>, results: Results, news: News) -> Vec<Write> {
+        self.tell(news);
+        let mut again = Vec::new();
+        for (write, result) in batch.into_iter().zip(results) {
+            match result {
+                Some(result) => write.answer.give(result),
+                None => again.push(write),
+            }
+        }
+        again
+    }
+
+    fn tell(&self, News { events, revoked }: News) {
         if !events.is_empty() || !revoked.is_empty() {
             (self.sink)(Committed { events, revoked, at: Instant::now() });
         }
-        for (write, result) in batch.into_iter().zip(results) {
-            write.answer.give(result);
+    }
+
+    /// Opens the connection that writes. Before it does, what is not known of the last one is found out and told.
+    async fn open(&mut self) -> Result<Db, StoreError> {
+        let mut db = self.store.write().await?;
+        self.turn.take(&mut db).await?;
+        if let Some(news) = &self.doubt {
+            let stored = failure::is_stored(&mut db, news).await?;
+            tracing::info!(stored, events = news.events.len(), "found out what became of the commit that was cut off");
+            let news = self.doubt.take().filter(|_| stored);
+            self.tell(news.unwrap_or_default());
         }
+        Ok(db)
     }
 
     async fn commit(&mut self, batch: &[Write]) -> Result<(Results, News), Failure> {
         let mut db = match self.db.take() {
             Some(db) => db,
-            None => self.store.write().await.map_err(Failure::RolledBack)?,
+            None => self.open().await?,
         };
         // A panic while applying must not take the writer with it; the transaction is given up with its connection.
         let applied = AssertUnwindSafe(self.apply(&mut db, batch)).catch_unwind().await;
-        let applied = applied.unwrap_or_else(|_| {
+        let mut applied = applied.unwrap_or_else(|_| {
             tracing::error!("applying a batch of writes panicked");
             Err(StoreError::Refused(Refusal::new(Code::Internal, "the server failed on this request")).into())
         });
-        match &applied {
+        match &mut applied {
             Ok(_) => self.db = Some(db),
-            Err(Failure::Unknown(_)) => db.discard(),
+            Err(Failure::Unknown(_, news)) => {
+                self.doubt = Some(std::mem::take(news));
+                db.discard();
+            }
             Err(Failure::RolledBack(_)) => match db.run("ROLLBACK").await {
                 Ok(()) => self.db = Some(db),
                 Err(_) => db.discard(),
@@ -396,7 +394,7 @@ impl Task {
     /// Applies a batch and commits it.
     async fn apply(&self, db: &mut Db, batch: &[Write]) -> Result<(Results, News), Failure> {
         let now = self.clock.now();
-        let mut results: Vec<Option<Result<Reply, Refusal>>> = Vec::new();
+        let mut results = Results::new();
         results.resize_with(batch.len(), || None);
         let mut news = News::default();
 
@@ -420,7 +418,7 @@ impl Task {
             let transaction = if only_sends { Transaction::Own } else { Transaction::Open };
             let sent = send::send_many(db, now, &sends, transaction, &mut news.events).await?;
             for (index, result) in at.into_iter().zip(sent) {
-                results[index] = Some(result);
+                results[index] = result;
             }
         }
         if !only_sends {
@@ -429,9 +427,11 @@ impl Task {
                     results[index] = Some(one(db, now, write, &mut news).await?);
                 }
             }
-            db.run("COMMIT").await.map_err(|error| Failure::Unknown(error.into()))?;
+            if let Err(error) = db.run("COMMIT").await {
+                return Err(Failure::of_commit(error, news));
+            }
         }
-        Ok((results.into_iter().map(|r| r.expect("every write was applied")).collect(), news))
+        Ok((results, news))
     }
 }
 
@@ -528,7 +528,7 @@ fn refuse(batch: Vec<Write>, failure: &Failure) {
             tracing::error!(%error, writes = batch.len(), "a write failed and was rolled back");
             unavailable("the database does not take writes now")
         }
-        Failure::Unknown(error) => {
+        Failure::Unknown(error, _) => {
             tracing::error!(%error, writes = batch.len(), "a commit was cut off: its outcome is not known");
             Refusal::new(Code::Timeout, "the database did not confirm the write: repeat it with the same key")
                 .retry_after(1.0)

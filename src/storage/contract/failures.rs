@@ -1,0 +1,137 @@
+//! What a database that fails does, and what it does not.
+
+use super::wire::{Cut, Wire};
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
+    let limit = Duration::from_millis(500);
+    let Some(world) = on_postgres(|options| options.statement = limit).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let slow = "CREATE FUNCTION slow() RETURNS TRIGGER LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.text = 'slow' THEN PERFORM pg_sleep(600); END IF; RETURN NEW; END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION slow()";
+    let Db::Postgres(mut apart) = world.apart().await else { unreachable!("it is for Postgres alone") };
+    sqlx::raw_sql(slow).execute(&mut *apart).await.unwrap();
+    let all_say = async |texts: &[&str]| {
+        futures_util::future::join_all(texts.iter().map(|text| world.ask(ana, says(room, text, None)))).await
+    };
+
+    let mut texts = ["quick"; 20];
+    texts[10] = "slow";
+    for (text, answer) in texts.iter().zip(all_say(&texts).await) {
+        match answer {
+            Ok(_) => assert_eq!(*text, "quick"),
+            Err(refusal) => assert_eq!((*text, refusal.code), ("slow", Code::Unavailable)),
+        }
+    }
+    assert_eq!(world.log(room).await.len(), 20);
+
+    let started = Instant::now();
+    for answer in all_say(&["slow"; 40]).await {
+        assert_eq!(answer.unwrap_err().code, Code::Unavailable);
+    }
+    assert!(started.elapsed() < limit * 20, "a database that is slow is not waited for by each of them");
+}
+
+/// Opens a world on Postgres whose connections can be cut.
+async fn on_a_wire() -> Option<(World, Wire)> {
+    let mut wire = None;
+    let by_wire = |options: &mut Options| {
+        let (made, url) = Wire::to(&options.url);
+        (options.url, wire) = (url, Some(made));
+    };
+    let world = on_postgres(by_wire).await?;
+    Some((world, wire?))
+}
+
+/// Something to ask for, made anew for each try.
+type Make = fn(&Cast, usize) -> (Principal, Command);
+
+/// Who and what is there.
+struct Cast {
+    root: Principal,
+    ana: Principal,
+    guests: Vec<Principal>,
+    room: ChannelId,
+}
+
+/// Whatever round trip is cut, before it or behind it: what is stored is told, once and in order, nothing else is, and who
+/// asks again with the same key is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broken_connection_stored_is_told() {
+    let makes: [(&str, Make); 5] = [
+        ("send", |cast, n| (cast.ana, says(cast.room, &format!("text {n}"), None).into())),
+        ("edit", |cast, n| {
+            (cast.ana, command::EditMessage { channel_id: cast.room, seq: 3, text: format!("edit {n}") }.into())
+        }),
+        ("create", |cast, n| {
+            let members = vec![cast.root.user_id];
+            let (topic, purpose) = (String::new(), String::new());
+            (cast.ana, command::CreateChannel { name: format!("c{n}"), private: true, topic, purpose, members }.into())
+        }),
+        ("invite", |cast, n| {
+            (cast.root, command::InviteMember { channel_id: cast.room, user_id: cast.guests[n].user_id }.into())
+        }),
+        ("deactivate", |cast, n| (cast.root, command::DeactivateUser { user_id: cast.guests[n].user_id }.into())),
+    ];
+    let Some((world, wire)) = on_a_wire().await else { return };
+    let (root, ana) = (world.user("root", Role::Admin).await, world.user("ana", Role::Member).await);
+    let room = world.channel(ana, "room", &[root]).await;
+    let mut guests = Vec::new();
+    for n in 0..40 {
+        guests.push(world.user(&format!("guest-{n}"), Role::Member).await);
+    }
+    let cast = Cast { root, ana, guests, room };
+    let mut tries = 0;
+    for (name, make) in makes {
+        // Prepares its statements.
+        let (who, command) = make(&cast, 0);
+        world.ask(who, command).await.unwrap();
+        let mut n = 0;
+        for answer in [false, true] {
+            for trips in 0.. {
+                n += 1;
+                let cut = Cut { trips, answer };
+                let (who, command) = make(&cast, n);
+                let key = Some(format!("{name}-{n}"));
+                wire.plan(cut);
+                let first = world.writer.write(who, Work::Command(command.clone()), key.clone()).await;
+                if !wire.was_cut() {
+                    assert!(first.is_ok(), "{name}: {first:?}");
+                    assert!(trips > 0, "{name} takes a round trip at least");
+                    break;
+                }
+                tries += 1;
+                let code = first.unwrap_err().code;
+                assert!(matches!(code, Code::Unavailable | Code::Timeout), "{name} {cut:?}: {code:?}");
+                let repeated = world.writer.write(who, Work::Command(command), key).await;
+                assert!(repeated.is_ok(), "{name} {cut:?}: {repeated:?}");
+                world.all_is_told(&format!("{name} {cut:?}")).await;
+            }
+        }
+    }
+    assert!(tries > 20, "{tries}");
+    let mut db = world.store.read().await.unwrap();
+    let (page, _) = messages::history(&mut db, room, Page::Newest, 200).await.unwrap();
+    let texts: Vec<&str> = page.iter().map(|message| &*message.text).filter(|text| text.starts_with("text")).collect();
+    let each_once: std::collections::HashSet<&str> = texts.iter().copied().collect();
+    assert_eq!(texts.len(), each_once.len(), "{texts:?}");
+}
+
+/// The same when nothing else is written behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broken_connection_stored_is_told_without_another_write() {
+    let Some((world, wire)) = on_a_wire().await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    world.ask(ana, says(room, "one", None)).await.unwrap();
+    wire.plan(Cut { trips: 1, answer: true });
+    assert_eq!(world.ask(ana, says(room, "two", None)).await.unwrap_err().code, Code::Timeout);
+    let started = Instant::now();
+    while !world.told.lock().unwrap().iter().any(|event| event.payload.contains("two")) {
+        assert!(started.elapsed() < Duration::from_secs(20), "it is told");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

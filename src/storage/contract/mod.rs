@@ -1,0 +1,181 @@
+//! What the store promises, run on SQLite and, where `COLINK_TEST_POSTGRES` names a server, on Postgres too.
+//!
+//! Each test opens a database of its own: a temporary file, or `CREATE DATABASE` on the server.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use super::accounts::{Account, Ended, Proof, Pruned, SYSTEM};
+use super::apply::Scope;
+use super::messages::Page;
+use super::tokens::{Secret, Token};
+use super::writer::{Limits, Reply, Work, Writer};
+use super::{Db, Dialect, Options, PAGE_BYTES, Store, apply, channels, events, messages, on, personal, tokens, users};
+use crate::clock::{Clock, Timestamp};
+use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership};
+use crate::domain::command::{self, Command, Invite, Principal};
+use crate::domain::error::{Code, Refusal};
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::{ChannelId, StreamId, TokenId, UserId};
+use crate::domain::message::{Message, Sent};
+use crate::domain::text::TEXT_MAX;
+use crate::domain::user::{Role, User};
+
+struct World {
+    store: Store,
+    writer: Writer,
+    told: Arc<Mutex<Vec<Event>>>,
+    clock: Clock,
+    url: String,
+    _dir: tempfile::TempDir,
+}
+
+/// Returns a URL of a new, empty database; nothing if there is no Postgres to test on.
+async fn new_database(dialect: Dialect, dir: &std::path::Path) -> Option<String> {
+    if dialect == Dialect::Sqlite {
+        return Some(format!("sqlite://{}", dir.join("test.db").display()));
+    }
+    let server = std::env::var("COLINK_TEST_POSTGRES").ok()?;
+    let name = format!("contract_{}", UserId::new(Clock::default().now()).0.simple());
+    let pool = sqlx::PgPool::connect(&server).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&pool).await.unwrap();
+    let (base, _) = server.rsplit_once('/').unwrap();
+    Some(format!("{base}/{name}"))
+}
+
+impl World {
+    async fn open(dialect: Dialect) -> Option<World> {
+        World::with(dialect, |_| {}).await
+    }
+
+    async fn with(dialect: Dialect, change: impl FnOnce(&mut Options)) -> Option<World> {
+        let dir = tempfile::tempdir().unwrap();
+        let url = new_database(dialect, dir.path()).await?;
+        let mut options = Options::new(&url);
+        change(&mut options);
+        let store = Store::open(&options).await.unwrap();
+        store.migrate().await.unwrap();
+        store.migrate().await.unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = {
+            let told = told.clone();
+            Arc::new(move |committed: super::writer::Committed| told.lock().unwrap().extend(committed.events))
+        };
+        let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
+        let limits = Limits { queue: 4_096, batch: 256 };
+        let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new()).unwrap();
+        Some(World { store, writer, told, clock, url, _dir: dir })
+    }
+
+    async fn user(&self, name: &str, role: Role) -> Principal {
+        let add = Account::Add { name: name.into(), display_name: None, role, password_hash: None, first: false };
+        let reply = self.writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
+        let user: User = serde_json::from_str(&reply.json).unwrap();
+        Principal { user_id: user.id, role, token_id: TokenId::new(self.clock.now()) }
+    }
+
+    async fn ask(&self, who: Principal, command: impl Into<Command>) -> Result<Reply, Refusal> {
+        let command = command.into();
+        let key = match &command {
+            Command::SendMessage(c) => c.client_msg_id.clone(),
+            _ => None,
+        };
+        self.writer.write(who, Work::Command(command), key).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, who: Principal, command: impl Into<Command>) -> T {
+        serde_json::from_str(&self.ask(who, command).await.unwrap().json).unwrap()
+    }
+
+    async fn channel(&self, who: Principal, name: &str, members: &[Principal]) -> ChannelId {
+        let members = members.iter().map(|m| m.user_id).collect();
+        let create = command::CreateChannel {
+            name: name.into(),
+            private: false,
+            topic: String::new(),
+            purpose: String::new(),
+            members,
+        };
+        self.get::<Channel>(who, create).await.id
+    }
+
+    async fn membership(&self, who: Principal, channel: ChannelId) -> Membership {
+        let mut db = self.store.read().await.unwrap();
+        channels::membership(&mut db, who.user_id, channel).await.unwrap().unwrap()
+    }
+
+    /// Returns a connection that writes past the writer.
+    async fn apart(&self) -> Db {
+        Store::open(&Options::new(&self.url)).await.unwrap().write().await.unwrap()
+    }
+
+    /// Checks that what was told is what is stored, in order, each once.
+    async fn all_is_told(&self, when: &str) {
+        let mut db = self.store.read().await.unwrap();
+        let sql = "SELECT stream_id, seq FROM events ORDER BY stream_id, seq";
+        let stored: Vec<(StreamId, i64)> = on!(&mut db, c => sqlx::query_as(sql).fetch_all(c).await.unwrap());
+        let mut told: Vec<(StreamId, i64)> =
+            self.told.lock().unwrap().iter().map(|event| (event.stream, event.seq)).collect();
+        told.sort_by_key(|(stream, _)| *stream);
+        assert_eq!(told, stored, "{when}");
+    }
+
+    async fn log(&self, stream: impl Into<StreamId>) -> Vec<Event> {
+        let mut db = self.store.read().await.unwrap();
+        events::after(&mut db, stream.into(), 0, 100_000).await.unwrap()
+    }
+}
+
+fn says(channel: ChannelId, text: &str, key: Option<&str>) -> command::SendMessage {
+    command::SendMessage {
+        channel_id: channel,
+        client_msg_id: key.map(str::to_owned),
+        text: text.into(),
+        thread_seq: None,
+        also_in_channel: false,
+    }
+}
+
+/// Makes one test for each database out of one body.
+macro_rules! on_both {
+    ($($name:ident($world:ident) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+            async fn body($world: World) $body
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sqlite() {
+                body(World::open(Dialect::Sqlite).await.unwrap()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn postgres() {
+                if let Some(world) = on_postgres(|_| {}).await {
+                    body(world).await;
+                }
+            }
+        }
+    )*};
+}
+
+mod cost;
+mod failures;
+mod log;
+mod people;
+mod rooms;
+mod talk;
+mod wire;
+
+/// Opens a world on Postgres, if there is one to test on.
+async fn on_postgres(change: impl FnOnce(&mut Options)) -> Option<World> {
+    let world = World::with(Dialect::Postgres, change).await;
+    if world.is_none() {
+        assert!(std::env::var("CI").is_err(), "CI runs every test on Postgres: set COLINK_TEST_POSTGRES");
+        eprintln!("skipped: COLINK_TEST_POSTGRES is not set");
+    }
+    world
+}

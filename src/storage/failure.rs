@@ -1,0 +1,109 @@
+//! How a batch of writes ends that was not committed, and what became of it if the database did not say.
+//!
+//! A connection may break while it commits. Its callers are told that the outcome is not known; others must hear of what
+//! was stored all the same, before they hear of anything later. So the writer keeps the news of that commit, and its next
+//! connection asks for them first: once the one that was cut off is gone ([`Turn`]), they are stored or never will be.
+
+use super::writer::News;
+use super::{Db, StoreError, on};
+use crate::domain::id::EventId;
+
+/// How a batch ended when it was not committed.
+pub(super) enum Failure {
+    /// Nothing was written: it may be tried again.
+    RolledBack(StoreError),
+    /// The database did not say whether it committed; if it did, there is this to tell.
+    Unknown(StoreError, News),
+}
+
+impl Failure {
+    /// Tells what became of a transaction whose last statement, which commits it, failed.
+    pub(super) fn of_commit(error: sqlx::Error, news: News) -> Self {
+        let broken_rule =
+            error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other));
+        let rolled_back = broken_rule || gave_up(&error);
+        if rolled_back { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into(), news) }
+    }
+
+    /// Returns whether its writes may fare better one by one. What is locked now is locked for each of them, and they
+    /// would wait for it one after the other.
+    pub(super) fn may_be_one_item(&self) -> bool {
+        match self {
+            Failure::RolledBack(StoreError::Database(error)) => !is_locked(error),
+            Failure::RolledBack(_) => true,
+            Failure::Unknown(..) => false,
+        }
+    }
+
+    /// Returns whether the next write may fare no better: the database took too long, or did not answer.
+    pub(super) fn may_be_the_database(&self) -> bool {
+        match self {
+            Failure::RolledBack(StoreError::Database(error)) => error.as_database_error().is_none() || gave_up(error),
+            Failure::RolledBack(_) => false,
+            Failure::Unknown(..) => true,
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::RolledBack(error)
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Failure::RolledBack(error.into())
+    }
+}
+
+/// Returns whether the database gave up on a statement that waited or ran for too long, and undid it: it waited for a
+/// lock, or it was `query_canceled` in Postgres.
+fn gave_up(error: &sqlx::Error) -> bool {
+    is_locked(error) || has_code(error, &["57014"])
+}
+
+/// Returns whether the database gave up on waiting for a lock: Postgres' `lock_not_available`, SQLite's `SQLITE_BUSY`.
+fn is_locked(error: &sqlx::Error) -> bool {
+    has_code(error, &["55P03", "5"])
+}
+
+fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| codes.contains(&&*code))
+}
+
+/// The turn to write, which one connection of a writer has at a time. On Postgres it is an advisory lock, held for as long
+/// as the connection's backend lives: what a connection does that was cut off is over when the next one has the turn.
+/// SQLite's connections live in this process and are closed when they are given up.
+pub(super) struct Turn(i64);
+
+impl Turn {
+    /// Makes the turn of a new writer.
+    pub(super) fn new() -> Self {
+        Turn(getrandom::u64().expect("the system gives random bytes").cast_signed())
+    }
+
+    /// Takes the turn for a connection, from one that the server may not have missed yet.
+    pub(super) async fn take(&self, db: &mut Db) -> Result<(), StoreError> {
+        const END: &str = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+            AND (classid::bigint << 32) | objid::bigint = $1 AND granted AND pid <> pg_backend_pid()";
+        if let Db::Postgres(connection) = db {
+            for sql in [END, "SELECT pg_advisory_lock($1)"] {
+                sqlx::query(sql).bind(self.0).execute(&mut **connection).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether what there is to tell is true: that of a commit is stored together or not at all. Sign-ins that ended
+/// without an event are taken for ended: whoever hung on one signs in again.
+pub(super) async fn is_stored(db: &mut Db, news: &News) -> Result<bool, StoreError> {
+    let Some(event) = news.events.first() else { return Ok(true) };
+    let sql = "SELECT event_id FROM events WHERE stream_id = $1 AND seq = $2";
+    let stored: Option<EventId> =
+        on!(db, c => sqlx::query_scalar(sql).bind(event.stream).bind(event.seq).fetch_optional(c).await?);
+    Ok(stored == Some(event.id))
+}
