@@ -1,225 +1,18 @@
 //! The binary as an operator has it.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 
+use crate::binary::{Running, Said, Serving, bare, colink, heard, lines, run, run_json, said};
 use crate::http::Http;
 use crate::socket::Socket;
 use crate::world::{LIMIT, eventually, new_postgres_database, postgres_is_there, within};
-
-/// Runs the binary in a directory, away from the surroundings of the test.
-fn bare(place: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_colink"));
-    command.args(args).current_dir(place).stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("COLINK_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-/// Runs the binary on a data directory.
-fn colink(data: &Path, args: &[&str]) -> Command {
-    let mut command = bare(data, args);
-    command.arg("--data").arg(data);
-    command.args(["--set", "auth.argon2_memory_kib=8", "--set", "auth.argon2_iterations=1"]);
-    command
-}
-
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn said(output: Output) -> Said {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Said { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
-}
-
-fn run(data: &Path, args: &[&str]) -> Said {
-    said(colink(data, args).output().unwrap())
-}
-
-/// Runs the binary and returns what it prints with `--json`.
-pub(crate) fn run_json(data: &Path, args: &[&str]) -> Value {
-    let Said { code, out, err } = run(data, &[args, &["--json"]].concat());
-    assert_eq!((code, err.as_str()), (0, ""), "{args:?} {out}");
-    serde_json::from_str(&out).unwrap()
-}
-
-fn run_with_stdin(data: &Path, args: &[&str], text: &str) -> Said {
-    let mut child =
-        colink(data, args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    said(child.wait_with_output().unwrap())
-}
-
-/// Returns the lines of what a process writes, as they come.
-fn lines(out: impl Read + Send + 'static) -> mpsc::Receiver<String> {
-    let (sender, lines) = mpsc::channel();
-    let out = BufReader::new(out);
-    std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-    lines
-}
-
-/// Returns the next line that holds a text.
-fn heard(lines: &mpsc::Receiver<String>, text: &str) -> String {
-    let mut said = Vec::new();
-    loop {
-        match lines.recv_timeout(LIMIT) {
-            Ok(line) if line.contains(text) => return line,
-            Ok(line) => said.push(line),
-            Err(_) => panic!("it does not say `{text}`: {said:#?}"),
-        }
-    }
-}
-
-/// A process that is ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A server of one's own, ended with the test.
-pub(crate) struct Serving {
-    child: Child,
-    pub(crate) url: String,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Serving {
-    pub(crate) fn start(data: &Path, more: &[&str]) -> Serving {
-        let mut child = Serving::command(data, more).stdout(Stdio::piped()).spawn().unwrap();
-        let out = child.stdout.take().unwrap();
-        Serving::of(child, out)
-    }
-
-    /// Starts a server that believes to be on a terminal.
-    fn start_on_a_terminal(data: &Path, more: &[&str]) -> Serving {
-        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&terminal).unwrap();
-        unlockpt(&terminal).unwrap();
-        let name = ptsname(&terminal, Vec::new()).unwrap();
-        let screen = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-        let child = Serving::command(data, more).stdout(screen).spawn().unwrap();
-        Serving::of(child, File::from(terminal))
-    }
-
-    fn command(data: &Path, more: &[&str]) -> Command {
-        let args = [&["serve", "--listen", "127.0.0.1:0", "--set", "server.drain_s=1"][..], more].concat();
-        let mut command = colink(data, &args);
-        command.stderr(Stdio::null());
-        command
-    }
-
-    fn of(child: Child, out: impl Read + Send + 'static) -> Serving {
-        let lines = lines(out);
-        let url = loop {
-            let line = lines.recv_timeout(LIMIT).expect("the server says where it listens");
-            if let Some(at) = line.find("http://") {
-                break line[at..].split_whitespace().next().unwrap().trim_end_matches("/v1/docs").to_owned();
-            }
-        };
-        Serving { child, url, lines }
-    }
-
-    /// Returns the next line that holds a text.
-    fn says(&self, text: &str) -> String {
-        heard(&self.lines, text)
-    }
-
-    /// Returns the process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-
-    /// Sends a signal and returns the exit code.
-    fn stop(mut self, signal: &str) -> Option<i32> {
-        self.signal(signal);
-        // Ends when the server closes its standard output.
-        while self.lines.recv_timeout(LIMIT).is_ok() {}
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Makes an account, a token and a channel, on a server that runs or not.
-async fn administers(data: &Path, prefix: &str, url: Option<&str>) {
-    let admin = format!("{prefix}-admin");
-    let made = run_json(data, &["user", "add", &admin, "--admin"]);
-    assert_eq!(made["name"], admin);
-    let again = run(data, &["user", "add", &admin]);
-    assert_eq!(again.code, 1);
-    assert!(again.err.contains(&format!("`{admin}` is taken")), "{}", again.err);
-    let token = run_json(data, &["token", "add", "--user", &admin])["token"].as_str().unwrap().to_owned();
-    let channel = run_json(data, &["channel", "add", &format!("{prefix}-room"), "--member", &admin]);
-    let unknown = run(data, &["token", "add", "--user", "nobody"]);
-    assert!(unknown.code == 1 && unknown.err.contains("no user `nobody`"), "{}", unknown.err);
-    let with_password = run_with_stdin(
-        data,
-        &["user", "add", &format!("{prefix}-bob"), "--role", "guest", "--password-stdin"],
-        "long enough\n",
-    );
-    assert_eq!(with_password.code, 0, "{}", with_password.err);
-    let listed = run(data, &["user", "list"]).out;
-    assert!(listed.lines().count() >= 2 && listed.contains(&admin), "{listed}");
-    assert!(run(data, &["channel", "list"]).out.contains(&format!("#{prefix}-room")));
-    let invite = run_json(data, &["user", "invite", "--uses", "2"]);
-    assert!(invite["code"].as_str().unwrap().starts_with("cli_"));
-    if let Some(url) = url {
-        let http = Http::new(url, Some(&token));
-        assert_eq!(http.get("/v1/users/me").await.good()["name"], admin);
-        let path = format!("/v1/channels/{}", channel["id"].as_str().unwrap());
-        assert_eq!(http.get(&path).await.good()["role"], "owner");
-        let login = json!({"name": format!("{prefix}-bob"), "password": "long enough"});
-        assert_eq!(Http::new(url, None).post("/v1/auth/login", &login).await.code(), "ok");
-        let mut socket = Socket::open(url, &[]).await;
-        socket.next().await;
-        socket.identifies(&token).await;
-        // What the command line does is told to those who are connected.
-        run_json(data, &["user", "add", &format!("{prefix}-late")]);
-        assert_eq!(socket.until("user.created").await["d"]["name"], format!("{prefix}-late"));
-        assert_eq!(run(data, &["user", "password", &admin]).code, 1, "no terminal to ask at");
-        let changed = run_with_stdin(data, &["user", "password", &admin, "--password-stdin"], "another long one");
-        assert_eq!(changed.code, 0, "{}", changed.err);
-        assert_eq!(socket.closes().await, 4014);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn accounts_tokens_and_channels_are_made_on_a_stopped_and_on_a_running_server() {
-    let data = tempfile::tempdir().unwrap();
-    administers(data.path(), "stopped", None).await;
-    let server = Serving::start(data.path(), &[]);
-    administers(data.path(), "running", Some(&server.url)).await;
-    assert_eq!(server.stop("-TERM"), Some(0));
-    administers(data.path(), "stopped-again", None).await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_says_where_it_listens_keeps_others_off_its_data_and_stops_in_order() {
@@ -298,8 +91,8 @@ async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
     let set = ["--set", &format!("database.url={url}")];
     let _server = Serving::start(mine.path(), &set);
     let mut postgres = sqlx::PgConnection::connect(&url).await.unwrap();
-    let holder = "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
-                  WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database()";
+    let holder = "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' \
+                  AND l.granted AND a.datname = current_database() AND a.application_name = 'colink lock'";
     let first: i32 = sqlx::query_scalar(holder).fetch_one(&mut postgres).await.unwrap();
     sqlx::query("SELECT pg_terminate_backend($1)").bind(first).execute(&mut postgres).await.unwrap();
     let taken = async {
@@ -459,67 +252,6 @@ async fn a_server_waits_for_a_command_that_has_its_data() {
     assert!(command.0.wait().unwrap().success());
     heard(&lines(child.0.stdout.take().unwrap()), "listens on http://");
     assert!(run(data.path(), &["user", "list"]).out.contains("ana"));
-}
-
-/// Changes accounts and channels on a server that runs or not; returns the new channels and a token of each member.
-fn changes(data: &Path, prefix: &str) -> (Vec<Value>, Vec<String>) {
-    let name = |name: &str| format!("{prefix}-{name}");
-    let (ana, bob, cleo, dan) = (name("ana"), name("bob"), name("cleo"), name("dan"));
-    run_json(data, &["user", "add", &ana, "--admin"]);
-    for member in [&bob, &cleo, &dan] {
-        run_json(data, &["user", "add", member]);
-    }
-    let secret = run_json(data, &["channel", "add", &name("secret"), "--private", "--member", &bob, "--member", &dan]);
-    let [open, old, back] = ["open", "old", "back"]
-        .map(|channel| run_json(data, &["channel", "add", &name(channel), "--member", &bob, "--purpose", "to talk"]));
-    let tokens = [&ana, &bob, &cleo, &dan]
-        .map(|user| run_json(data, &["token", "add", "--user", user])["token"].as_str().unwrap().to_owned());
-
-    assert_eq!(run_json(data, &["user", "role", &bob, "moderator"])["role"], "moderator");
-    run_json(data, &["user", "deactivate", &cleo]);
-    run_json(data, &["user", "deactivate", &dan]);
-    run_json(data, &["user", "reactivate", &dan]);
-    for channel in [&old, &back] {
-        let archived = run_json(data, &["channel", "archive", channel["name"].as_str().unwrap()]);
-        assert_eq!(archived["id"], channel["id"]);
-    }
-    assert_eq!(run_json(data, &["channel", "unarchive", &name("back")])["id"], back["id"]);
-    let nowhere = run(data, &["channel", "archive", &name("nowhere")]);
-    assert!(nowhere.code == 1 && nowhere.err.contains("there is no channel"), "{}", nowhere.err);
-    let listed = run(data, &["channel", "list"]).out;
-    assert!(listed.contains(&name("open")) && !listed.contains(&name("secret")), "{listed}");
-    let dan = run_json(data, &["token", "add", "--user", &dan])["token"].as_str().unwrap().to_owned();
-    (vec![secret, open, old, back], [&tokens[..], &[dan]].concat())
-}
-
-/// Shows by REST what [`changes`] changed.
-async fn changed(url: &str, (channels, tokens): &(Vec<Value>, Vec<String>)) {
-    let who: Vec<Http> = tokens.iter().map(|token| Http::new(url, Some(token))).collect();
-    let [ana, bob, cleo, _, dan] = &who[..] else { panic!("five tokens") };
-    assert_eq!(bob.get("/v1/users/me").await.good()["role"], "moderator");
-    assert_eq!(cleo.get("/v1/users/me").await.code(), "unauthenticated");
-    dan.get("/v1/users/me").await.good();
-    let path = |channel: &Value| format!("/v1/channels/{}", channel["id"].as_str().unwrap());
-    let [secret, open, old, back] = &channels[..] else { panic!("four channels") };
-    for (member, role) in [(bob, "owner"), (dan, "member")] {
-        let secret = member.get(&path(secret)).await.good();
-        assert_eq!((&secret["kind"], &secret["role"]), (&json!("private"), &json!(role)));
-    }
-    assert_eq!(ana.get(&path(open)).await.good()["purpose"], "to talk");
-    for (channel, answer) in [(open, "ok"), (old, "channel_archived"), (back, "ok")] {
-        let said = bob.post(&format!("{}/messages", path(channel)), &json!({"text": "hi"})).await;
-        assert_eq!(said.code(), answer, "{}", channel["name"]);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn accounts_and_channels_are_changed_on_a_stopped_and_on_a_running_server() {
-    let data = tempfile::tempdir().unwrap();
-    let stopped = changes(data.path(), "stopped");
-    let server = Serving::start(data.path(), &[]);
-    changed(&server.url, &stopped).await;
-    let running = changes(data.path(), "running");
-    changed(&server.url, &running).await;
 }
 
 /// A chat through pipes.

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::cli::{Serving, run_json};
+use crate::binary::{Serving, run_json};
 use crate::http::Http;
 use crate::socket::{CONTINUATION, Incoming, PING, Socket, TEXT, frame};
 use crate::world::{LIMIT, Person, World, eventually, message, within};

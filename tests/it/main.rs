@@ -1,14 +1,16 @@
 //! The black-box tests: a whole node in this process, and clients that know nothing but its wire.
 //!
-//! [`world`] starts a node and makes its people, [`http`] is REST and [`socket`] the gateway, both as plain as bytes.
-//! Each other file is one promise of the product. Every wait has a limit ([`world::within`]).
+//! [`world`] starts a node and makes its people, [`http`] is REST and [`socket`] the gateway, both as plain as bytes;
+//! [`binary`] is the program itself, as a process. Each other file is one promise of the product. Every wait has a limit ([`world::within`]).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod binary;
 mod http;
 mod socket;
 mod world;
 
 mod accounts;
+mod administration;
 mod away;
 mod canary;
 mod channels;
@@ -19,6 +21,7 @@ mod durability;
 mod ending;
 mod fallback;
 mod floods;
+mod frames;
 mod groups;
 mod health;
 mod pages;
