@@ -195,6 +195,7 @@ impl Writer {
     /// Sends messages, each again and again until it is answered for certain, and some once more after that.
     async fn send(&mut self, sends: Vec<SendMessage>) {
         let mut answers: Vec<Vec<Answer>> = vec![Vec::new(); sends.len()];
+        let deadline = Instant::now() + LIMIT;
         loop {
             let open: Vec<usize> =
                 (0..sends.len()).filter(|at| answers[*at].iter().all(|answer| *answer == Answer::Unknown)).collect();
@@ -206,6 +207,7 @@ impl Writer {
             open.iter().zip(tried).for_each(|(at, answer)| answers[*at].push(answer));
             if failed {
                 count(&self.world.figures.unknown);
+                assert!(Instant::now() < deadline, "{} gets no answer", self.me.name);
                 tokio::time::sleep(AGAIN).await;
             }
         }
