@@ -1,5 +1,5 @@
-//! The crash test: the real program is killed with SIGKILL again and again while people write and read, and nothing that
-//! was acknowledged may be lost, doubled, reordered or told wrongly.
+//! The crash test: the real program is killed with SIGKILL again and again while people write and read, and its connections
+//! to Postgres are cut in between; nothing that was acknowledged may be lost, doubled, reordered or told wrongly.
 //!
 //! ```text
 //! server.rs    the program and its database; starts and kills it
@@ -111,12 +111,16 @@ async fn run(postgres: Option<&str>) {
     server.remove().await;
 }
 
-/// Kills the server and starts it again, at random times, and leaves it running. Returns how often.
+/// Kills the server and starts it again, at random times, and leaves it running. Returns how often. Between two kills it
+/// loses its database a few times.
 async fn kill_for(server: &mut Server, random: &mut Random, time: Duration) -> usize {
     let end = Instant::now() + time;
     let mut kills = 0;
     while Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(500) + random.time_below(Duration::from_secs(3))).await;
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(200) + random.time_below(Duration::from_secs(1))).await;
+            server.cut_database().await;
+        }
         server.kill();
         kills += 1;
         tokio::time::sleep(random.time_below(Duration::from_millis(400))).await;

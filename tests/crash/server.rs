@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use colink::client::Client;
+use sqlx::Connection as _;
 
 /// Limits protect a server from what this test does; the queues and the ring are small, so that readers lag, overflow and
 /// are sent to the log.
@@ -99,6 +100,15 @@ impl Server {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
+        }
+    }
+
+    /// Ends all that it has open at Postgres but its lock, whatever is being done there. On SQLite there is nothing to cut.
+    pub(crate) async fn cut_database(&self) {
+        if let Some(Postgres { server, name, .. }) = &self.database {
+            let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND application_name = 'colink'";
+            let mut postgres = sqlx::PgConnection::connect(server).await.unwrap();
+            sqlx::query(cut).bind(name).execute(&mut postgres).await.unwrap();
         }
     }
 
