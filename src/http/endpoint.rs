@@ -411,8 +411,8 @@ where
     F: Fn(Arc<Hub>, Principal, Params, B) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
 {
-    let run = move |hub, caller, path, body, _| run(hub, caller, path, body);
-    Endpoint { takes_key: false, ..keyed_action::<B, R, _, _>(method, path, status, summary, run) }
+    let run = move |hub, caller, path, body, _: Option<Key>| run(hub, caller, path, body);
+    any_action::<B, R, _, _>(method, path, status, summary, false, run)
 }
 
 /// An [`action`] that is done once, if the caller gives a key.
@@ -429,6 +429,23 @@ where
     F: Fn(Arc<Hub>, Principal, Params, B, Option<Key>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
 {
+    any_action::<B, R, _, _>(method, path, status, summary, true, run)
+}
+
+fn any_action<B, R, F, Fut>(
+    method: Method,
+    path: &'static str,
+    status: StatusCode,
+    summary: &'static str,
+    takes_key: bool,
+    run: F,
+) -> Endpoint
+where
+    B: DeserializeOwned + JsonSchema + Send + 'static,
+    R: JsonSchema + 'static,
+    F: Fn(Arc<Hub>, Principal, Params, B, Option<Key>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, Refused>> + Send + 'static,
+{
     let on_method = filter(&method);
     let handler = move |State(hub): State<Arc<Hub>>, Path(path): Path<HashMap<String, String>>, request: Request| {
         let run = run.clone();
@@ -436,7 +453,7 @@ where
             let (parts, body) = request.into_parts();
             let caller = auth::caller(&hub, &parts).await?;
             let fields = Value::Object(body_fields(&hub, &parts.headers, body).await?);
-            let key = Key::of(&parts, &fields)?;
+            let key = if takes_key { Key::of(&parts, &fields)? } else { None };
             run(hub, caller, Params(path, origin(&parts.extensions)), read(fields)?, key).await
         }
     };
@@ -445,7 +462,7 @@ where
         path,
         summary,
         signed_in: true,
-        takes_key: true,
+        takes_key,
         body: Some(schema_of::<B>),
         query: None,
         reply: schema_of::<R>,

@@ -4,15 +4,18 @@
 //! was stored all the same, before they hear of anything later. So the writer keeps the news of that commit, and its next
 //! connection asks for them first: once the one that was cut off is gone ([`Turn`]), they are stored or never will be.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use super::writer::News;
 use super::{Db, StoreError, on};
-use crate::domain::id::EventId;
+use crate::domain::id::{EventId, StreamId};
 
 /// How a batch ended when it was not committed.
 pub(super) enum Failure {
     /// Nothing was written: it may be tried again.
     RolledBack(StoreError),
-    /// The database did not say whether it committed; if it did, there is this to tell.
+    /// The database did not say whether it committed; if it did, there is this to tell. The writer keeps that for itself.
     Unknown(StoreError, News),
 }
 
@@ -86,24 +89,39 @@ impl Turn {
 
     /// Takes the turn for a connection, from one that the server may not have missed yet.
     pub(super) async fn take(&self, db: &mut Db) -> Result<(), StoreError> {
-        const END: &str = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
+        let Db::Postgres(connection) = db else { return Ok(()) };
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-            AND (classid::bigint << 32) | objid::bigint = $1 AND granted AND pid <> pg_backend_pid()";
-        if let Db::Postgres(connection) = db {
-            for sql in [END, "SELECT pg_advisory_lock($1)"] {
-                sqlx::query(sql).bind(self.0).execute(&mut **connection).await?;
+            AND (classid::bigint << 32) | objid::bigint = $1 AND pid <> pg_backend_pid()";
+        match sqlx::query(end).bind(self.0).execute(&mut **connection).await {
+            Err(error) if error.as_database_error().is_some() => {
+                tracing::warn!(%error, "cannot end the connection that wrote before: waiting until Postgres does");
+            }
+            done => {
+                done?;
             }
         }
+        sqlx::query("SELECT pg_advisory_lock($1)").bind(self.0).execute(&mut **connection).await?;
         Ok(())
     }
 }
 
-/// Returns whether what there is to tell is true: that of a commit is stored together or not at all. Sign-ins that ended
-/// without an event are taken for ended: whoever hung on one signs in again.
-pub(super) async fn is_stored(db: &mut Db, news: &News) -> Result<bool, StoreError> {
-    let Some(event) = news.events.first() else { return Ok(true) };
-    let sql = "SELECT event_id FROM events WHERE stream_id = $1 AND seq = $2";
-    let stored: Option<EventId> =
-        on!(db, c => sqlx::query_scalar(sql).bind(event.stream).bind(event.seq).fetch_optional(c).await?);
-    Ok(stored == Some(event.id))
+/// Returns what of the news is true. A commit is stored as a whole, but messages on Postgres: there it leaves out a channel
+/// that another process wrote to, so each stream is looked at. Sign-ins that ended without an event are taken for ended:
+/// whoever hung on one signs in again.
+pub(super) async fn stored(db: &mut Db, mut news: News) -> Result<News, StoreError> {
+    let mut found: HashMap<StreamId, bool> = HashMap::new();
+    for event in &news.events {
+        if let Entry::Vacant(stream) = found.entry(event.stream) {
+            let sql = "SELECT event_id FROM events WHERE stream_id = $1 AND seq = $2";
+            let stored: Option<EventId> =
+                on!(db, c => sqlx::query_scalar(sql).bind(event.stream).bind(event.seq).fetch_optional(c).await?);
+            stream.insert(stored == Some(event.id));
+        }
+    }
+    if !found.is_empty() && !found.values().any(|stored| *stored) {
+        return Ok(News::default());
+    }
+    news.events.retain(|event| found[&event.stream]);
+    Ok(news)
 }

@@ -3,8 +3,8 @@
 //! One task owns the writing connection. It takes everything that waits (up to a batch), applies it, commits, and only
 //! then answers and tells. While it commits, the next batch gathers: the busier it is, the more share an fsync. An item
 //! that is refused rolls back to its savepoint and does not disturb its neighbours; if the database itself fails, the
-//! items are tried once more, each alone ([`failure`]). Top-level messages go together, by [`send`]; a batch of nothing else needs no
-//! `BEGIN` and no `COMMIT` of its own.
+//! items are tried once more, each alone ([`failure`]). Top-level messages go together, by [`send`]; a batch of nothing
+//! else needs no `BEGIN` and no `COMMIT` of its own.
 //!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
@@ -233,7 +233,7 @@ fn until_heavy(writes: &[Write]) -> usize {
 type Results = Vec<Option<Result<Reply, Refusal>>>;
 
 /// What others hear of once it is committed.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct News {
     pub(super) events: Vec<Event>,
     pub(super) revoked: Vec<Revoked>,
@@ -251,8 +251,10 @@ impl Task {
                     continue;
                 }
                 () = tokio::time::sleep(ASK_AGAIN), if self.doubt.is_some() => {
-                    // If that fails, it is tried again.
-                    self.db = self.open().await.ok();
+                    match self.open().await {
+                        Ok(db) => self.db = Some(db),
+                        Err(error) => tracing::warn!(%error, "cannot find out yet what became of a commit"),
+                    }
                     continue;
                 }
             };
@@ -316,7 +318,8 @@ impl Task {
         }
     }
 
-    /// Commits writes, and those again that another process came before. Returns what was not written when it failed.
+    /// Commits writes, and those again that another process came before. Returns those that have no
+    /// answer when it failed.
     async fn commit_or_repeat(&mut self, mut batch: Vec<Write>) -> Result<(), (Vec<Write>, Failure)> {
         for _ in 0..TRIES {
             match self.commit(&batch).await {
@@ -358,10 +361,11 @@ impl Task {
         let mut db = self.store.write().await?;
         self.turn.take(&mut db).await?;
         if let Some(news) = &self.doubt {
-            let stored = failure::is_stored(&mut db, news).await?;
-            tracing::info!(stored, events = news.events.len(), "found out what became of the commit that was cut off");
-            let news = self.doubt.take().filter(|_| stored);
-            self.tell(news.unwrap_or_default());
+            let stored = failure::stored(&mut db, news.clone()).await?;
+            let (events, of) = (stored.events.len(), news.events.len());
+            tracing::info!(events, of, "found out what is stored of the commit that was cut off");
+            self.doubt = None;
+            self.tell(stored);
         }
         Ok(db)
     }

@@ -12,7 +12,7 @@ use crate::actors::channel::ChannelMsg;
 use crate::actors::directory::TooMany;
 use crate::actors::presence::PresenceMsg;
 use crate::domain::command::Principal;
-use crate::domain::error::{Code, Refusal, invalid, not_found};
+use crate::domain::error::{Code, Refusal, invalid, not_found, unavailable};
 use crate::domain::id::StreamId;
 use crate::protocol::client::Intent;
 use crate::protocol::server;
@@ -20,6 +20,9 @@ use crate::storage::{StoreError, channels, tokens, users};
 
 /// The most channels that `ready` lists; the rest is read by `GET /v1/channels`.
 pub const READY_CHANNELS_MAX: i64 = 1_000;
+
+/// How often a sign-in is looked up while others change.
+const LOOKS: usize = 20;
 
 /// Why a session could not be opened.
 #[derive(Debug)]
@@ -105,10 +108,10 @@ impl Hub {
     ///
     /// What its caller was believed to be may be old by now. A sign-in that ends, or a role that changes, from here on is
     /// told to the session, which is in the directory; what happened before, the store knows. What was told while the store
-    /// was asked is newer than its answer, so it is asked again.
+    /// was asked may be newer than its answer, so it is asked again.
     async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
         let mut db = self.store.read().await?;
-        loop {
+        for look in 1.. {
             let mark = self.cache.mark_identity();
             let sign_in = tokens::standing(&mut db, session.token_id, self.clock.now()).await?;
             let sign_in = sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
@@ -116,6 +119,9 @@ impl Hub {
             session.set_sign_in_ends(sign_in.expires_at);
             if self.cache.mark_identity() == mark {
                 break;
+            }
+            if look == LOOKS {
+                return Err(unavailable("too many roles and sign-ins change at the moment: try again").into());
             }
         }
         let channels = channels::ids_of_user(&mut db, session.user_id).await?;

@@ -2,6 +2,10 @@
 
 use super::wire::{Cut, Wire};
 use super::*;
+use crate::domain::id::EventId;
+use crate::storage::failure;
+use crate::storage::tokens::Revoked;
+use crate::storage::writer::News;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
@@ -33,6 +37,32 @@ async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
         assert_eq!(answer.unwrap_err().code, Code::Unavailable);
     }
     assert!(started.elapsed() < limit * 20, "a database that is slow is not waited for by each of them");
+}
+
+on_both! {
+    of_a_commit_that_was_cut_off_only_what_is_stored_is_told(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let (room, other) = (world.channel(ana, "room", &[]).await, world.channel(ana, "other", &[]).await);
+        for channel in [room, other, room] {
+            world.ask(ana, says(channel, "hi", None)).await.unwrap();
+        }
+        let events = [world.log(room).await, world.log(other).await].concat();
+        let mut lost = events.clone();
+        for event in lost.iter_mut().filter(|event| event.stream == other.into()) {
+            event.id = EventId::new(world.clock.now());
+        }
+        let revoked = vec![Revoked { user: ana.user_id, token: None }];
+        let mut db = world.store.read().await.unwrap();
+        let mut told = async |events: &[Event]| {
+            let news = News { events: events.to_vec(), revoked: revoked.clone() };
+            let stored = failure::stored(&mut db, news).await.unwrap();
+            (stored.events.len(), stored.revoked.len())
+        };
+        assert_eq!(told(&events).await, (events.len(), 1));
+        assert_eq!(told(&lost).await, (world.log(room).await.len(), 1), "another process wrote to the other room");
+        assert_eq!(told(&lost[world.log(room).await.len()..]).await, (0, 0), "nothing of it");
+        assert_eq!(told(&[]).await, (0, 1), "a sign-in is ended rather than not");
+    }
 }
 
 /// Opens a world on Postgres whose connections can be cut.
