@@ -342,6 +342,15 @@ commands! {
         /// The last reply read.
         seq: i64,
     }
+    /// Marks a thread that one follows unread from a reply on; from the message that it hangs on: all of it.
+    MarkThreadUnread = "thread.mark_unread" -> Done {
+        /// The channel.
+        channel_id: ChannelId,
+        /// The message that the thread hangs on.
+        thread_seq: i64,
+        /// The first reply that counts as unread.
+        seq: i64,
+    }
     /// Changes one's profile. What is left out stays.
     UpdateProfile = "user.update" -> User {
         /// The name shown, up to 80 characters.
@@ -454,6 +463,7 @@ impl Command {
             | C::FollowThread(_)
             | C::UnfollowThread(_)
             | C::MarkThreadRead(_)
+            | C::MarkThreadUnread(_)
             | C::OpenDirect(_) => caller.into(),
             C::CreateChannel(_)
             | C::UpdateProfile(_)

@@ -92,7 +92,7 @@ kinds! {
     /// The user read a channel, or marked it unread, up to an event.
     UserRead = "user.read", Owner, ["channel_id", "read_seq", "unread_count", "mention_count"];
     /// The user read a thread up to a reply.
-    UserThreadRead = "user.thread_read", Owner, ["channel_id", "thread_seq", "read_seq", "unread_count"];
+    UserThreadRead = "user.thread_read", Owner, ["channel_id", "thread_seq", "read_seq", "unread_count", "mention_count"];
     /// The user follows a thread, or no longer does.
     UserThreadFollowed = "user.thread_followed", Owner, ["channel_id", "thread_seq", "following"];
     /// The user's draft changed; an empty text is no draft.

@@ -423,11 +423,14 @@ pub struct NewToken {
     expires_in_s: Option<i64>,
 }
 
-/// A new token's secret, shown this once.
-#[derive(Serialize, JsonSchema)]
+/// A new sign-in, and its secret, shown this once.
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub struct MadeToken {
+    /// The sign-in.
+    #[serde(flatten)]
+    pub sign_in: Token,
     /// The token; left out in the answer to a repeat.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub token: Option<String>,
 }
 
@@ -443,7 +446,9 @@ pub async fn make_token(
     let (Secret(secret), token) = new_token(&hub, &body.label, expires_at, false)?;
     let sign_in = Account::SignIn { user: path.user()?, proof: Proof::SignIn, hash: Secret::hash(&secret), token };
     let mut reply = write(&hub, caller, sign_in, key).await?;
-    let made = MadeToken { token: (!reply.duplicate).then_some(secret) };
+    let sign_in =
+        serde_json::from_str(&reply.json).map_err(|_| Refusal::new(Code::Internal, "no sign-in came back"))?;
+    let made = MadeToken { sign_in, token: (!reply.duplicate).then_some(secret) };
     reply.json = serde_json::to_string(&made).expect("a token has only string keys");
     Ok(reply_response(StatusCode::CREATED, reply))
 }

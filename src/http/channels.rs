@@ -14,7 +14,7 @@ use super::endpoint::{Params, Rendered};
 use super::error::Refused;
 use crate::actors::Hub;
 use crate::clock::Timestamp;
-use crate::domain::channel::{Channel, Member, Membership};
+use crate::domain::channel::{Channel, Member, Membership, channel_name};
 use crate::domain::command::Principal;
 use crate::domain::error::{Refusal, invalid, not_found};
 use crate::domain::id::{ChannelId, StreamId, UserId};
@@ -22,9 +22,9 @@ use crate::domain::message::{Edit, Message};
 use crate::domain::permission::{self, Action, may_make_channels};
 use crate::protocol::push;
 use crate::storage::cache::PageKey;
-use crate::storage::channels::{self, Facts};
-use crate::storage::messages::{self, Page, Saved};
-use crate::storage::personal::{self, Draft, FollowedThread};
+use crate::storage::channels::{self, Facts, Listed};
+use crate::storage::messages::{self, More, Page, Saved};
+use crate::storage::personal::{self, Draft, Thread};
 use crate::storage::{Db, End, LATEST, StoreError, events};
 
 /// How many entries a page has if nobody says.
@@ -66,12 +66,24 @@ impl Paging {
         let parse = |text: &String| text.parse().map_err(|_| not_given());
         self.cursor.as_ref().map(parse).transpose()
     }
+}
 
-    /// Reads a cursor that is a name; before all names, if there is none. No name has a NUL, which Postgres cannot take.
-    pub fn name(&self) -> Result<&str, Refusal> {
-        let name = self.cursor.as_deref().unwrap_or("");
-        if name.contains('\0') { Err(not_given()) } else { Ok(name) }
+/// Reads a cursor that is a name, whose form `check` knows; before all names, if there is none.
+pub fn name_cursor(cursor: Option<&str>, check: impl Fn(&str) -> Result<String, Refusal>) -> Result<&str, Refusal> {
+    let Some(cursor) = cursor else { return Ok("") };
+    if check(cursor).is_ok_and(|name| name == cursor) { Ok(cursor) } else { Err(not_given()) }
+}
+
+/// The longest text to look for, in bytes.
+const QUERY_MAX: usize = 200;
+
+/// Reads what to look for; anything, if nothing is given.
+pub fn sought(query: Option<&str>) -> Result<&str, Refusal> {
+    let query = query.unwrap_or("").trim();
+    if query.len() > QUERY_MAX || query.contains('\0') {
+        return Err(invalid(format!("query has at most {QUERY_MAX} bytes, and no NUL")));
     }
+    Ok(query)
 }
 
 fn not_given() -> Refusal {
@@ -141,13 +153,31 @@ pub async fn mine(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -
     Ok(cut(found, limit, |membership| membership.channel.id.to_string()))
 }
 
+/// Which public channels.
+#[derive(Deserialize, JsonSchema)]
+pub struct Browse {
+    /// Those whose name, topic or purpose holds this text; all, if left out.
+    #[serde(default)]
+    query: Option<String>,
+    /// Whether to show those that are archived, too.
+    #[serde(default)]
+    archived: bool,
+    /// The `next_cursor` of the page before.
+    #[serde(default)]
+    cursor: Option<String>,
+    /// How many entries, 1 to 200; 50, if left out.
+    #[serde(default)]
+    limit: Option<i64>,
+}
+
 /// `GET /v1/channels/browse`
-pub async fn browse(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Channel>, Refused> {
+pub async fn browse(hub: Arc<Hub>, caller: Principal, _: Params, ask: Browse) -> Result<List<Listed>, Refused> {
     may_make_channels(caller.role)?;
-    let limit = page_size(&hub, paging.limit)?;
+    let limit = page_size(&hub, ask.limit)?;
+    let (query, after) = (sought(ask.query.as_deref())?, name_cursor(ask.cursor.as_deref(), channel_name)?);
     let mut db = hub.store.read().await?;
-    let found = channels::browse(&mut db, paging.name()?, limit + 1).await?;
-    Ok(cut(found, limit, |channel| channel.name.clone().unwrap_or_default()))
+    let found = channels::find(&mut db, caller.user_id, query, ask.archived, after, limit + 1).await?;
+    Ok(cut(found, limit, |listed| listed.channel.name.clone().unwrap_or_default()))
 }
 
 /// A channel, with the caller's place in it if there is one.
@@ -182,7 +212,7 @@ pub async fn members(hub: Arc<Hub>, caller: Principal, path: Params, paging: Pag
     Ok(cut(found, limit, |member| member.user_id.to_string()))
 }
 
-/// Which part of a channel's history: at most one of the three.
+/// Which part of a history: at most one of the three.
 #[derive(Deserialize, JsonSchema)]
 pub struct HistoryQuery {
     /// How many messages, 1 to 200; 50, if left out.
@@ -200,14 +230,17 @@ pub struct HistoryQuery {
 }
 
 impl HistoryQuery {
-    fn page(&self) -> Result<Page, Refusal> {
-        match (self.before_seq, self.after_seq, self.around_seq) {
-            (None, None, None) => Ok(Page::Newest),
-            (Some(seq), None, None) => Ok(Page::Before(seq)),
-            (None, Some(seq), None) => Ok(Page::After(seq)),
-            (None, None, Some(seq)) => Ok(Page::Around(seq)),
-            _ => Err(invalid("give at most one of before_seq, after_seq, around_seq")),
-        }
+    /// Returns the page that is asked for, if any is.
+    fn page(&self) -> Result<Option<Page>, Refusal> {
+        let page = match (self.before_seq, self.after_seq, self.around_seq) {
+            (None, None, None) => return Ok(None),
+            (Some(seq), None, None) => Page::Before(seq),
+            (None, Some(seq), None) => Page::After(seq),
+            (None, None, Some(seq)) => Page::Around(seq),
+            _ => return Err(invalid("give at most one of before_seq, after_seq, around_seq")),
+        };
+        let (Page::Before(seq) | Page::After(seq) | Page::Around(seq)) = page else { return Ok(Some(page)) };
+        if seq < 0 { Err(invalid("before_seq, after_seq and around_seq are not below 0")) } else { Ok(Some(page)) }
     }
 }
 
@@ -216,8 +249,22 @@ impl HistoryQuery {
 pub struct Messages {
     /// The messages.
     pub items: Vec<Message>,
-    /// Whether there are more in the direction asked for.
+    /// Whether there are more in the direction asked for; with `around_seq`, in either.
     pub has_more: bool,
+    /// With `around_seq`: whether there are older ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub has_older: Option<bool>,
+    /// With `around_seq`: whether there are newer ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub has_newer: Option<bool>,
+}
+
+impl Messages {
+    fn of((items, more): (Vec<Message>, More)) -> Self {
+        let both = more.older.is_some() && more.newer.is_some();
+        let (has_older, has_newer) = (more.older.filter(|_| both), more.newer.filter(|_| both));
+        Messages { items, has_more: more.any(), has_older, has_newer }
+    }
 }
 
 /// `GET /v1/channels/{channel_id}/messages`: top-level messages.
@@ -228,7 +275,7 @@ pub async fn history(
     query: HistoryQuery,
 ) -> Result<Rendered<Messages>, Refused> {
     let channel = path.channel()?;
-    let page = query.page()?;
+    let page = query.page()?.unwrap_or(Page::Newest);
     let limit = page_size(&hub, query.limit)?;
     readable(&hub, caller, channel).await?;
     let key = PageKey { channel, page, limit };
@@ -237,8 +284,8 @@ pub async fn history(
     }
     let mark = hub.cache.mark();
     let mut db = hub.store.read().await?;
-    let (items, has_more) = messages::history(&mut db, channel, page, limit).await?;
-    let bytes = serde_json::to_vec(&Messages { items, has_more }).expect("messages have only string keys");
+    let found = messages::history(&mut db, channel, None, page, limit).await?;
+    let bytes = serde_json::to_vec(&Messages::of(found)).expect("messages have only string keys");
     // Boxed, so that no more is kept than there is.
     let bytes = Bytes::from(bytes.into_boxed_slice());
     hub.cache.keep_page(mark, key, bytes.clone());
@@ -265,7 +312,8 @@ pub async fn message_at(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothi
     readable(&hub, caller, channel).await?;
     let mut db = hub.store.read().await?;
     let message = message(&mut db, channel, seq).await?;
-    let permalink = format!("{}/c/{channel}/{seq}", hub.config.server.url());
+    let thread = message.thread_seq.map(|thread| format!("?thread={thread}")).unwrap_or_default();
+    let permalink = format!("{}/c/{channel}/{seq}{thread}", hub.config.server.url());
     Ok(Linked { message, permalink })
 }
 
@@ -281,27 +329,23 @@ pub async fn edits(hub: Arc<Hub>, caller: Principal, path: Params, paging: Pagin
     Ok(list(found, |edit| edit.edit_seq.to_string()))
 }
 
-/// Which part of a thread.
-#[derive(Deserialize, JsonSchema)]
-pub struct RepliesQuery {
-    /// How many replies, 1 to 200; 50, if left out.
-    #[serde(default)]
-    limit: Option<i64>,
-    /// Those behind this reply; from the first, if left out.
-    #[serde(default)]
-    after_seq: Option<i64>,
-}
-
-/// `GET /v1/channels/{channel_id}/messages/{seq}/replies`
-pub async fn replies(hub: Arc<Hub>, caller: Principal, path: Params, query: RepliesQuery) -> Result<Messages, Refused> {
+/// `GET /v1/channels/{channel_id}/messages/{seq}/replies`: from the first on, if nothing is asked for.
+pub async fn replies(hub: Arc<Hub>, caller: Principal, path: Params, query: HistoryQuery) -> Result<Messages, Refused> {
     let (channel, seq) = (path.channel()?, path.seq()?);
     readable(&hub, caller, channel).await?;
     let limit = page_size(&hub, query.limit)?;
     let mut db = hub.store.read().await?;
     message(&mut db, channel, seq).await?;
-    let after = query.after_seq.unwrap_or(0);
-    let (items, has_more) = messages::replies(&mut db, channel, seq, after, limit).await?;
-    Ok(Messages { items, has_more })
+    let page = query.page()?.unwrap_or(Page::After(0));
+    Ok(Messages::of(messages::history(&mut db, channel, Some(seq), page, limit).await?))
+}
+
+/// `GET /v1/channels/{channel_id}/threads/{thread_seq}`
+pub async fn thread(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Thread, Refused> {
+    let (channel, seq) = (path.channel()?, path.thread_seq()?);
+    readable(&hub, caller, channel).await?;
+    let mut db = hub.store.read().await?;
+    Ok(personal::thread(&mut db, caller.user_id, channel, seq).await?.ok_or_else(|| not_found("message"))?)
 }
 
 /// `GET /v1/channels/{channel_id}/pins`
@@ -397,12 +441,7 @@ pub async fn saved(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) 
 }
 
 /// `GET /v1/threads`: those with the newest replies.
-pub async fn threads(
-    hub: Arc<Hub>,
-    caller: Principal,
-    _: Params,
-    paging: Paging,
-) -> Result<List<FollowedThread>, Refused> {
+pub async fn threads(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Thread>, Refused> {
     let limit = page_size(&hub, paging.limit)?;
     let mut db = hub.store.read().await?;
     let found = personal::followed(&mut db, caller.user_id, paging.end()?, limit + 1).await?;

@@ -154,6 +154,11 @@ impl Params {
         self.get("seq")
     }
 
+    /// Returns the message that the path names, on which a thread hangs.
+    pub fn thread_seq(&self) -> Result<i64, Refusal> {
+        self.get("thread_seq")
+    }
+
     /// Checks the form of every parameter and returns them as JSON.
     fn into_json(self) -> Result<Map<String, Value>, Refusal> {
         let mut fields = Map::new();

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -249,10 +249,21 @@ pub fn endpoints() -> Vec<Endpoint> {
             "Stops following a thread",
         ),
         command::<c::MarkThreadRead>(
-            put,
+            put.clone(),
             "/v1/channels/{channel_id}/threads/{thread_seq}/read",
             ok,
             "Marks a thread read up to a reply",
+        ),
+        command::<c::MarkThreadUnread>(
+            put,
+            "/v1/channels/{channel_id}/threads/{thread_seq}/unread",
+            ok,
+            "Marks a thread unread from a reply on",
+        ),
+        query(
+            "/v1/channels/{channel_id}/threads/{thread_seq}",
+            "Returns a thread: what is unread in it, and whether the caller follows it",
+            channels::thread,
         ),
         query("/v1/saved", "Lists the caller's saved messages, newest first", channels::saved),
         query("/v1/drafts", "Lists the caller's drafts", channels::drafts),
@@ -414,9 +425,19 @@ fn gateway(hub: &Hub) -> Gateway {
     Gateway { resume_url: url.clone(), url, encodings: vec!["json"], compress: Vec::new(), heartbeat_interval_ms }
 }
 
-/// `GET /c/{channel_id}/{seq}`: a permalink leads to the message and what stands around it.
-async fn permalink(Path((channel, seq)): Path<(String, i64)>) -> Redirect {
-    Redirect::temporary(&format!("/v1/channels/{channel}/messages?around_seq={seq}"))
+/// The thread that a permalink leads into.
+#[derive(serde::Deserialize)]
+struct InThread {
+    thread: Option<i64>,
+}
+
+/// `GET /c/{channel_id}/{seq}`, for a reply with `?thread={thread_seq}`: a permalink leads to the message and what stands
+/// around it.
+async fn permalink(Path((channel, seq)): Path<(String, i64)>, Query(InThread { thread }): Query<InThread>) -> Redirect {
+    Redirect::temporary(&match thread {
+        Some(thread) => format!("/v1/channels/{channel}/messages/{thread}/replies?around_seq={seq}"),
+        None => format!("/v1/channels/{channel}/messages?around_seq={seq}"),
+    })
 }
 
 /// `GET /health`: the process runs. Never touches anything else.

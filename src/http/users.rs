@@ -6,22 +6,36 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::auth::{Items, Nothing};
-use super::channels::{List, Paging, cut, page_size};
+use super::channels::{List, cut, name_cursor, page_size, sought};
 use super::endpoint::Params;
 use super::error::Refused;
 use crate::actors::Hub;
 use crate::domain::command::Principal;
 use crate::domain::error::{invalid, not_found, unavailable};
 use crate::domain::id::UserId;
-use crate::domain::user::{Presence, User};
+use crate::domain::user::{Presence, User, handle};
 use crate::storage::users;
 
+/// Which users.
+#[derive(Deserialize, JsonSchema)]
+pub struct Find {
+    /// Those whose handle or display name holds this text; all, if left out.
+    #[serde(default)]
+    query: Option<String>,
+    /// The `next_cursor` of the page before.
+    #[serde(default)]
+    cursor: Option<String>,
+    /// How many entries, 1 to 200; 50, if left out.
+    #[serde(default)]
+    limit: Option<i64>,
+}
+
 /// `GET /v1/users`: a guest sees those who share a channel with them.
-pub async fn list(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<User>, Refused> {
-    let limit = page_size(&hub, paging.limit)?;
-    let after = paging.name()?;
+pub async fn list(hub: Arc<Hub>, caller: Principal, _: Params, ask: Find) -> Result<List<User>, Refused> {
+    let limit = page_size(&hub, ask.limit)?;
+    let (query, after) = (sought(ask.query.as_deref())?, name_cursor(ask.cursor.as_deref(), handle)?);
     let mut db = hub.store.read().await?;
-    let found = users::list_seen_by(&mut db, caller, after, limit + 1).await?;
+    let found = users::list_seen_by(&mut db, caller, query, after, limit + 1).await?;
     Ok(cut(found, limit, |user| user.name.clone()))
 }
 

@@ -126,3 +126,35 @@ pub fn refused(to: Option<u64>, refusal: &Refusal) -> String {
     };
     serde_json::to_string(&refused).expect("a refusal has only string keys")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::id::UserId;
+
+    #[test]
+    fn a_lag_names_channels_and_the_other_streams_apart() {
+        let stream = |n: u128| StreamId::from(UserId(uuid::Uuid::from_u128(n)));
+        let text = |missed: &[(StreamId, (i64, i64))]| lagged(&missed.iter().copied().collect(), stream(1));
+        let (own, channel) = ((stream(1), (3, 4)), (stream(2), (5, 9)));
+        insta::assert_snapshot!(text(&[own, channel]), @r#""type":"lagged","d":{"channels":{"00000000-0000-0000-0000-000000000002":{"from":5,"to":9}},"streams":{"00000000-0000-0000-0000-000000000001":{"from":3,"to":4}}}}"#);
+        insta::assert_snapshot!(text(&[(StreamId::WORKSPACE, (1, 1))]), @r#""type":"lagged","d":{"channels":{},"streams":{"00000000-0000-7000-8000-000000000001":{"from":1,"to":1}}}}"#);
+    }
+
+    #[test]
+    fn a_state_with_more_channels_than_it_lists_says_where_to_go_on() {
+        let user = serde_json::json!({"id": uuid::Uuid::nil(), "name": "ana", "display_name": "Ana", "title": "",
+            "timezone": "", "role": "member", "bot": false, "presence_mode": "auto",
+            "created_at": "2026-01-31T12:00:00Z"});
+        let state = Ready {
+            session_id: SessionId(uuid::Uuid::nil()),
+            resume_window_s: 300,
+            user: &serde_json::from_value(user).unwrap(),
+            user_seq: 4,
+            workspace_seq: 2,
+            channels: &[],
+            channels_next_cursor: Some("the last one's id".to_owned()),
+        };
+        insta::assert_snapshot!(ready(&state), @r#"{"s":1,"type":"ready","d":{"session_id":"00000000-0000-0000-0000-000000000000","resume_window_s":300,"user":{"id":"00000000-0000-0000-0000-000000000000","name":"ana","display_name":"Ana","role":"member","presence_mode":"auto","created_at":"2026-01-31T12:00:00Z"},"user_seq":4,"workspace_seq":2,"channels":[],"channels_next_cursor":"the last one's id"}}"#);
+    }
+}

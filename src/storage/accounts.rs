@@ -187,7 +187,7 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
                 return Err(not_found("user").into());
             }
             tokens::insert(scope.db, token, *user, hash).await?;
-            Ok("{}".to_owned())
+            Ok(serde_json::to_string(token).expect("a token has only string keys"))
         }
         Account::Prolong { tokens, until } => {
             let stale = until.plus_seconds(-PROLONGED_EVERY_S);

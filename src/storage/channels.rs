@@ -1,7 +1,7 @@
 //! Channels and their members, as rows.
 
 use super::apply::Scope;
-use super::{Db, StoreError, by_dialect, from_row, on, personal};
+use super::{Db, StoreError, by_dialect, from_row, holds, on, personal};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Member, Membership};
 use crate::domain::id::{ChannelId, UserId};
 use crate::domain::permission::{ChannelFacts, Standing};
@@ -94,6 +94,49 @@ pub async fn browse(db: &mut Db, after: &str, limit: i64) -> Result<Vec<Channel>
         WHERE c.kind = 'public' AND c.name > $1 ORDER BY c.name LIMIT $2"
     );
     Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
+}
+
+/// A public channel as whoever looks for one sees it.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Listed {
+    /// The channel.
+    #[serde(flatten)]
+    pub channel: Channel,
+    /// How many are in it.
+    pub member_count: i64,
+    /// Whether the caller is.
+    pub joined: bool,
+}
+
+from_row!(Listed, row => Listed {
+    channel: sqlx::FromRow::from_row(row)?,
+    member_count: row.try_get("member_count")?,
+    joined: row.try_get("joined")?,
+});
+
+/// Returns public channels by name, those behind `after` whose name, topic or purpose holds `query`, at most `limit`; those
+/// that are archived only if asked for.
+pub async fn find(
+    db: &mut Db,
+    user: UserId,
+    query: &str,
+    archived: bool,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<Listed>, StoreError> {
+    let sql = concat!(
+        "SELECT ",
+        columns!(),
+        ", (SELECT COUNT(*) FROM members m WHERE m.channel_id = c.id) AS member_count, \
+         EXISTS (SELECT 1 FROM members m WHERE m.channel_id = c.id AND m.user_id = $1) AS joined \
+         FROM channels c JOIN streams s ON s.id = c.id WHERE c.kind = 'public' AND c.name > $2 \
+         AND ($3 OR c.archived_at IS NULL) AND (c.name LIKE $4 ESCAPE '!' OR LOWER(c.topic) LIKE $4 ESCAPE '!' \
+         OR LOWER(c.purpose) LIKE $4 ESCAPE '!') ORDER BY c.name LIMIT $5"
+    );
+    Ok(
+        on!(db, c => sqlx::query_as(sql).bind(user).bind(after).bind(archived).bind(holds(query)).bind(limit).fetch_all(c)
+        .await?),
+    )
 }
 
 /// Returns a user's channels, those behind `after` (by identifier), at most `limit`.

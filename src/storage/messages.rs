@@ -1,7 +1,7 @@
 //! Messages and what hangs on them, as rows.
 
 use super::apply::Scope;
-use super::{Db, End, LATEST, NEWEST, StoreError, by_dialect, from_row, on, page};
+use super::{Db, Dialect, End, LATEST, NEWEST, StoreError, by_dialect, from_row, on, page};
 use crate::clock::Timestamp;
 use crate::domain::id::{ChannelId, UserId};
 use crate::domain::message::{Edit, Message, Reaction};
@@ -78,7 +78,7 @@ macro_rules! select_counted {
     };
 }
 
-/// Which part of a channel's history.
+/// Which part of a history.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Page {
     /// The newest messages.
@@ -91,74 +91,119 @@ pub enum Page {
     Around(i64),
 }
 
-/// Returns top-level messages in order, at most `limit` and [what fits on a page](super::PAGE_BYTES), and whether there
-/// are more in the direction asked for.
+/// Whether a history goes on behind a page; nothing, where that was not asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct More {
+    /// Whether there are older messages.
+    pub older: Option<bool>,
+    /// Whether there are newer ones.
+    pub newer: Option<bool>,
+}
+
+impl More {
+    /// Returns whether there are more in any direction that was asked for.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.older == Some(true) || self.newer == Some(true)
+    }
+}
+
+/// Returns messages in order, at most `limit` and [what fits on a page](super::PAGE_BYTES), and whether there are more: a
+/// channel's top-level messages, or the replies in one of its threads.
 pub async fn history(
     db: &mut Db,
     channel: ChannelId,
+    thread: Option<i64>,
     page: Page,
     limit: i64,
-) -> Result<(Vec<Message>, bool), StoreError> {
+) -> Result<(Vec<Message>, More), StoreError> {
     let (mut found, more) = match page {
-        Page::Newest => backwards(db, channel, i64::MAX, limit).await?,
-        Page::Before(seq) => backwards(db, channel, seq, limit).await?,
-        Page::After(seq) => forwards(db, channel, seq, limit).await?,
+        Page::Newest => {
+            let (found, older) = backwards(db, channel, thread, i64::MAX, limit).await?;
+            (found, More { older: Some(older), newer: None })
+        }
+        Page::Before(seq) => {
+            let (found, older) = backwards(db, channel, thread, seq, limit).await?;
+            (found, More { older: Some(older), newer: None })
+        }
+        Page::After(seq) => {
+            let (found, newer) = forwards(db, channel, thread, seq, limit).await?;
+            (found, More { older: None, newer: Some(newer) })
+        }
         Page::Around(seq) => {
-            let (mut before, more) = backwards(db, channel, seq, limit / 2).await?;
-            let (after, more_after) = forwards(db, channel, seq.saturating_sub(1), limit - limit / 2).await?;
-            before.extend(after);
-            (before, more || more_after)
+            let (mut before, mut older) = backwards(db, channel, thread, seq, limit).await?;
+            let (mut after, mut newer) = forwards(db, channel, thread, seq.saturating_sub(1), limit).await?;
+            let all = usize::try_from(limit).unwrap_or(0);
+            // Half of it older, unless there is less on the other side.
+            let keep = (all / 2).max(all.saturating_sub(after.len())).min(before.len());
+            older |= keep < before.len();
+            before.drain(..before.len() - keep);
+            newer |= all - keep < after.len();
+            after.truncate(all - keep);
+            before.append(&mut after);
+            (before, More { older: Some(older), newer: Some(newer) })
         }
     };
     attach_reactions(db, channel, &mut found).await?;
     Ok((found, more))
 }
 
-async fn backwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Result<(Vec<Message>, bool), StoreError> {
-    let sql = concat!(
-        select_counted!(""),
-        "WHERE m.channel_id = $1 AND m.seq < $2 AND m.message_no IS NOT NULL \
-        ORDER BY m.seq DESC LIMIT $3"
-    );
-    let (found, more) = on!(db, c =>
-        page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, Counted::bytes).await?);
-    Ok((found.into_iter().rev().map(|counted| counted.message).collect(), more))
+/// The SQL of a part of a history: which way, and in what order. By itself SQLite reads the channel for a thread: it takes
+/// a partial index for no better than the key.
+macro_rules! part {
+    ($db:expr, $thread:expr, $behind:literal) => {
+        match ($thread, $db.dialect()) {
+            (None, _) => concat!(
+                select_counted!(""),
+                "WHERE m.channel_id = $1 AND m.message_no IS NOT NULL AND $4 IS NULL AND m.seq ",
+                $behind
+            ),
+            (Some(_), Dialect::Postgres) => {
+                concat!(select_counted!(""), "WHERE m.channel_id = $1 AND m.thread_seq = $4 AND m.seq ", $behind)
+            }
+            (Some(_), Dialect::Sqlite) => concat!(
+                select_counted!("INDEXED BY messages_by_thread"),
+                "WHERE m.channel_id = $1 AND m.thread_seq = $4 AND m.seq ",
+                $behind
+            ),
+        }
+    };
 }
 
-async fn forwards(db: &mut Db, channel: ChannelId, seq: i64, limit: i64) -> Result<(Vec<Message>, bool), StoreError> {
-    let sql = concat!(
-        select_counted!(""),
-        "WHERE m.channel_id = $1 AND m.seq > $2 AND m.message_no IS NOT NULL \
-        ORDER BY m.seq LIMIT $3"
-    );
-    let (found, more) = on!(db, c =>
-        page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).fetch(c), limit, Counted::bytes).await?);
-    Ok((found.into_iter().map(|counted| counted.message).collect(), more))
-}
-
-/// Returns a thread's replies in order, those behind `after_seq`, and whether there are more.
-pub async fn replies(
+async fn backwards(
     db: &mut Db,
     channel: ChannelId,
-    thread_seq: i64,
-    after_seq: i64,
+    thread: Option<i64>,
+    seq: i64,
     limit: i64,
 ) -> Result<(Vec<Message>, bool), StoreError> {
-    macro_rules! replies {
-        ($by:literal) => {
-            concat!(
-                select_counted!($by),
-                "WHERE m.channel_id = $1 AND m.thread_seq = $2 AND m.seq > $3 ORDER BY m.seq LIMIT $4"
-            )
-        };
-    }
-    // By itself SQLite reads the channel: it takes a partial index for no better than the key.
-    let sql = by_dialect!(db, postgres: replies!(""), sqlite: replies!("INDEXED BY messages_by_thread"));
-    let (found, more) = on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(thread_seq).bind(after_seq)
-        .bind(limit + 1).fetch(c), limit, Counted::bytes).await?);
-    let mut found: Vec<Message> = found.into_iter().map(|counted| counted.message).collect();
-    attach_reactions(db, channel, &mut found).await?;
-    Ok((found, more))
+    let sql = part!(db, thread, "< $2 ORDER BY m.seq DESC LIMIT $3");
+    let (found, more) = read(db, sql, channel, thread, seq, limit).await?;
+    Ok((found.into_iter().rev().collect(), more))
+}
+
+async fn forwards(
+    db: &mut Db,
+    channel: ChannelId,
+    thread: Option<i64>,
+    seq: i64,
+    limit: i64,
+) -> Result<(Vec<Message>, bool), StoreError> {
+    let sql = part!(db, thread, "> $2 ORDER BY m.seq LIMIT $3");
+    read(db, sql, channel, thread, seq, limit).await
+}
+
+async fn read(
+    db: &mut Db,
+    sql: &'static str,
+    channel: ChannelId,
+    thread: Option<i64>,
+    seq: i64,
+    limit: i64,
+) -> Result<(Vec<Message>, bool), StoreError> {
+    let (found, more) = on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).bind(thread).fetch(c),
+        limit, Counted::bytes).await?);
+    Ok((found.into_iter().map(|counted| counted.message).collect(), more))
 }
 
 /// Returns a message with its reactions.
@@ -265,7 +310,8 @@ pub(super) async fn insert_one(scope: &mut Scope<'_>, message: &Message, last_no
     Ok(())
 }
 
-/// Counts a reply on the message that its thread hangs on; returns the reply's number in the thread.
+/// Counts a reply on the message that its thread hangs on; returns the reply's number in the thread. A thread goes on when
+/// its first message is deleted; none begins there.
 pub(super) async fn count_reply(
     scope: &mut Scope<'_>,
     channel: ChannelId,
@@ -273,7 +319,7 @@ pub(super) async fn count_reply(
     reply_seq: i64,
 ) -> Result<Option<i64>, StoreError> {
     let sql = "UPDATE messages SET reply_count = reply_count + 1, last_reply_seq = $3 WHERE channel_id = $1 AND seq = $2 \
-               AND thread_seq IS NULL AND deleted_at IS NULL RETURNING reply_count";
+               AND thread_seq IS NULL AND (deleted_at IS NULL OR reply_count > 0) RETURNING reply_count";
     Ok(on!(scope.db, db => sqlx::query_scalar(sql).bind(channel).bind(thread_seq).bind(reply_seq).fetch_optional(db)
         .await?))
 }

@@ -163,6 +163,18 @@ pub(crate) async fn page<T>(
     Ok((found, false))
 }
 
+/// Returns the pattern of `LIKE … ESCAPE '!'` for what holds a text, in lower case. An empty one fits everything.
+pub(crate) fn holds(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for c in text.to_lowercase().chars() {
+        if matches!(c, '%' | '_' | '!') {
+            pattern.push('!');
+        }
+        pattern.push(c);
+    }
+    pattern + "%"
+}
+
 /// What a write or a read ended with when it did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -1,6 +1,7 @@
 //! What is one user's own: read state, drafts, saved messages, preferences, followed threads.
 
 use super::apply::Scope;
+use super::channels::EVERYBODY;
 use super::{Db, End, NEWEST, StoreError, events, from_row, on, page};
 use crate::clock::Timestamp;
 use crate::domain::channel::Notify;
@@ -148,7 +149,7 @@ pub(super) async fn follow_by_default(
     Ok(())
 }
 
-/// Moves the caller's read mark in a thread forward; returns whether it moved.
+/// Moves the caller's read mark in a thread that they have one in; returns whether it moved.
 pub(super) async fn set_thread_read(
     scope: &mut Scope<'_>,
     channel: ChannelId,
@@ -164,13 +165,31 @@ pub(super) async fn set_thread_read(
     Ok(rows == 1)
 }
 
-/// A thread that a user follows.
+/// Moves the caller's read mark in a thread back to before a reply; returns whether they follow the thread.
+pub(super) async fn set_thread_unread(
+    scope: &mut Scope<'_>,
+    channel: ChannelId,
+    thread_seq: i64,
+    seq: i64,
+    number: i64,
+) -> Result<bool, StoreError> {
+    let user = scope.caller.user_id;
+    let sql = "UPDATE thread_follows SET read_seq = $4, read_no = $5 \
+               WHERE channel_id = $1 AND thread_seq = $2 AND user_id = $3 AND following";
+    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(seq).bind(number)
+        .execute(db).await?.rows_affected());
+    Ok(rows == 1)
+}
+
+/// A thread, and how far its reader is in it.
 #[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-pub struct FollowedThread {
+pub struct Thread {
     /// The channel.
     pub channel_id: ChannelId,
     /// The message that it hangs on.
     pub thread_seq: i64,
+    /// Whether the reader follows it.
+    pub following: bool,
     /// The `seq` of its newest reply.
     pub last_reply_seq: i64,
     /// When the newest reply was written; without one, when the message was that it hangs on.
@@ -179,38 +198,65 @@ pub struct FollowedThread {
     pub reply_count: i64,
     /// Everything up to this event was read.
     pub read_seq: i64,
-    /// Replies not yet read: `reply_count` less the number of the last one read.
+    /// Replies not yet read: `reply_count` less the number of the last one read. For whoever never followed it, none are.
     pub unread_count: i64,
+    /// Replies not yet read that mention the reader.
+    pub mention_count: i64,
 }
 
-from_row!(FollowedThread, row => {
+from_row!(Thread, row => {
     let (reply_count, read_no): (i64, i64) = (row.try_get("reply_count")?, row.try_get("read_no")?);
-    FollowedThread {
+    Thread {
         channel_id: row.try_get("channel_id")?,
         thread_seq: row.try_get("thread_seq")?,
+        following: row.try_get("following")?,
         last_reply_seq: row.try_get::<Option<i64>, _>("last_reply_seq")?.unwrap_or(0),
         last_at: row.try_get("last_at")?,
         reply_count,
         read_seq: row.try_get("read_seq")?,
         unread_count: (reply_count - read_no).max(0),
+        mention_count: row.try_get("mention_count")?,
     }
 });
 
+/// Selects [`Thread`]s `m` of the reader `$1`, who follows them by `f` or does not; `$2` stands for everybody.
+macro_rules! threads {
+    ($join:literal) => {
+        concat!(
+            "SELECT m.channel_id, m.seq AS thread_seq, COALESCE(f.following, FALSE) AS following, \
+               COALESCE(f.read_seq, m.last_reply_seq, m.seq) AS read_seq, COALESCE(f.read_no, m.reply_count) AS read_no, \
+               m.reply_count, m.last_reply_seq, COALESCE(r.created_at, m.created_at) AS last_at, \
+               (SELECT COUNT(DISTINCT x.seq) FROM mentions x WHERE x.channel_id = m.channel_id \
+                 AND x.user_id IN (f.user_id, $2) AND x.seq > f.read_seq AND x.thread_seq = m.seq) AS mention_count FROM ",
+            $join,
+            " LEFT JOIN messages r ON r.channel_id = m.channel_id AND r.seq = m.last_reply_seq "
+        )
+    };
+}
+
 /// Returns the threads that a user follows in channels they are in, newest reply first, those behind `end`.
-pub async fn followed(
-    db: &mut Db,
-    user: UserId,
-    end: Option<End>,
-    limit: i64,
-) -> Result<Vec<FollowedThread>, StoreError> {
-    let sql = "SELECT f.channel_id, f.thread_seq, f.read_seq, f.read_no, m.reply_count, m.last_reply_seq, \
-               COALESCE(r.created_at, m.created_at) AS last_at \
-               FROM thread_follows f JOIN messages m ON m.channel_id = f.channel_id AND m.seq = f.thread_seq \
-               LEFT JOIN messages r ON r.channel_id = m.channel_id AND r.seq = m.last_reply_seq \
-               JOIN members b ON b.channel_id = f.channel_id AND b.user_id = f.user_id \
-               WHERE f.user_id = $1 AND f.following \
-               AND (COALESCE(r.created_at, m.created_at), f.channel_id, f.thread_seq) < ($2, $3, $4) \
-               ORDER BY last_at DESC, f.channel_id DESC, f.thread_seq DESC LIMIT $5";
+pub async fn followed(db: &mut Db, user: UserId, end: Option<End>, limit: i64) -> Result<Vec<Thread>, StoreError> {
+    let sql = concat!(
+        threads!("thread_follows f JOIN messages m ON m.channel_id = f.channel_id AND m.seq = f.thread_seq"),
+        "JOIN members b ON b.channel_id = f.channel_id AND b.user_id = f.user_id \
+         WHERE f.user_id = $1 AND f.following \
+         AND (COALESCE(r.created_at, m.created_at), f.channel_id, f.thread_seq) < ($3, $4, $5) \
+         ORDER BY last_at DESC, f.channel_id DESC, f.thread_seq DESC LIMIT $6"
+    );
     let (at, channel, seq) = end.unwrap_or(NEWEST);
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(at).bind(channel).bind(seq).bind(limit).fetch_all(c).await?))
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(EVERYBODY).bind(at).bind(channel).bind(seq).bind(limit)
+        .fetch_all(c).await?))
+}
+
+/// Returns the thread that hangs on a message, as a user stands in it; nothing if there is no such message, or it is a
+/// reply itself.
+pub async fn thread(db: &mut Db, user: UserId, channel: ChannelId, seq: i64) -> Result<Option<Thread>, StoreError> {
+    let sql = concat!(
+        threads!(
+            "messages m LEFT JOIN thread_follows f \
+             ON f.channel_id = m.channel_id AND f.thread_seq = m.seq AND f.user_id = $1"
+        ),
+        "WHERE m.channel_id = $3 AND m.seq = $4 AND m.thread_seq IS NULL"
+    );
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(EVERYBODY).bind(channel).bind(seq).fetch_optional(c).await?))
 }

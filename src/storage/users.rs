@@ -1,7 +1,7 @@
 //! Users, as rows.
 
 use super::apply::Scope;
-use super::{Db, Store, StoreError, from_row, on};
+use super::{Db, Store, StoreError, from_row, holds, on};
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::id::UserId;
@@ -50,12 +50,34 @@ pub async fn by_name(db: &mut Db, name: &str) -> Result<Option<User>, StoreError
 }
 
 /// Returns users whom somebody may see by handle, those behind `after` (all, if empty), at most `limit`.
-pub async fn list_seen_by(db: &mut Db, who: Principal, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
-    if permission::sees_everybody(who.role) {
-        list(db, after, limit).await
-    } else {
-        list_shared(db, who.user_id, after, limit).await
+pub async fn list_seen_by(
+    db: &mut Db,
+    who: Principal,
+    query: &str,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<User>, StoreError> {
+    macro_rules! found {
+        ($seen:literal) => {
+            concat!(
+                "SELECT ",
+                columns!(),
+                " FROM users WHERE name > $1 AND (name LIKE $4 ESCAPE '!' OR LOWER(display_name) LIKE $4 ESCAPE '!') AND ",
+                $seen,
+                " ORDER BY name LIMIT $3"
+            )
+        };
     }
+    let sql = if permission::sees_everybody(who.role) {
+        found!("$2 IS NOT NULL")
+    } else {
+        found!(
+            "id IN (SELECT o.user_id FROM members m JOIN members o ON o.channel_id = m.channel_id WHERE m.user_id = $2)"
+        )
+    };
+    Ok(
+        on!(db, c => sqlx::query_as(sql).bind(after).bind(who.user_id).bind(limit).bind(holds(query)).fetch_all(c).await?),
+    )
 }
 
 /// Returns those of `users` whom somebody may see.
@@ -77,17 +99,6 @@ pub async fn seen_by(store: &Store, who: Principal, users: Vec<UserId>) -> Resul
 pub async fn list(db: &mut Db, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
     let sql = concat!("SELECT ", columns!(), " FROM users WHERE name > $1 ORDER BY name LIMIT $2");
     Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
-}
-
-/// Returns users by handle who share a channel with `with`.
-async fn list_shared(db: &mut Db, with: UserId, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
-    let sql = concat!(
-        "SELECT ",
-        columns!(),
-        " FROM users WHERE name > $1 AND id IN (SELECT o.user_id FROM members m \
-        JOIN members o ON o.channel_id = m.channel_id WHERE m.user_id = $2) ORDER BY name LIMIT $3"
-    );
-    Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(with).bind(limit).fetch_all(c).await?))
 }
 
 /// Returns whether two users are in a channel together.

@@ -40,6 +40,36 @@ on_both! {
         assert_eq!([&seen["name"], &seen["purpose"]], ["lift-off", ""], "what is left out stays");
     }
 
+    public_channels_are_found_by_what_they_say_with_who_is_in_them(database) {
+        let world = World::on(database, |_| ()).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        for (name, purpose) in [("launch", "100% rockets"), ("cakes", "Rocket salad, too"), ("old", "rockets of old")] {
+            ana.http.post("/v1/channels", &json!({"name": name, "purpose": purpose})).await.good();
+        }
+        world.private("rockets", &[&ana]).await;
+        let found = async |query: &str| {
+            let items = bob.http.get(&format!("/v1/channels/browse{query}")).await.items();
+            items.iter().map(|channel| channel["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let id = |channel: &Value| channel["id"].as_str().unwrap().to_owned();
+        let old = id(&bob.http.get("/v1/channels/browse?query=old").await.items()[0]);
+        ana.http.post(&format!("/v1/channels/{old}/archive"), &json!({})).await.good();
+        assert_eq!(found("").await, ["cakes", "launch"]);
+        assert_eq!(found("?query=ROCKET").await, ["cakes", "launch"]);
+        assert_eq!(found("?query=ROCKET&archived=true").await, ["cakes", "launch", "old"]);
+        assert_eq!(found("?query=0%25%20r").await, ["launch"], "a percent sign is itself");
+        assert_eq!(found("?query=l_unch").await, Vec::<String>::new());
+        assert_eq!(found("?limit=1&cursor=cakes").await, ["launch"]);
+        for wrong in ["?cursor=%21%21", "?cursor=Cakes", "?archived=perhaps", "?query=%00"] {
+            assert_eq!(bob.http.get(&format!("/v1/channels/browse{wrong}")).await.code(), "invalid_request", "{wrong}");
+        }
+        let launch = bob.http.get("/v1/channels/browse?query=launch").await.items()[0].clone();
+        assert_eq!((&launch["member_count"], &launch["joined"]), (&json!(1), &json!(false)));
+        bob.http.post(&format!("/v1/channels/{}/join", id(&launch)), &json!({})).await.good();
+        let launch = bob.http.get("/v1/channels/browse?query=launch").await.items()[0].clone();
+        assert_eq!((&launch["member_count"], &launch["joined"]), (&json!(2), &json!(true)));
+    }
+
     a_name_is_taken_once_and_free_again_when_it_is_given_up(database) {
         let world = World::on(database, |_| ()).await;
         let (ana, bob) = (world.user("ana").await, world.user("bob").await);

@@ -243,7 +243,8 @@ async fn a_channel_with_too_much_to_do_refuses_and_its_neighbour_does_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_with_too_much_to_write_refuses() {
-    let world = World::with(|config| (config.database.batch, config.database.queue) = (1, 1)).await;
+    // With room for what the server writes by itself.
+    let world = World::with(|config| (config.database.batch, config.database.queue) = (1, 4)).await;
     let ana = world.user("ana").await;
     let room = world.channel("room", &[&ana]).await;
     let reasons = posts_at_once(&ana, room).await;

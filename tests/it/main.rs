@@ -11,6 +11,7 @@ mod world;
 
 mod accounts;
 mod administration;
+mod answers;
 mod away;
 mod canary;
 mod channels;
@@ -35,5 +36,6 @@ mod rest;
 mod resume;
 mod saved;
 mod slow;
+mod threads;
 mod typing;
 mod writes;

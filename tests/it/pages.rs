@@ -158,13 +158,22 @@ on_both! {
             ("?after_seq=0&limit=2", "12", true),
             ("?after_seq=8", "89", false),
             ("?after_seq=10", "", false),
-            ("?after_seq=-5&limit=1", "1", true),
             ("?around_seq=6&limit=4", "3456", true),
-            ("?around_seq=2&limit=4", "12", true),
+            ("?around_seq=2&limit=4", "1234", true),
+            ("?around_seq=10&limit=4", "6789", true),
+            ("?around_seq=6&limit=9", "123456789", false),
             ("?before_seq=9223372036854775807&limit=1", "9", true),
-            ("?around_seq=-9223372036854775808&limit=2", "1", true),
         ] {
             assert_eq!(read(query).await, (texts.to_owned(), more), "{query}");
+        }
+        for query in ["?after_seq=-5", "?before_seq=-1", "?around_seq=-9223372036854775808", "?before_seq=x"] {
+            let path = format!("/v1/channels/{general}/messages{query}");
+            assert_eq!(ana.http.get(&path).await.code(), "invalid_request", "{query}");
+        }
+        for (seq, older, newer) in [(2, false, true), (6, true, true), (10, true, false)] {
+            let path = format!("/v1/channels/{general}/messages?around_seq={seq}&limit=4");
+            let page = ana.http.get(&path).await.good();
+            assert_eq!((&page["has_older"], &page["has_newer"]), (&json!(older), &json!(newer)), "{seq}");
         }
         let two = format!("/v1/channels/{general}/messages?before_seq=1&after_seq=1");
         assert_eq!(ana.http.get(&two).await.code(), "invalid_request");
@@ -174,6 +183,10 @@ on_both! {
         let after = page["items"][1]["seq"].as_i64().unwrap();
         let page = ana.http.get(&format!("{replies}?after_seq={after}")).await.good();
         assert_eq!((&page["items"][0]["text"], &page["has_more"]), (&json!("c"), &json!(false)));
+        let newest = ana.http.get(&format!("{replies}?limit=2&before_seq=9223372036854775807")).await.good();
+        assert_eq!((&newest["items"][1]["text"], &newest["has_more"]), (&json!("c"), &json!(true)));
+        let around = ana.http.get(&format!("{replies}?limit=3&around_seq={after}")).await.good();
+        assert_eq!((around["items"].as_array().unwrap().len(), &around["has_more"]), (3, &json!(false)));
         let events = format!("/v1/channels/{general}/events");
         assert_eq!(ana.http.get(&format!("{events}?after_seq=10")).await.good()["head"], 13);
         for query in ["?after_seq=14", "?after_seq=-1", "?limit=0", "?limit=1001"] {
@@ -194,4 +207,10 @@ async fn a_permalink_leads_to_the_message() {
     assert_eq!(answer.status, 307);
     let page = ana.http.get(answer.header("location")).await.items();
     assert!(page.iter().any(|m| m["text"] == "here"));
+
+    let reply = ana.replies(general, seq, "in there").await;
+    let message = ana.http.get(&format!("/v1/channels/{general}/messages/{reply}")).await.good();
+    let path = message["permalink"].as_str().unwrap().strip_prefix(&world.url).unwrap().to_owned();
+    let page = ana.http.get(ana.http.get(&path).await.header("location")).await.items();
+    assert!(page.iter().any(|m| m["text"] == "in there"));
 }

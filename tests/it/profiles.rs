@@ -4,11 +4,33 @@ use std::time::Duration;
 
 use colink::domain::command as c;
 use colink::domain::id::StreamId;
+use colink::domain::user::Role;
 use serde_json::{Value, json};
 
-use crate::world::{World, on_both, standing_clock};
+use crate::world::{Person, World, on_both, standing_clock};
 
 on_both! {
+    people_are_found_by_their_names(database) {
+        let world = World::on(database, |_| ()).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let gus = world.person("gus", Role::Guest).await;
+        ana.http.ask("PATCH", "/v1/users/me", &json!({"display_name": "Ana Bobadilla"})).await.good();
+        let found = async |who: &Person, query: &str| {
+            let items = who.http.get(&format!("/v1/users{query}")).await.items();
+            items.iter().map(|user| user["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&bob, "?query=BOB").await, ["ana", "bob"]);
+        assert_eq!(found(&bob, "?query=bob&limit=1&cursor=ana").await, ["bob"]);
+        assert_eq!(found(&bob, "?query=b_b").await, Vec::<String>::new());
+        assert_eq!(found(&gus, "?query=bob").await, Vec::<String>::new(), "a guest sees whom they share a channel with");
+        let _general = world.channel("general", &[&bob, &gus]).await;
+        assert_eq!(found(&gus, "?query=bob").await, ["bob"]);
+        let long = format!("?query={}", "x".repeat(201));
+        for wrong in ["?cursor=%21%21", "?query=%00", &long] {
+            assert_eq!(bob.http.get(&format!("/v1/users{wrong}")).await.code(), "invalid_request", "{wrong}");
+        }
+    }
+
     a_profile_is_changed_field_by_field_and_everybody_is_told(database) {
         let world = World::on(database, |_| ()).await;
         let (ana, bob) = (world.user("ana").await, world.user("bob").await);

@@ -34,7 +34,9 @@ impl Shown {
 
     fn redacted(&mut self, key: &str, value: &Value) -> Value {
         match value {
-            _ if ["ts", "node", "resume_url", "server_version", "retry_after", "after_ms", "s"].contains(&key) => {
+            _ if ["ts", "node", "resume_url", "server_version", "retry_after", "after_ms", "s", "code"]
+                .contains(&key) =>
+            {
                 format!("[{key}]").into()
             }
             Value::String(text) if uuid::Uuid::parse_str(text).is_ok() => self.number(text).into(),

@@ -122,6 +122,7 @@ on_both! {
         let many = futures_util::future::join_all((0..4).map(|_| keyed("POST", &tokens, "k1", made.clone()))).await;
         assert!(many.iter().all(|answer| answer.status == 201), "{}", many[0].text());
         let shown = many.iter().filter(|answer| answer.json()["token"].is_string()).count();
+        assert!(many.iter().all(|answer| answer.json()["id"] == many[0].json()["id"]), "and names the sign-in");
         let first = many.iter().filter(|answer| answer.header("idempotency-replayed").is_empty()).count();
         assert_eq!((shown, first), (1, 1), "a secret is shown once");
         let sign_ins = ana.http.get("/v1/auth/sessions").await.good();

@@ -132,10 +132,15 @@ async fn one_stalled_reader_among_a_thousand_slows_nobody_and_is_told_what_it_mi
     assert_eq!(lagged["d"]["channels"].as_object().unwrap().len(), 1);
     let range = &lagged["d"]["channels"][busy.to_string()];
     assert_eq!((&range["from"], &range["to"]), (&json!(last + 1), &json!(head)));
+    assert_eq!(lagged["s"].as_i64(), Some(asleep.s));
+    let mut shown = lagged.clone();
+    // How far it was is a matter of the moment.
+    for end in ["from", "to"] {
+        shown["d"]["channels"][busy.to_string()][end] = json!(0);
+    }
     let mut shape = Shown::default();
-    shape.add(&json!({"type": lagged["type"], "d": {"channels": {busy.to_string(): {"from": 0, "to": 0}}}}));
-    assert_eq!((lagged.as_object().unwrap().len(), lagged["s"].as_i64()), (3, Some(asleep.s)));
-    insta::assert_snapshot!(shape.text(), @r#"{"d":{"channels":{"[id 1]":{"from":0,"to":0}}},"type":"lagged"}"#);
+    shape.add(&shown);
+    insta::assert_snapshot!(shape.text(), @r#"{"d":{"channels":{"[id 1]":{"from":0,"to":0}}},"s":"[s]","type":"lagged"}"#);
 
     assert!(last <= LONG, "it was behind before the others came");
     assert_eq!(reads_on(&stalled, busy, last).await, head);

@@ -91,6 +91,7 @@ pub(crate) enum Act {
     Follow(u8, u8),
     Unfollow(u8, u8),
     MarkThreadRead(u8, u8, u8),
+    MarkThreadUnread(u8, u8, u8),
     Mute(u8, bool),
 }
 
@@ -202,6 +203,7 @@ impl Act {
             | Act::Follow(channel, ..)
             | Act::Unfollow(channel, ..)
             | Act::MarkThreadRead(channel, ..)
+            | Act::MarkThreadUnread(channel, ..)
             | Act::Mute(channel, ..) => Some(channel),
         }
     }
@@ -287,6 +289,11 @@ impl Act {
                 let (channel_id, thread_seq) = on(channel, nth)?;
                 let seq = model.nth_message(channel, reply);
                 c::MarkThreadRead { channel_id, thread_seq, seq }.into()
+            }
+            Act::MarkThreadUnread(channel, nth, reply) => {
+                let (channel_id, thread_seq) = on(channel, nth)?;
+                let seq = model.nth_message(channel, reply);
+                c::MarkThreadUnread { channel_id, thread_seq, seq }.into()
             }
             Act::Mute(channel, muted) => {
                 c::SetChannelPreferences { channel_id: at(channel)?, muted: Some(muted), notify: None }.into()
@@ -454,6 +461,7 @@ fn own_act() -> impl Strategy<Value = Act> {
         2 => on().prop_map(|(channel, nth)| Act::Follow(channel, nth)),
         1 => on().prop_map(|(channel, nth)| Act::Unfollow(channel, nth)),
         2 => (on(), message_nth()).prop_map(|((channel, nth), reply)| Act::MarkThreadRead(channel, nth, reply)),
+        2 => (on(), message_nth()).prop_map(|((channel, nth), reply)| Act::MarkThreadUnread(channel, nth, reply)),
         1 => (channel(), any::<bool>()).prop_map(|(channel, muted)| Act::Mute(channel, muted)),
     ]
 }

@@ -139,9 +139,10 @@ impl Model {
                     continue;
                 }
                 let replies: Vec<i64> = room.replies(*thread).map(|reply| reply.seq).collect();
-                items.push(json!({"channel_id": room.id, "thread_seq": thread, "reply_count": replies.len(),
-                    "last_reply_seq": replies.last().unwrap_or(&0), "read_seq": follow.read_seq,
-                    "unread_count": replies.iter().filter(|seq| **seq > follow.read_seq).count()}));
+                let (unread, mentions) = room.unread_in_thread(who, *thread, follow.read_seq);
+                items.push(json!({"channel_id": room.id, "thread_seq": thread, "following": true,
+                    "reply_count": replies.len(), "last_reply_seq": replies.last().unwrap_or(&0),
+                    "read_seq": follow.read_seq, "unread_count": unread, "mention_count": mentions}));
             }
         }
         json!({"items": items})
@@ -171,13 +172,16 @@ fn after(room: &Room, seq: i64, limit: usize) -> Value {
     page(room, found.iter().take(limit).copied(), found.len() > limit)
 }
 
-/// Half of the page is older, the rest begins with the message itself.
+/// Half of the page is older, the rest begins with the message itself; one side fills what the other leaves.
 fn around(room: &Room, seq: i64, limit: usize) -> Value {
     let (older, newer): (Vec<&Message>, Vec<&Message>) = room.top_level().partition(|message| message.seq < seq);
-    let (half, rest) = (limit / 2, limit - limit / 2);
-    let from = older.len().saturating_sub(half);
-    let shown = older[from..].iter().chain(newer.iter().take(rest)).copied();
-    page(room, shown, from > 0 || newer.len() > rest)
+    let half = (limit / 2).max(limit.saturating_sub(newer.len())).min(older.len());
+    let (from, rest) = (older.len() - half, limit - half);
+    let mut shown = page(room, older[from..].iter().chain(newer.iter().take(rest)).copied(), false);
+    let (has_older, has_newer) = (from > 0, newer.len() > rest);
+    shown["has_more"] = json!(has_older || has_newer);
+    (shown["has_older"], shown["has_newer"]) = (json!(has_older), json!(has_newer));
+    shown
 }
 
 fn page<'a>(room: &Room, messages: impl Iterator<Item = &'a Message>, more: bool) -> Value {

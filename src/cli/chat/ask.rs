@@ -54,7 +54,9 @@ pub(super) async fn history(client: &Client, channel: ChannelId, before: Option<
     let threads: Vec<i64> =
         page.items.iter().rev().filter(|message| message.reply_count > 0).map(|m| m.seq).take(THREADS).collect();
     for seq in threads {
-        let replies: History = client.get(&format!("/v1/channels/{channel}/messages/{seq}/replies?limit=100")).await?;
+        let replies: History = client
+            .get(&format!("/v1/channels/{channel}/messages/{seq}/replies?limit=100&before_seq={}", i64::MAX))
+            .await?;
         page.items.extend(replies.items);
     }
     Ok(page)

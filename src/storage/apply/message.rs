@@ -122,7 +122,7 @@ async fn follow_participants(
     thread: i64,
     number: i64,
 ) -> Result<(), StoreError> {
-    let root = standing_message(scope, reply.channel_id, thread).await?;
+    let root = messages::bare(scope.db, reply.channel_id, thread).await?.ok_or_else(|| not_found("thread"))?;
     let still_in = channels::facts(scope.db, root.author_id, reply.channel_id).await?;
     if still_in.is_some_and(|f| f.who.channel_role.is_some()) {
         personal::follow_by_default(scope, reply.channel_id, thread, root.author_id, (thread, 0)).await?;

@@ -77,6 +77,7 @@ pub(super) async fn apply(scope: &mut Scope<'_>, command: &Command) -> Applied {
         Command::FollowThread(c) => own::follow(scope, c.channel_id, c.thread_seq, true).await,
         Command::UnfollowThread(c) => own::follow(scope, c.channel_id, c.thread_seq, false).await,
         Command::MarkThreadRead(c) => own::mark_thread_read(scope, c).await,
+        Command::MarkThreadUnread(c) => own::mark_thread_unread(scope, c).await,
         Command::UpdateProfile(c) => user::update_profile(scope, c).await,
         Command::SetStatus(c) => user::set_status(scope, c).await,
         Command::SetPresence(c) => user::set_presence(scope, c).await,

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Applied, Scope, answer, done, nothing_to_do, permit, standing_message};
 use crate::domain::channel;
 use crate::domain::command;
-use crate::domain::error::{invalid, not_found};
+use crate::domain::error::{conflict, invalid, not_found};
 use crate::domain::event::EventKind;
 use crate::domain::id::ChannelId;
 use crate::domain::message::Message;
@@ -84,18 +84,18 @@ pub(super) async fn set_preferences(scope: &mut Scope<'_>, c: &command::SetChann
 
 /// Returns the message that a thread hangs on, even a deleted one: the replies are there still, to be read and left alone.
 async fn root_message(scope: &mut Scope<'_>, channel: ChannelId, thread_seq: i64) -> Result<Message, StoreError> {
-    Ok(messages::bare(scope.db, channel, thread_seq).await?.ok_or_else(|| not_found("message"))?)
+    let root = messages::bare(scope.db, channel, thread_seq).await?.ok_or_else(|| not_found("message"))?;
+    if root.thread_seq.is_some() {
+        return Err(invalid("thread_seq is a reply: give the message that the thread hangs on").into());
+    }
+    Ok(root)
 }
 
 pub(super) async fn follow(scope: &mut Scope<'_>, channel: ChannelId, thread_seq: i64, following: bool) -> Applied {
     permit(scope, channel, Action::KeepOwn).await?;
-    let root = if following {
-        standing_message(scope, channel, thread_seq).await?
-    } else {
-        root_message(scope, channel, thread_seq).await?
-    };
-    if root.thread_seq.is_some() {
-        return Err(invalid("thread_seq is a reply: give the message that the thread hangs on").into());
+    let root = root_message(scope, channel, thread_seq).await?;
+    if following && root.deleted_at.is_some() && root.reply_count == 0 {
+        return Err(not_found("message").into());
     }
     personal::set_follow(scope, channel, thread_seq, scope.caller.user_id, following).await?;
     let payload = json!({"channel_id": channel, "thread_seq": thread_seq, "following": following});
@@ -110,7 +110,29 @@ pub(super) async fn mark_thread_read(scope: &mut Scope<'_>, c: &command::MarkThr
     if !personal::set_thread_read(scope, c.channel_id, c.thread_seq, seq, number).await? {
         return nothing_to_do();
     }
-    let payload = json!({"channel_id": c.channel_id, "thread_seq": c.thread_seq, "read_seq": seq,
-        "unread_count": root.reply_count - number});
-    done(events::append(scope, scope.caller.user_id.into(), EventKind::UserThreadRead, &payload).await?)
+    tell_thread_read(scope, c.channel_id, c.thread_seq).await
+}
+
+pub(super) async fn mark_thread_unread(scope: &mut Scope<'_>, c: &command::MarkThreadUnread) -> Applied {
+    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    root_message(scope, c.channel_id, c.thread_seq).await?;
+    let (seq, number) = if c.seq == c.thread_seq {
+        (c.seq, 0)
+    } else {
+        let reply = standing_message(scope, c.channel_id, c.seq).await?;
+        let number = reply.reply_no.filter(|_| reply.thread_seq == Some(c.thread_seq));
+        (c.seq - 1, number.ok_or_else(|| invalid("seq is no reply in this thread"))? - 1)
+    };
+    if !personal::set_thread_unread(scope, c.channel_id, c.thread_seq, seq, number).await? {
+        return Err(conflict("you do not follow this thread: follow it first").into());
+    }
+    tell_thread_read(scope, c.channel_id, c.thread_seq).await
+}
+
+async fn tell_thread_read(scope: &mut Scope<'_>, channel: ChannelId, thread_seq: i64) -> Applied {
+    let user = scope.caller.user_id;
+    let thread = personal::thread(scope.db, user, channel, thread_seq).await?.ok_or_else(|| not_found("message"))?;
+    let payload = json!({"channel_id": channel, "thread_seq": thread_seq, "read_seq": thread.read_seq,
+        "unread_count": thread.unread_count, "mention_count": thread.mention_count});
+    done(events::append(scope, user.into(), EventKind::UserThreadRead, &payload).await?)
 }

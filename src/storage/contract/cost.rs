@@ -34,7 +34,7 @@ impl Meter {
             }
             Ask::EndedStatuses => drop(users::ended_status(db, self.now).await.unwrap()),
             Ask::Replies(channel, thread, after) => {
-                drop(messages::replies(db, *channel, *thread, *after, 10).await.unwrap())
+                drop(messages::history(db, *channel, Some(*thread), Page::After(*after), 10).await.unwrap())
             }
         }
         let steps = self.steps.load(Ordering::Relaxed);
@@ -62,7 +62,9 @@ async fn what_is_often_done_costs_the_same_however_much_is_stored() {
     let quiet = world.get::<Sent>(ana, says(room, "quiet @bob", None)).await.seq;
     let first = world.get::<Sent>(bob, reply(quiet)).await.seq;
     let busy = world.get::<Sent>(ana, says(room, "busy", None)).await.seq;
-    world.ask(bob, reply(busy)).await.unwrap();
+    for who in [bob, ana] {
+        world.ask(who, reply(busy)).await.unwrap();
+    }
     world.ask(bob, says(direct, "hi", None)).await.unwrap();
     world.ask(bob, command::AddSaved { channel_id: room, seq: quiet }).await.unwrap();
 

@@ -144,8 +144,8 @@ async fn what_a_broken_connection_stored_is_told() {
     }
     assert!(tries > 20, "{tries}");
     let mut db = world.store.read().await.unwrap();
-    let (page, _) = messages::history(&mut db, room, Page::Newest, 200).await.unwrap();
-    let texts: Vec<&str> = page.iter().map(|message| &*message.text).filter(|text| text.starts_with("text")).collect();
+    let (found, _) = page(&mut db, None, room, Page::Newest, 200).await.unwrap();
+    let texts: Vec<&str> = found.iter().map(|message| &*message.text).filter(|text| text.starts_with("text")).collect();
     let each_once: std::collections::HashSet<&str> = texts.iter().copied().collect();
     assert_eq!(texts.len(), each_once.len(), "{texts:?}");
 }

@@ -14,7 +14,9 @@ use super::apply::Scope;
 use super::messages::Page;
 use super::tokens::{Secret, Token};
 use super::writer::{Limits, Reply, Work, Writer};
-use super::{Db, Dialect, Options, PAGE_BYTES, Store, apply, channels, events, messages, on, personal, tokens, users};
+use super::{
+    Db, Dialect, Options, PAGE_BYTES, Store, StoreError, apply, channels, events, messages, on, personal, tokens, users,
+};
 use crate::clock::{Clock, Timestamp};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership};
 use crate::domain::command::{self, Command, Invite, Principal};
@@ -138,6 +140,18 @@ fn says(channel: ChannelId, text: &str, key: Option<&str>) -> command::SendMessa
         thread_seq: None,
         also_in_channel: false,
     }
+}
+
+/// Reads a page of a channel, or of a thread; returns whether there are more in the direction asked for.
+async fn page(
+    db: &mut Db,
+    thread: Option<i64>,
+    channel: ChannelId,
+    page: Page,
+    limit: i64,
+) -> Result<(Vec<Message>, bool), StoreError> {
+    let (found, more) = messages::history(db, channel, thread, page, limit).await?;
+    Ok((found, more.any()))
 }
 
 /// Makes one test for each database out of one body.

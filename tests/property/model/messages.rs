@@ -45,7 +45,8 @@ impl Model {
             return refuse("forbidden");
         }
         if let Some(thread) = c.thread_seq
-            && room.standing(thread)?.thread.is_some()
+            && (room.written(thread)?.thread.is_some()
+                || room.written(thread)?.deleted && room.replies(thread).next().is_none())
         {
             return refuse("not_found");
         }

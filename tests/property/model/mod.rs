@@ -122,6 +122,10 @@ pub(crate) struct Model {
 }
 
 impl Mentions {
+    fn name(&self, who: UserId) -> bool {
+        self.channel || self.here || self.users.contains(&who)
+    }
+
     pub(crate) fn json(&self) -> Value {
         let mut shown = json!({});
         if !self.users.is_empty() {
@@ -161,6 +165,18 @@ impl Room {
         self.message(seq).ok_or_else(|| "not_found".to_owned())
     }
 
+    /// Returns the message that a thread hangs on, deleted or not.
+    fn root(&self, seq: i64) -> Result<&Message, String> {
+        let root = self.written(seq)?;
+        if root.thread.is_some() { Err("invalid_request".to_owned()) } else { Ok(root) }
+    }
+
+    /// Counts the replies behind a mark, and those among them that speak to somebody.
+    pub(crate) fn unread_in_thread(&self, who: UserId, thread: i64, read: i64) -> (usize, usize) {
+        let unread: Vec<&Message> = self.replies(thread).filter(|reply| reply.seq > read).collect();
+        (unread.len(), unread.iter().filter(|reply| reply.mentions.name(who)).count())
+    }
+
     fn message_mut(&mut self, seq: i64) -> &mut Message {
         self.messages.iter_mut().find(|message| message.seq == seq).unwrap()
     }
@@ -182,8 +198,7 @@ impl Room {
     /// Counts those among them that speak to that somebody.
     pub(crate) fn unread_mentions(&self, who: UserId) -> usize {
         let read = self.members[&who].read_seq;
-        let names = |m: &Mentions| m.channel || m.here || m.users.contains(&who);
-        self.top_level().filter(|message| message.seq > read && names(&message.mentions)).count()
+        self.top_level().filter(|message| message.seq > read && message.mentions.name(who)).count()
     }
 
     fn is_only_owner(&self, who: UserId) -> bool {
@@ -384,6 +399,7 @@ impl Model {
             Command::FollowThread(c) => self.follow(who, c.channel_id, c.thread_seq, true),
             Command::UnfollowThread(c) => self.follow(who, c.channel_id, c.thread_seq, false),
             Command::MarkThreadRead(c) => self.mark_thread_read(who, c),
+            Command::MarkThreadUnread(c) => self.mark_thread_unread(who, c),
             Command::SetChannelPreferences(c) => self.mute(who, c.channel_id, c.muted.unwrap()),
             other => panic!("no case has a {}", other.name()),
         }

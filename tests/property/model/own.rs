@@ -35,9 +35,8 @@ impl Model {
 
     pub(super) fn follow(&mut self, who: UserId, channel: ChannelId, thread: i64, following: bool) -> Answer {
         let room = self.inside(who, channel)?;
-        let root = if following { room.standing(thread)? } else { room.written(thread)? };
-        if root.thread.is_some() {
-            return refuse("invalid_request");
+        if room.root(thread)?.deleted && following && room.replies(thread).next().is_none() {
+            return refuse("not_found");
         }
         let read_seq = room.replies(thread).last().map_or(thread, |reply| reply.seq);
         let follows = &mut self.room_mut(channel).follows;
@@ -48,7 +47,7 @@ impl Model {
 
     pub(super) fn mark_thread_read(&mut self, who: UserId, c: &c::MarkThreadRead) -> Answer {
         let room = self.inside(who, c.channel_id)?;
-        room.written(c.thread_seq)?;
+        room.root(c.thread_seq)?;
         let unread = |read: i64| room.replies(c.thread_seq).filter(|reply| reply.seq > read).count();
         let last = room.replies(c.thread_seq).last().map_or(c.thread_seq, |reply| reply.seq);
         let (read_seq, left) = (c.seq.min(last), unread(c.seq));
@@ -56,9 +55,28 @@ impl Model {
         if before.is_none_or(|before| before <= left) {
             return nothing_to_do();
         }
-        self.room_mut(c.channel_id).follows.get_mut(&(c.thread_seq, who)).unwrap().read_seq = read_seq;
-        let data = json!({"channel_id": c.channel_id, "thread_seq": c.thread_seq, "read_seq": read_seq,
-            "unread_count": left});
+        self.move_thread_mark(who, c.channel_id, c.thread_seq, read_seq)
+    }
+
+    pub(super) fn mark_thread_unread(&mut self, who: UserId, c: &c::MarkThreadUnread) -> Answer {
+        let room = self.inside(who, c.channel_id)?;
+        room.root(c.thread_seq)?;
+        let whole = c.seq == c.thread_seq;
+        if !whole && room.standing(c.seq)?.thread != Some(c.thread_seq) {
+            return refuse("invalid_request");
+        }
+        if !room.follows.get(&(c.thread_seq, who)).is_some_and(|follow| follow.following) {
+            return refuse("conflict");
+        }
+        self.move_thread_mark(who, c.channel_id, c.thread_seq, if whole { c.seq } else { c.seq - 1 })
+    }
+
+    fn move_thread_mark(&mut self, who: UserId, channel: ChannelId, thread: i64, read_seq: i64) -> Answer {
+        let room = self.room_mut(channel);
+        room.follows.get_mut(&(thread, who)).unwrap().read_seq = read_seq;
+        let (unread, mentions) = room.unread_in_thread(who, thread, read_seq);
+        let data = json!({"channel_id": channel, "thread_seq": thread, "read_seq": read_seq, "unread_count": unread,
+            "mention_count": mentions});
         done(self.tell(who, "user.thread_read", who, data))
     }
 
