@@ -265,6 +265,8 @@ sections! {
     presence: Presence {
         /// Seconds without activity until a user is shown as idle; 0: never.
         idle_after_s: u64 = 300, 0 or [10..=DAY_S];
+        /// Seconds that a user still counts as online when their connection is lost; 0: they are offline at once.
+        linger_s: u64 = 30, 0 or [1..=DAY_S];
         /// Milliseconds over which changes are merged into one event; 0: each is sent at once.
         merge_ms: u64 = 500, 0 or [1..=MINUTE_MS];
         /// The most users whose presence one session follows; 0: no limit.

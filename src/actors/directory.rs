@@ -195,9 +195,15 @@ impl Directory {
         sessions.by_user.get(&user).cloned().unwrap_or_default()
     }
 
-    /// Returns how many sessions a user has.
+    /// Returns how many sessions a user has, with a connection or without.
     pub fn session_count(&self, user: UserId) -> usize {
         self.sessions.read().expect("no panic under this lock").by_user.get(&user).map_or(0, Vec::len)
+    }
+
+    /// Returns whether any of a user's sessions is connected, or was a moment ago.
+    pub fn is_present(&self, user: UserId) -> bool {
+        let sessions = self.sessions.read().expect("no panic under this lock");
+        sessions.by_user.get(&user).into_iter().flatten().any(|session| session.queue.present())
     }
 
     /// Returns every session.

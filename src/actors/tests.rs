@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::{ChannelMsg, ChannelStats};
 use super::presence::PresenceMsg;
 use super::session::queue::text_of;
-use super::session::{Attached, OpenError};
+use super::session::{Attached, OpenError, SessionHandle};
 use super::*;
 use crate::domain::channel::Channel;
 use crate::domain::command::{Command, CreateChannel, Principal, SendMessage, SetStatus};
@@ -384,6 +384,13 @@ async fn a_session_is_opened_for_what_its_caller_is_by_now() {
     until(async || (world.hub.directory.session_count(bob.user_id) == 0).then_some(())).await;
 }
 
+/// Waits until a session has dealt with what it was told before.
+async fn has_handled_all(session: &SessionHandle) {
+    session.queue.begin();
+    session.request(None, Err(not_found("anything")));
+    until(async || (session.queue.in_flight() == 0).then_some(())).await;
+}
+
 #[tokio::test]
 async fn every_disconnect_gets_the_whole_window() {
     let world = World::open(|_| {}).await;
@@ -391,16 +398,38 @@ async fn every_disconnect_gets_the_whole_window() {
     let (first, _) = world.hub.open_session(ana, None, 1).await.unwrap();
     let session = first.clone();
     drop(first);
-    drop(session.resume(2, 1).expect("the window is open"));
+    let second = world.hub.take_up(&session, 2, 1).expect("the window is open");
+    // One thread: the timer comes before the session learns that the second connection is lost, too.
     session.expire(1);
-    // A request behind it is answered once the session has dealt with it.
-    session.queue.begin();
-    session.request(None, Err(not_found("anything")));
-    until(async || (session.queue.in_flight() == 0).then_some(())).await;
-    drop(session.resume(3, 1).expect("the timer of the first disconnect does not count"));
+    drop(second);
+    session.expire(1);
+    has_handled_all(&session).await;
+    drop(world.hub.take_up(&session, 3, 1).expect("the timer of the first disconnect does not count"));
     session.expire(3);
     until(async || session.ended().then_some(())).await;
-    assert!(session.resume(4, 1).is_none());
+    assert!(world.hub.take_up(&session, 4, 1).is_none());
+}
+
+#[tokio::test]
+async fn after_every_disconnect_a_user_counts_as_there_for_the_whole_time() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let (poll, _) = world.hub.open_session(ana, None, 1).await.unwrap();
+    let session = poll.clone();
+    drop(poll);
+    for connection in 2..10 {
+        let poll = world.hub.take_up(&session, connection, 1);
+        session.lingered(connection - 1);
+        drop(poll);
+        session.lingered(connection - 1);
+        has_handled_all(&session).await;
+        assert!(session.queue.present(), "the timers of earlier polls do not count");
+    }
+    session.lingered(9);
+    has_handled_all(&session).await;
+    assert!(!session.queue.present() && !session.ended());
+    let _poll = world.hub.take_up(&session, 10, 1).expect("it may still be taken up");
+    assert!(session.queue.present());
 }
 
 #[tokio::test]
@@ -434,15 +463,24 @@ async fn a_session_whose_opening_is_broken_off_is_in_nobodys_hands() {
 }
 
 #[tokio::test]
-async fn presence_that_panics_is_rebuilt_from_the_sessions() {
+async fn presence_that_panics_is_rebuilt_from_the_sessions_that_are_there_or_were_a_moment_ago() {
     let world = World::open(|_| {}).await;
-    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
-    let _ear = world.listen(ana, 1).await;
+    let (ana, bob, cid) = (world.user("ana").await, world.user("bob").await, world.user("cid").await);
+    let (_connected, lingers, absent) =
+        (world.listen(ana, 1).await, world.listen(bob, 2).await, world.listen(cid, 3).await);
+    let session = absent.session.clone();
+    drop((lingers, absent));
+    session.lingered(3);
+    has_handled_all(&session).await;
+    let people = [ana, bob, cid].map(|who| who.user_id);
+    let seen = async || world.hub.directory.ask_presence(people.to_vec()).await;
+    let shown = |cid| people.into_iter().zip([Presence::Online, Presence::Online, cid]).collect::<Vec<_>>();
     for _ in 0..3 {
         world.hub.directory.tell_presence(PresenceMsg::Panic);
-        let seen = until(async || world.hub.directory.ask_presence(vec![ana.user_id, bob.user_id]).await).await;
-        assert_eq!(seen, [(ana.user_id, Presence::Online), (bob.user_id, Presence::Offline)]);
+        assert_eq!(until(seen).await, shown(Presence::Offline));
     }
+    let _back = world.hub.take_up(&session, 4, 1).expect("it may still be taken up");
+    assert_eq!(until(seen).await, shown(Presence::Online));
 }
 
 #[tokio::test]

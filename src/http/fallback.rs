@@ -127,7 +127,7 @@ impl Held {
         let session = session.ok_or_else(gone)?;
         hub.check_sign_in(&session).await;
         session.queue.acknowledge(last);
-        let (session, _) = session.resume(next_connection(), last).ok_or_else(gone)?;
+        let (session, _) = hub.take_up(&session, next_connection(), last).ok_or_else(gone)?;
         Ok(Held { session, _counted: hub.connections.token() })
     }
 

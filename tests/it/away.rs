@@ -11,13 +11,13 @@ use crate::world::{Database, Person, World, on_both, standing_clock};
 
 impl Socket {
     /// Waits until somebody is shown in a way.
-    async fn sees(&mut self, who: &Person, presence: &str) {
+    pub(crate) async fn sees(&mut self, who: &Person, presence: &str) {
         while self.until("presence").await["d"] != json!({"user_id": who.id(), "presence": presence}) {}
     }
 }
 
 /// Opens a socket that watches somebody who is not there yet.
-async fn watches(watcher: &Person, who: &Person) -> Socket {
+pub(crate) async fn watches(watcher: &Person, who: &Person) -> Socket {
     let mut screen = watcher.connects().await;
     screen.call("presence.subscribe", json!({"user_ids": [who.id()]})).await;
     screen.sees(who, "offline").await;
@@ -25,7 +25,7 @@ async fn watches(watcher: &Person, who: &Person) -> Socket {
 }
 
 /// Returns how somebody is shown over REST.
-async fn shown(asks: &Person, who: &Person) -> Value {
+pub(crate) async fn shown(asks: &Person, who: &Person) -> Value {
     asks.http.get(&format!("/v1/presence?user_ids={}", who.id())).await.items()[0]["presence"].clone()
 }
 

@@ -10,14 +10,14 @@ use crate::world::{Person, World, eventually, nobody, within};
 
 impl Person {
     /// Opens a session without a socket; returns its queue.
-    async fn registers(&self) -> String {
+    pub(crate) async fn registers(&self) -> String {
         let made = self.http.post("/v1/events/register", &json!({})).await.good();
         assert_eq!((&made["last_event_id"], &made["ready"]["type"]), (&json!(1), &json!("ready")));
         assert_eq!(made["ready"]["d"]["session_id"], made["queue_id"]);
         made["queue_id"].as_str().unwrap().to_owned()
     }
 
-    async fn polls(&self, queue: &str, last: i64, timeout_s: u64) -> Answer {
+    pub(crate) async fn polls(&self, queue: &str, last: i64, timeout_s: u64) -> Answer {
         self.http.get(&format!("/v1/events?queue_id={queue}&last_event_id={last}&timeout_s={timeout_s}")).await
     }
 }

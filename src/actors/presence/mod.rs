@@ -1,6 +1,7 @@
 //! The presence tracker: who is online, away or not to be disturbed, told to those who asked.
 //!
-//! Nothing of it is stored: it is rebuilt from the sessions. Changes are merged for `presence.merge_ms` before they are
+//! Nothing of it is stored: it is rebuilt from the sessions. One counts while it is connected, and for `presence.linger_s`
+//! behind that: whoever only moves, or polls, is there all the time. Changes are merged for `presence.merge_ms` before they are
 //! told, so a reconnect storm is one word for each user. [`table`] is its pure core.
 
 pub mod table;
@@ -26,6 +27,11 @@ const SWEEP: Duration = Duration::from_secs(30);
 pub enum PresenceMsg {
     /// A session of a user was opened.
     Opened {
+        /// Whose.
+        user: UserId,
+    },
+    /// A session of a user has been without a connection for too long to count, or has one again.
+    Look {
         /// Whose.
         user: UserId,
     },
@@ -105,7 +111,7 @@ impl Actor for PresenceActor {
             hub,
         };
         for session in state.hub.directory.all_sessions() {
-            state.count(&myself, session.user_id);
+            state.look(&myself, session.user_id);
             state.watch(&session);
         }
         Ok(state)
@@ -117,14 +123,14 @@ impl Actor for PresenceActor {
         message: PresenceMsg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let now = state.hub.clock.now();
         match message {
-            PresenceMsg::Opened { user } => state.count(&myself, user),
-            PresenceMsg::Closed { user, session } => state.closed(&myself, user, session),
-            PresenceMsg::Active { user } => {
-                let change = state.table.set_active(user, now);
-                state.note(&myself, user, change);
+            PresenceMsg::Opened { user } => {
+                state.look(&myself, user);
+                state.active(&myself, user);
             }
+            PresenceMsg::Look { user } => state.look(&myself, user),
+            PresenceMsg::Closed { user, session } => state.closed(&myself, user, session),
+            PresenceMsg::Active { user } => state.active(&myself, user),
             PresenceMsg::Profile { user, mode } | PresenceMsg::Loaded(user, mode) => {
                 let change = state.table.set_mode(user, mode);
                 state.note(&myself, user, change);
@@ -146,15 +152,19 @@ impl Actor for PresenceActor {
 }
 
 impl State {
-    fn count(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
-        let now = self.hub.clock.now();
+    fn look(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
         let known = self.table.shown(user) != Presence::Offline;
-        let sessions = self.hub.directory.session_count(user);
-        let change = self.table.set_sessions(user, sessions, PresenceMode::Auto, now);
+        let present = self.hub.directory.is_present(user);
+        let change = self.table.set_present(user, present, PresenceMode::Auto, self.hub.clock.now());
         self.note(myself, user, change);
-        if !known && sessions > 0 {
+        if !known && present {
             self.load_mode(myself, user);
         }
+    }
+
+    fn active(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
+        let change = self.table.set_active(user, self.hub.clock.now());
+        self.note(myself, user, change);
     }
 
     /// Reads what a user chose to be shown as, beside the mailbox.
@@ -169,7 +179,7 @@ impl State {
     }
 
     fn closed(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId, session: SessionId) {
-        self.count(myself, user);
+        self.look(myself, user);
         if let Some(users) = self.watching.remove(&session) {
             self.unwatch(session, &users);
         }

@@ -8,7 +8,6 @@ use crate::domain::user::{Presence, PresenceMode};
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    sessions: usize,
     active: Timestamp,
     /// Did nothing for long, at the last look; until they do something.
     idle: bool,
@@ -16,7 +15,7 @@ struct Entry {
     shown: Presence,
 }
 
-/// The presence of the users who are connected here.
+/// The presence of the users who are there: connected, or a moment ago.
 #[derive(Debug, Default)]
 pub struct Table {
     users: HashMap<UserId, Entry>,
@@ -29,36 +28,26 @@ impl Table {
         self.users.get(&user).map_or(Presence::Offline, |entry| entry.shown)
     }
 
-    /// Returns how many users are connected.
+    /// Returns how many users are there.
     #[must_use]
     pub fn len(&self) -> usize {
         self.users.len()
     }
 
-    /// Returns whether nobody is connected.
+    /// Returns whether nobody is there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 
-    /// Notes how many sessions a user has; returns what others see now, if that changed.
-    pub fn set_sessions(
-        &mut self,
-        user: UserId,
-        sessions: usize,
-        mode: PresenceMode,
-        now: Timestamp,
-    ) -> Option<Presence> {
-        if sessions == 0 {
+    /// Notes whether a user is there, which is a sign of them only if they were not; returns what others see now, if that
+    /// changed.
+    pub fn set_present(&mut self, user: UserId, present: bool, mode: PresenceMode, now: Timestamp) -> Option<Presence> {
+        if !present {
             return self.users.remove(&user).map(|_| Presence::Offline);
         }
-        let fresh = Entry { sessions, active: now, idle: false, mode, shown: Presence::Offline };
-        let entry = self.users.entry(user).or_insert(fresh);
-        if sessions > entry.sessions {
-            (entry.active, entry.idle) = (now, false);
-        }
-        entry.sessions = sessions;
-        settle(entry)
+        let fresh = Entry { active: now, idle: false, mode, shown: Presence::Offline };
+        settle(self.users.entry(user).or_insert(fresh))
     }
 
     /// Notes that a user did something.
@@ -108,15 +97,15 @@ mod tests {
         let (mut table, ana) = (Table::default(), UserId::new(Timestamp(1)));
         let at = |s: i64| Timestamp(s * 1_000_000);
         assert_eq!(table.shown(ana), Presence::Offline);
-        assert_eq!(table.set_sessions(ana, 1, PresenceMode::Auto, at(0)), Some(Presence::Online));
-        assert_eq!(table.set_sessions(ana, 2, PresenceMode::Auto, at(1)), None);
+        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(0)), Some(Presence::Online));
+        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(1)), None);
         assert!(table.turn_idle(at(100), 300).is_empty());
         assert_eq!(table.turn_idle(at(400), 300), [(ana, Presence::Away)]);
         assert_eq!(table.set_active(ana, at(401)), Some(Presence::Online));
         assert_eq!(table.set_mode(ana, PresenceMode::Dnd), Some(Presence::Dnd));
         assert!(table.turn_idle(at(9_000), 300).is_empty(), "not to be disturbed stays");
-        assert_eq!(table.set_sessions(ana, 1, PresenceMode::Auto, at(9_001)), None);
-        assert_eq!(table.set_sessions(ana, 0, PresenceMode::Auto, at(9_002)), Some(Presence::Offline));
+        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(9_001)), None);
+        assert_eq!(table.set_present(ana, false, PresenceMode::Auto, at(9_002)), Some(Presence::Offline));
         assert!(table.is_empty());
     }
 
@@ -124,10 +113,11 @@ mod tests {
     fn an_idle_user_comes_back_by_what_they_do_alone() {
         let (mut table, ana) = (Table::default(), UserId::new(Timestamp(1)));
         let at = |s: i64| Timestamp(s * 1_000_000);
-        table.set_sessions(ana, 2, PresenceMode::Auto, at(0));
+        table.set_present(ana, true, PresenceMode::Auto, at(0));
         assert_eq!(table.turn_idle(at(300), 300), [(ana, Presence::Away)]);
         assert_eq!(table.set_mode(ana, PresenceMode::Auto), None, "the profile changed");
-        assert_eq!(table.set_sessions(ana, 1, PresenceMode::Auto, at(301)), None, "one device is gone");
-        assert_eq!(table.set_sessions(ana, 2, PresenceMode::Auto, at(302)), Some(Presence::Online), "one has come");
+        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(301)), None, "one device is gone");
+        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(302)), None, "it is connected again");
+        assert_eq!(table.set_active(ana, at(303)), Some(Presence::Online));
     }
 }

@@ -175,7 +175,7 @@ impl SessionHandle {
     /// nobody may resume it.
     fn detach(&self, connection: u64) {
         if self.queue.detach(connection) {
-            self.tell(if self.queue.is_over() { SessionMsg::End } else { SessionMsg::Detached });
+            self.tell(if self.queue.is_over() { SessionMsg::End } else { SessionMsg::Detached(connection) });
         }
     }
 
@@ -200,10 +200,16 @@ impl SessionHandle {
         self.tell(SessionMsg::Panic);
     }
 
-    /// Lets the timer of an earlier disconnect come, without waiting for it.
+    /// Lets the first timer of a lost connection come, without waiting for it.
     #[cfg(test)]
-    pub(super) fn expire(&self, disconnect: u64) {
-        self.tell(SessionMsg::Expire(disconnect));
+    pub(super) fn lingered(&self, connection: u64) {
+        self.tell(SessionMsg::Lingered(connection));
+    }
+
+    /// Lets the last timer of a lost connection come, without waiting for it.
+    #[cfg(test)]
+    pub(super) fn expire(&self, connection: u64) {
+        self.tell(SessionMsg::Expire(connection));
     }
 
     /// Ends the session.
@@ -212,13 +218,6 @@ impl SessionHandle {
         self.ended.store(true, Ordering::Release);
         self.queue.close(CloseCode::SessionExpired);
         self.tell(SessionMsg::End);
-    }
-
-    /// Takes the session up again behind `s`, for a connection; returns it with how many events follow, or nothing if memory
-    /// does not hold all of them.
-    pub fn resume(self: &Arc<Self>, connection: u64, s: i64) -> Option<(Attached, usize)> {
-        let replayed = self.queue.resume(connection, s)?;
-        Some((Attached { session: self.clone(), connection }, replayed))
     }
 }
 
@@ -252,6 +251,17 @@ impl Drop for Attached {
 }
 
 impl Hub {
+    /// Takes a session up again behind `s`, for a connection; returns it with how many events follow, or nothing if memory
+    /// does not hold all of them.
+    pub fn take_up(&self, session: &Arc<SessionHandle>, connection: u64, s: i64) -> Option<(Attached, usize)> {
+        let replayed = session.queue.resume(connection, s)?;
+        let session = Attached { session: session.clone(), connection };
+        if session.queue.end_absence() {
+            self.directory.tell_presence(PresenceMsg::Look { user: session.user_id });
+        }
+        Some((session, replayed))
+    }
+
     /// Tells a session anew who of those it watches is there: what changed while its client was away, or was lost on the
     /// way, it did not hear.
     pub fn show_presence(&self, session: &Arc<SessionHandle>) {
@@ -305,9 +315,11 @@ pub enum SessionMsg {
     Request(Option<u64>, Result<Box<Request>, Refusal>),
     /// Watch on only whom the user may still see.
     LookAgain,
-    /// The connection ended.
-    Detached,
-    /// Is the client still away, since the disconnect of this number?
+    /// A connection was lost, the one of this number.
+    Detached(u64),
+    /// If nobody came since it was lost: the user no longer counts as there.
+    Lingered(u64),
+    /// If nobody came since it was lost: the session is over.
     Expire(u64),
     /// End now.
     End,
@@ -328,7 +340,6 @@ struct State {
     told_active: Option<Timestamp>,
     /// Where the last typing notice was told, and when.
     typed: Option<(ChannelId, Option<i64>, Timestamp)>,
-    disconnects: u64,
 }
 
 impl Actor for Session {
@@ -341,7 +352,7 @@ impl Actor for Session {
         _: ActorRef<SessionMsg>,
         (hub, handle): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, handle, commands: None, refusals: None, told_active: None, typed: None, disconnects: 0 })
+        Ok(State { hub, handle, commands: None, refusals: None, told_active: None, typed: None })
     }
 
     async fn handle(
@@ -354,10 +365,9 @@ impl Actor for Session {
         match message {
             SessionMsg::Request(id, request) => Box::pin(state.request(id, request)).await,
             SessionMsg::LookAgain => Box::pin(state.look_again()).await,
-            SessionMsg::Detached => state.wait_for_client(&myself),
-            SessionMsg::Expire(since) if since == state.disconnects && state.handle.queue.retire(0) => {
-                myself.stop(None)
-            }
+            SessionMsg::Detached(lost) => state.wait_for_client(&myself, lost),
+            SessionMsg::Lingered(lost) => state.wait_on(&myself, lost),
+            SessionMsg::Expire(lost) if state.handle.queue.expire(lost) => myself.stop(None),
             SessionMsg::Expire(_) => {}
             SessionMsg::End => myself.stop(None),
             #[cfg(test)]
@@ -382,12 +392,27 @@ impl Hub {
 }
 
 impl State {
-    fn wait_for_client(&mut self, myself: &ActorRef<SessionMsg>) {
+    /// Waits for the client, whose user counts as there for the first part of the time. Each connection that is lost has
+    /// the whole of it: the timers of an earlier one do not count.
+    fn wait_for_client(&self, myself: &ActorRef<SessionMsg>, lost: u64) {
+        let (linger, _) = self.patience();
+        myself.send_after(linger, move || SessionMsg::Lingered(lost));
+    }
+
+    /// Waits for the rest of the time.
+    fn wait_on(&self, myself: &ActorRef<SessionMsg>, lost: u64) {
+        if self.handle.queue.turn_absent(lost) {
+            self.hub.directory.tell_presence(PresenceMsg::Look { user: self.handle.user_id });
+            let (_, rest) = self.patience();
+            myself.send_after(rest, move || SessionMsg::Expire(lost));
+        }
+    }
+
+    /// Returns how long to wait for the client as if it were there, and how long after that.
+    fn patience(&self) -> (Duration, Duration) {
         let window = Duration::from_secs(self.hub.config.gateway.resume_window_s);
-        // Each disconnect has the whole window: the timer of an earlier one does not count.
-        self.disconnects += 1;
-        let this = self.disconnects;
-        myself.send_after(window, move || SessionMsg::Expire(this));
+        let linger = Duration::from_secs(self.hub.config.presence.linger_s).min(window);
+        (linger, window - linger)
     }
 
     async fn request(&mut self, id: Option<u64>, request: Result<Box<Request>, Refusal>) {

@@ -86,6 +86,10 @@ struct Inner {
     ring: Ring,
     /// The connection that empties the queue; 0 if there is none. Any other that tries gets nothing.
     owner: u64,
+    /// The connection that was lost last.
+    lost: u64,
+    /// Nobody has been connected for so long that its user no longer counts as there.
+    absent: bool,
     /// Credits came back: a connection that stopped reading may go on.
     credited: bool,
     /// Too much came while nobody was connected: memory no longer holds everything.
@@ -109,6 +113,11 @@ impl Inner {
     /// Returns whether it is closed for good, and not only for the connection that has it.
     fn is_over(&self) -> bool {
         self.close.is_some_and(|code| code != CloseCode::RateLimited)
+    }
+
+    /// Returns whether nobody has been connected since the connection `lost` was lost.
+    fn deserted_since(&self, lost: u64) -> bool {
+        self.owner == 0 && self.lost == lost
     }
 
     /// Notes why it is closed: the first reason that is for good stands, but a revocation overrides all.
@@ -469,7 +478,7 @@ impl Queue {
         if inner.owner != owner {
             return false;
         }
-        inner.owner = 0;
+        (inner.owner, inner.lost) = (0, owner);
         inner.waker = None;
         let unheard =
             inner.ephemeral.take().is_some_and(|e| e.keys().any(|kind| matches!(kind, Ephemeral::Presence(_))));
@@ -479,6 +488,37 @@ impl Queue {
         // Whatever was dropped for a slow reader is gone from memory.
         inner.overflowed |= inner.lagged.take().is_some();
         true
+    }
+
+    /// Notes that its user no longer counts as there, if nobody has been connected since the connection `lost` was lost;
+    /// returns whether that is so.
+    pub fn turn_absent(&self, lost: u64) -> bool {
+        let mut inner = self.lock();
+        let deserted = inner.deserted_since(lost);
+        inner.absent |= deserted;
+        deserted
+    }
+
+    /// Notes that its user is back, if somebody is connected; returns whether they did not count as there.
+    pub fn end_absence(&self) -> bool {
+        let mut inner = self.lock();
+        inner.owner != 0 && std::mem::take(&mut inner.absent)
+    }
+
+    /// Returns whether its user counts as there: somebody is connected, or was a moment ago.
+    #[must_use]
+    pub fn present(&self) -> bool {
+        !self.lock().absent
+    }
+
+    /// Ends the queue for good if nobody has been connected since the connection `lost` was lost; returns whether it did.
+    pub fn expire(&self, lost: u64) -> bool {
+        let mut inner = self.lock();
+        let deserted = inner.deserted_since(lost);
+        if deserted {
+            inner.end(CloseCode::SessionExpired);
+        }
+        deserted
     }
 
     /// Ends the queue for good if `owner` (0: nobody) still has it; returns whether it did. From here on nobody can resume

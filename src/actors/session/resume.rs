@@ -51,7 +51,7 @@ impl Hub {
         let theirs =
             |s: &Arc<SessionHandle>| s.user_id == principal.user_id && s.token_id == principal.token_id && !s.ended();
         if let Some(session) = known.filter(theirs) {
-            if let Some((session, replayed)) = session.resume(connection, resume.s) {
+            if let Some((session, replayed)) = self.take_up(&session, connection, resume.s) {
                 metrics::counter!("colink_resumes_total", "mode" => "buffer").increment(1);
                 self.show_presence(&session);
                 let text = server::resumed(session.id, resume.s, replayed, Mode::Buffer);
