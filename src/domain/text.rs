@@ -1,5 +1,7 @@
 //! What a message's text may be, and whom it mentions.
 
+use emojis::{Emoji, SkinTone};
+
 use super::error::{Refusal, invalid};
 
 /// The longest message, in bytes of UTF-8.
@@ -34,13 +36,27 @@ pub fn check(text: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Checks an emoji: a name such as `thumbs_up`, or up to eight characters of emoji itself.
+/// Returns what an emoji is kept as, however it was written: `thumbsup`, `:+1:` and `👍` are all `+1`.
+///
+/// One that has no name, or a skin tone, is kept as it is drawn. A name that means no known emoji is kept as it is.
 pub fn emoji(text: &str) -> Result<&str, Refusal> {
-    let name = text.trim_matches(':');
-    let named =
-        (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-+".contains(&b));
-    let drawn = (1..=8).contains(&name.chars().count()) && name.chars().all(|c| !c.is_ascii() && !c.is_control());
-    if named || drawn { Ok(name) } else { Err(invalid("emoji is a name such as thumbs_up, or an emoji character")) }
+    let text = text.trim_matches(':');
+    if let Some(known) = drawn(text).or_else(|| emojis::get_by_shortcode(text)) {
+        let plain = matches!(known.skin_tone(), None | Some(SkinTone::Default));
+        return Ok(known.shortcode().filter(|_| plain).unwrap_or(known.as_str()));
+    }
+    let is_name =
+        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-+".contains(&b));
+    if is_name { Ok(text) } else { Err(invalid("emoji is a name such as tada, or one emoji")) }
+}
+
+/// Returns the emoji that a text draws, with or without the U+FE0F that asks for colour.
+fn drawn(text: &str) -> Option<&'static Emoji> {
+    let bare = |text: &str| text.replace('\u{fe0f}', "");
+    let text_bare = bare(text);
+    let found = emojis::get(text).or_else(|| emojis::get(&text_bare))?;
+    // Without U+FE0F, the crate takes a couple of one skin tone for one of two.
+    found.skin_tones().into_iter().flatten().find(|toned| bare(toned.as_str()) == text_bare).or(Some(found))
 }
 
 /// Finds the mentions in a Markdown text. Code, inline or fenced, mentions nobody; neither does an address.
@@ -142,11 +158,47 @@ mod tests {
     }
 
     #[test]
-    fn emoji_are_names_or_characters() {
-        assert_eq!(emoji(":+1:").unwrap(), "+1");
-        assert_eq!(emoji("🎉").unwrap(), "🎉");
-        for bad in ["", "two words", "a\nb", "<script>"] {
-            assert!(emoji(bad).is_err(), "{bad}");
+    fn an_emoji_is_kept_under_one_name_however_it_is_written() {
+        for (written, kept) in [
+            (":+1:", "+1"),
+            ("thumbsup", "+1"),
+            ("👍", "+1"),
+            ("👍\u{fe0f}", "+1"),
+            ("❤\u{fe0f}", "heart"),
+            ("❤", "heart"),
+            ("1\u{fe0f}\u{20e3}", "one"),
+            ("#\u{20e3}", "hash"),
+            ("👍🏽", "👍🏽"),
+            ("👩🏽‍❤️‍💋‍👨🏽", "👩🏽‍❤️‍💋‍👨🏽"),
+            ("👩🏽‍❤‍💋‍👨🏽", "👩🏽‍❤️‍💋‍👨🏽"),
+            (":party_parrot:", "party_parrot"),
+            ("1", "1"),
+        ] {
+            assert_eq!(emoji(written).unwrap(), kept, "{written}");
+        }
+    }
+
+    #[test]
+    fn every_emoji_is_taken_and_means_the_same_by_each_of_its_names() {
+        for known in emojis::iter() {
+            let kept = emoji(known.as_str()).unwrap();
+            assert_eq!(emoji(kept).unwrap(), kept);
+            for name in known.shortcodes() {
+                assert_eq!(emoji(name).unwrap(), kept, "{name}");
+            }
+            for toned in known.skin_tones().into_iter().flatten().skip(1).map(Emoji::as_str) {
+                assert_eq!(emoji(toned).unwrap(), toned);
+                assert_eq!(emoji(&toned.replace('\u{fe0f}', "")).unwrap(), toned);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_neither_an_emoji_nor_a_name_is_refused() {
+        for bad in
+            ["", "::", "two words", "a\nb", "<script>", "#", "日本語", "ééééé", "\u{200b}\u{200b}", "👍👍", "\u{fe0f}"]
+        {
+            assert!(emoji(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use colink::domain::command as c;
 use colink::domain::error::Code;
 use serde_json::{Value, json};
 
-use crate::http::{Answer, Http};
+use crate::http::{Answer, Http, escaped};
 use crate::socket::Socket;
 use crate::world::{Database, PASSWORD, World, eventually, message, nobody, on_both};
 
@@ -98,6 +98,26 @@ async fn every_refusal_is_a_problem_with_a_stable_code() {
     is_problem("no right", &outsider.tries(c::ArchiveChannel { channel_id: general }).await, 403, "forbidden");
     let operator = world.stranger().post("/operator", &json!({})).await;
     is_problem("the operator's door", &operator, 401, "unauthenticated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_emoji_fits_into_a_url_and_comes_back_by_its_name_if_it_has_one() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let path = format!("/v1/channels/{general}/messages/{}", ana.says(general, "like this").await);
+    let kiss = "👩🏽‍❤️‍💋‍👨🏽";
+    for (written, kept) in [("1️⃣", "one"), ("#️⃣", "hash"), (kiss, kiss), ("thumbsup", "+1"), (":custom:", "custom")]
+    {
+        let path_of = |emoji: &str| format!("{path}/reactions/{}", escaped(emoji));
+        ana.http.ask("PUT", &path_of(written), &json!({})).await.good();
+        let there = ana.http.get(&path).await.good();
+        assert_eq!(there["reactions"], json!([{"emoji": kept, "users": [ana.id()]}]), "{written}");
+        ana.http.ask("DELETE", &path_of(kept), &json!({})).await.good();
+        assert!(ana.http.get(&path).await.good().get("reactions").is_none(), "{written}");
+    }
+    let refused = ana.http.ask("PUT", &format!("{path}/reactions/{}", escaped("日本語")), &json!({})).await;
+    is_problem("no emoji", &refused, 400, "invalid_request");
 }
 
 #[tokio::test(flavor = "multi_thread")]

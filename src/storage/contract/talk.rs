@@ -179,6 +179,26 @@ on_both! {
         assert_eq!(threads().await, [0]);
     }
 
+    an_emoji_is_one_reaction_however_it_is_written(world) {
+        let ana = world.user("ana", Role::Member).await;
+        let room = world.channel(ana, "room", &[]).await;
+        let sent: Sent = world.get(ana, says(room, "like this", None)).await;
+        let (channel_id, seq) = (room, sent.seq);
+        let reactions = async || {
+            let mut db = world.store.read().await.unwrap();
+            let message = messages::one(&mut db, room, seq).await.unwrap().unwrap();
+            message.reactions.into_iter().map(|reaction| reaction.emoji).collect::<Vec<_>>()
+        };
+        for written in ["👍", "thumbsup", ":+1:", "👍🏽"] {
+            world.ask(ana, command::AddReaction { channel_id, seq, emoji: written.into() }).await.unwrap();
+        }
+        assert_eq!(reactions().await, ["+1", "👍🏽"]);
+        world.ask(ana, command::RemoveReaction { channel_id, seq, emoji: "👍\u{fe0f}".into() }).await.unwrap();
+        assert_eq!(reactions().await, ["👍🏽"]);
+        let told: Vec<Event> = world.log(room).await.into_iter().filter(|e| e.kind == EventKind::ReactionRemoved).collect();
+        assert!(told.len() == 1 && told[0].payload.contains(r#""emoji":"+1""#), "{told:?}");
+    }
+
     a_page_has_all_reactions_on_its_messages(world) {
         let ana = world.user("ana", Role::Member).await;
         let room = world.channel(ana, "room", &[]).await;

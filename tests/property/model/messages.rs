@@ -132,6 +132,8 @@ impl Model {
         if add {
             room.standing(seq)?;
         }
+        // Drawn or named, it is one emoji.
+        let emoji = if emoji == "👋" { "wave" } else { emoji };
         let mine = (emoji.to_owned(), who);
         if room.message(seq).is_some_and(|message| message.reactions.contains(&mine)) == add {
             return nothing_to_do();
