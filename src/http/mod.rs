@@ -35,7 +35,7 @@ use tracing::Instrument as _;
 use crate::actors::Hub;
 use crate::config::Server;
 use crate::domain::command as c;
-use crate::domain::error::{Code, Refusal, invalid, not_found};
+use crate::domain::error::{Code, Refusal, invalid};
 use crate::domain::id::EventId;
 use crate::telemetry;
 
@@ -307,7 +307,7 @@ pub fn router(hub: Arc<Hub>) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/", get(|| async { Redirect::temporary("/v1/docs") }))
-        .fallback(|| async { Refused(not_found("this URL")) })
+        .fallback(|| async { Refused(nothing_here()) })
         .method_not_allowed_fallback(|| async {
             Refused(Refusal::new(Code::MethodNotAllowed, "this URL does not take that method"))
         })
@@ -456,10 +456,14 @@ async fn ready(State(hub): State<Arc<Hub>>) -> Response {
     json_response(status, body.to_string().into())
 }
 
+fn nothing_here() -> Refusal {
+    Refusal::new(Code::NotFound, "there is nothing at this URL")
+}
+
 /// `GET /metrics`: in Prometheus' text format.
 async fn metrics(State(hub): State<Arc<Hub>>) -> Result<Response, Refused> {
     if !hub.config.metrics.enabled {
-        return Err(not_found("this URL").into());
+        return Err(nothing_here().into());
     }
     let text = telemetry::render_metrics().unwrap_or_default();
     let mut response = text.into_response();

@@ -121,6 +121,14 @@ async fn every_emoji_fits_into_a_url_and_comes_back_by_its_name_if_it_has_one() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_url_is_told_in_a_sentence() {
+    let world = World::with(|config| config.metrics.enabled = false).await;
+    for path in ["/nope", "/metrics"] {
+        assert_eq!(world.stranger().get(path).await.json()["detail"], "there is nothing at this URL", "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_is_too_large_is_refused_and_the_server_lives() {
     let world = World::with(|config| config.server.max_header_bytes = 8_192).await;
     let ana = world.user("ana").await;
