@@ -40,6 +40,43 @@ const SECONDS: &[f64] = &[
 ];
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0];
 
+/// Every counter: its name, its label, and the label's values.
+const COUNTERS: &[(&str, &str, &[&str])] = &[
+    ("colink_connections_refused_total", "", &[]),
+    (
+        "colink_connections_closed_total",
+        "code",
+        &[
+            "1000", "1001", "1002", "1003", "1007", "1009", "1012", "4000", "4002", "4003", "4004", "4007", "4008",
+            "4009", "4010", "4011", "4012", "4013", "4014",
+        ],
+    ),
+    ("colink_deliveries_total", "", &[]),
+    ("colink_resumes_total", "mode", &["buffer", "log", "invalid"]),
+    ("colink_gap_repairs_total", "", &[]),
+    ("colink_session_lagged_total", "", &[]),
+    ("colink_stalled_answers_total", "", &[]),
+    ("colink_rate_limited_total", "", &[]),
+    ("colink_channel_mailbox_full_total", "", &[]),
+    ("colink_writes_refused_total", "", &[]),
+    ("colink_writes_failed_total", "", &[]),
+    ("colink_pruned_rows_total", "what", &["keys", "tokens", "invites"]),
+    ("colink_channel_failures_total", "", &[]),
+    ("colink_session_failures_total", "", &[]),
+];
+
+/// Begins every counter at 0. To Prometheus one that is first seen with 1 did not grow, so nobody would be told of it.
+fn begin_counters() {
+    for (name, label, values) in COUNTERS {
+        if values.is_empty() {
+            metrics::counter!(*name).increment(0);
+        }
+        for value in *values {
+            metrics::counter!(*name, *label => *value).increment(0);
+        }
+    }
+}
+
 /// Starts counting; does nothing if it was started before.
 pub fn start_metrics() {
     if METRICS.get().is_some() {
@@ -50,6 +87,7 @@ pub fn start_metrics() {
         .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_writes".to_owned()), SIZES));
     if let Ok(handle) = builder.and_then(PrometheusBuilder::install_recorder) {
         let _ = METRICS.set(handle);
+        begin_counters();
     }
 }
 

@@ -121,7 +121,7 @@ async fn a_client_that_asks_and_never_reads_is_4010() {
     let ask = frame(true, TEXT, br#"{"id":1,"type":"time.travel"}"#);
     let mut socket = world.floods(&ask).await;
     eventually("the server to give up", || async {
-        Client::new(&world.server.url).unwrap().text("/metrics").await.unwrap().contains("code=\"4010\"")
+        Client::new(&world.server.url).unwrap().text("/metrics").await.unwrap().contains("{code=\"4010\"} 1")
     })
     .await;
     while matches!(socket.read().await, Incoming::Text(_)) {}

@@ -1,9 +1,12 @@
 //! What a load balancer asks: whether the process lives, and whether it may be sent requests.
 
 use colink::app::store_options;
+use colink::protocol::close::CloseCode;
 use colink::storage::Store;
 use serde_json::json;
 
+use crate::binary::Serving;
+use crate::http::Http;
 use crate::world::{Database, World, eventually, on_both};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,6 +33,35 @@ async fn health_readiness_and_the_gateways_address_need_no_token() {
     quiet.app().hub.drain();
     assert_eq!(quiet.stranger().get("/ready").await.status, 503);
     assert_eq!(quiet.stranger().get("/health").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_counter_that_is_told_of_is_there_from_the_start() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Serving::start(data.path(), &[]);
+    let metrics = Http::new(&server.url, None).get("/metrics").await.text();
+    let told = include_str!("../../docs/OPERATIONS.md").lines().filter(|line| line.contains("| counter |"));
+    let names: Vec<&str> = told.filter_map(|line| line.strip_prefix("| `")?.split(['`', '{']).next()).collect();
+    assert!(names.len() > 10, "{names:?}");
+    let labelled =
+        [("mode", "resumes", &["buffer", "log", "invalid"]), ("what", "pruned_rows", &["keys", "tokens", "invites"])];
+    let labelled = labelled.iter().flat_map(|(label, name, values)| {
+        values.iter().map(move |value| format!("colink_{name}_total{{{label}=\"{value}\"}} 0"))
+    });
+    let closed = |code: &CloseCode| format!("colink_connections_closed_total{{code=\"{}\"}} 0", code.code());
+    let labelled: Vec<String> = labelled.chain(CloseCode::ALL.iter().map(closed)).collect();
+    for name in names {
+        let bare = format!("{name} 0");
+        let label = format!("{name}{{");
+        let mut wanted: Vec<&str> =
+            labelled.iter().map(String::as_str).filter(|line| line.starts_with(&label)).collect();
+        if wanted.is_empty() {
+            wanted.push(&bare);
+        }
+        for wanted in wanted {
+            assert!(metrics.lines().any(|line| line == wanted), "`{wanted}` is not in\n{metrics}");
+        }
+    }
 }
 
 /// Takes the database away from a node, or gives it back.

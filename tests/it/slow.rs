@@ -190,9 +190,9 @@ async fn a_write_that_stalls_too_long_is_4010_and_the_session_can_be_resumed() {
     let session = asleep.session.clone();
     let text = "x".repeat(30_000);
     let mut last = 1;
-    let stalls = || async { world.stranger().get("/metrics").await.text().contains("code=\"4010\"") };
+    let waits = || async { world.stranger().get("/metrics").await.text().contains("{code=\"4010\"} 0") };
     within("the server to give up", async {
-        while !stalls().await {
+        while waits().await {
             last = ana.says(busy, &text).await;
         }
     })
