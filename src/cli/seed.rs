@@ -1,6 +1,9 @@
-//! `seed` and `serve --demo`: a small team that is already talking. The same every time, and running it again changes
-//! nothing: people and channels whose names are there are left as they are. Every step has its idempotency key, so that a
-//! run that was cut short is finished by the next one.
+//! `seed` and `serve --demo`: a small team that is already talking.
+//!
+//! On an empty database it is the same each time: people, channels, who is in them, texts, threads, reactions and all
+//! numbers of events and messages. Identifiers, times and password hashes are new. Running it again changes nothing: people
+//! and channels whose names are there are left as they are. Every step has its idempotency key, so that a run that was cut
+//! short is finished by the next one.
 #![expect(clippy::print_stdout, reason = "this is the command line")]
 
 use std::collections::HashMap;

@@ -160,6 +160,42 @@ async fn planting_the_demo_team_again_changes_nothing_even_after_its_keys_are_fo
     assert_eq!(events().await, planted);
 }
 
+/// What two demo teams have in common, line by line.
+const OF_A_TEAM: &[&str] = &[
+    "SELECT json_array(name, display_name, title, role, bot) FROM users",
+    "SELECT json_array(c.kind, c.name, c.topic, c.purpose, c.posting, u.name, s.last_seq, s.last_message_no) \
+     FROM channels c JOIN streams s ON s.id = c.id JOIN users u ON u.id = c.created_by",
+    "SELECT json_array(c.name, u.name, m.role, m.read_seq, m.read_no) \
+     FROM members m JOIN channels c ON c.id = m.channel_id JOIN users u ON u.id = m.user_id",
+    "SELECT json_array(c.name, m.seq, m.message_no, m.thread_seq, m.reply_no, u.name, m.text, m.reply_count) \
+     FROM messages m JOIN channels c ON c.id = m.channel_id JOIN users u ON u.id = m.author_id",
+    "SELECT json_array(c.name, r.seq, r.emoji, u.name) \
+     FROM reactions r JOIN channels c ON c.id = r.channel_id JOIN users u ON u.id = r.user_id",
+    "SELECT json_array(c.name, o.name, e.seq, e.kind, u.name) FROM events e LEFT JOIN channels c ON c.id = e.stream_id \
+     LEFT JOIN users o ON o.id = e.stream_id LEFT JOIN users u ON u.id = e.actor_id",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_demo_teams_are_the_same_but_for_identifiers_and_times() {
+    let team = async || {
+        let data = tempfile::tempdir().unwrap();
+        let seeded = run(data.path(), &["seed"]);
+        assert_eq!(seeded.code, 0, "{}", seeded.err);
+        let url = format!("sqlite://{}", data.path().join("colink.db").display());
+        let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+        let mut team: Vec<Vec<String>> = Vec::new();
+        for sql in OF_A_TEAM {
+            let mut lines: Vec<String> = sqlx::query_scalar(*sql).fetch_all(&mut db).await.unwrap();
+            lines.sort();
+            team.push(lines);
+        }
+        team
+    };
+    let (one, other) = (team().await, team().await);
+    assert!(one.iter().all(|lines| lines.len() >= 5), "{one:#?}");
+    assert_eq!(one, other);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_start_on_a_terminal_makes_an_administrator_who_can_sign_in() {
     let data = tempfile::tempdir().unwrap();
