@@ -2,9 +2,11 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
 use std::io::{IsTerminal as _, Read as _};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::Settings;
@@ -114,7 +116,13 @@ pub(super) enum UserCommand {
 
 pub(super) async fn migrate(settings: Settings) -> Result<()> {
     let config = settings.load()?;
-    let store = app::open_store(&config).await?;
+    // Shown on a terminal alone.
+    let spinner = ProgressBar::new_spinner().with_message("bringing the schema up to date");
+    spinner.tick();
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let opened = app::open_store(&config).await;
+    spinner.finish_and_clear();
+    let store = opened?;
     println!("the schema is at version {} on {}", newest_migration(), store.version().await?);
     store.close().await;
     Ok(())

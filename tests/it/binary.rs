@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -61,6 +62,16 @@ pub(crate) fn run_with_stdin(data: &Path, args: &[&str], text: &str) -> Said {
     said(child.wait_with_output().unwrap())
 }
 
+/// Opens a terminal: what is read of it, and what a process writes to.
+pub(crate) fn terminal() -> (File, OwnedFd) {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let screen = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+    (File::from(terminal), screen)
+}
+
 /// Returns the lines of what a process writes, as they come.
 pub(crate) fn lines(out: impl Read + Send + 'static) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
@@ -107,13 +118,9 @@ impl Serving {
 
     /// Starts a server that believes to be on a terminal.
     pub(crate) fn start_on_a_terminal(data: &Path, more: &[&str]) -> Serving {
-        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&terminal).unwrap();
-        unlockpt(&terminal).unwrap();
-        let name = ptsname(&terminal, Vec::new()).unwrap();
-        let screen = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let (terminal, screen) = terminal();
         let child = Serving::command(data, more).stdout(screen).spawn().unwrap();
-        Serving::of(child, File::from(terminal))
+        Serving::of(child, terminal)
     }
 
     pub(crate) fn command(data: &Path, more: &[&str]) -> Command {

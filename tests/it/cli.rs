@@ -1,7 +1,7 @@
 //! The binary as an operator has it.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use serde_json::{Value, json};
 use sqlx::Connection as _;
 
-use crate::binary::{Running, Said, Serving, bare, colink, heard, lines, run, run_json, said};
+use crate::binary::{Running, Said, Serving, bare, colink, heard, lines, run, run_json, said, terminal};
 use crate::http::Http;
 use crate::socket::Socket;
 use crate::world::{LIMIT, eventually, new_postgres_database, postgres_is_there, within};
@@ -243,6 +243,21 @@ fn doctor_and_migrate_say_how_it_is() {
     let nowhere = ["doctor", "--set", "database.url=postgres://nobody@127.0.0.1:1/none"];
     let ill = run(data.path(), &[&nowhere[..], &free].concat());
     assert!(ill.code == 1 && ill.out.contains("BAD  database"), "{}{}", ill.out, ill.err);
+}
+
+#[test]
+fn a_long_migration_shows_on_a_terminal_that_it_goes_on_and_in_a_pipe_nothing() {
+    let data = tempfile::tempdir().unwrap();
+    let (mut terminal, screen) = terminal();
+    let done = colink(data.path(), &["migrate"]).env("TERM", "xterm").stderr(screen).output().unwrap();
+    assert!(done.status.success());
+    // Reading a terminal that nobody has open any more ends with an error.
+    let mut shown = Vec::new();
+    let _ = terminal.read_to_end(&mut shown);
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(shown.contains("bringing the schema up to date"), "{shown:?}");
+    let Said { code, err, .. } = run(data.path(), &["migrate"]);
+    assert_eq!((code, err.as_str()), (0, ""));
 }
 
 #[test]
