@@ -19,7 +19,7 @@ use crate::domain::id::TokenId;
 use crate::domain::user::{Role, User};
 use crate::http::auth::hash_password;
 use crate::storage::accounts::{Account, Proof};
-use crate::storage::tokens::{Secret, Token};
+use crate::storage::tokens::{self, Secret, Token};
 use crate::storage::{channels, newest_migration, users};
 
 /// Where, and how to print.
@@ -339,18 +339,66 @@ pub(super) enum TokenCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// List a user's tokens and sign-ins, newest first
+    List {
+        /// Whose
+        #[arg(long)]
+        user: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// End one token or sign-in, and its open connections
+    Revoke {
+        /// Which, as `token list` shows it
+        id: TokenId,
+        /// Whose
+        #[arg(long)]
+        user: String,
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 pub(super) async fn token(command: TokenCommand) -> Result<()> {
-    let TokenCommand::Add { user, label, days, common } = command;
-    let door = common.door().await?;
-    let user = door.user(&user).await?;
-    let now = Clock::default().now();
-    let expires_at = days.map(|days| now.plus_seconds(days.max(1).saturating_mul(86_400)));
-    let token = Token { id: TokenId::new(now), label, created_at: now, expires_at, slides: false };
-    let secret = Secret::generate("clk_");
-    let (user, proof, hash) = (user.id, Proof::Operator, Secret::hash(&secret.0));
-    let _: Value = door.account(Account::SignIn { user, proof, token, hash }).await?;
-    common.print(&json!({"token": secret.0}), &secret.0);
+    match command {
+        TokenCommand::Add { user, label, days, common } => {
+            let door = common.door().await?;
+            let user = door.user(&user).await?.id;
+            let now = Clock::default().now();
+            let expires_at = days.map(|days| now.plus_seconds(days.max(1).saturating_mul(86_400)));
+            let id = TokenId::new(now);
+            let token = Token { id, label, created_at: now, expires_at, slides: false };
+            let secret = Secret::generate("clk_");
+            let (proof, hash) = (Proof::Operator, Secret::hash(&secret.0));
+            let _: Value = door.account(Account::SignIn { user, proof, token, hash }).await?;
+            common.print(&json!({"id": id, "token": secret.0}), &secret.0);
+        }
+        TokenCommand::List { user, common } => list_tokens(&common, &user).await?,
+        TokenCommand::Revoke { id, user, common } => {
+            let door = common.door().await?;
+            let owner = door.user(&user).await?.id;
+            let ended: Result<Value> = door.account(Account::SignOut { user: owner, token: id }).await;
+            ended.with_context(|| format!("cannot end {id} of {user}: `colink token list` shows what there is"))?;
+            common.print(&json!({"id": id}), &format!("ended {id} of {user}"));
+        }
+    }
     Ok(())
+}
+
+async fn list_tokens(common: &Common, user: &str) -> Result<()> {
+    let door = common.door().await?;
+    let (user, now) = (door.user(user).await?.id, Clock::default().now());
+    let mut end = None;
+    loop {
+        let mut db = door.store.read().await?;
+        let page = tokens::of_user(&mut db, user, now, end, 200).await?;
+        drop(db);
+        let Some(last) = page.last() else { return Ok(()) };
+        end = Some((last.created_at, last.id));
+        for token in page {
+            let ends = token.expires_at.map_or("never".to_owned(), |at| at.to_string());
+            let text = format!("{}  {:<27}  {ends:<27}  {}", token.id, token.created_at.to_string(), token.label);
+            common.print(&serde_json::to_value(&token)?, &text);
+        }
+    }
 }

@@ -121,3 +121,51 @@ async fn accounts_and_channels_are_changed_on_a_stopped_and_on_a_running_server(
     let running = changes(data.path(), "running");
     changed(&server.url, &running).await;
 }
+
+/// Makes a user with a token that leaks and one that does not.
+fn leaks(data: &Path, bot: &str) -> [Value; 2] {
+    run_json(data, &["user", "add", bot]);
+    let token = ["token", "add", "--user", bot, "--label"];
+    [&["leaked", "--days", "30"][..], &["kept"]].map(|more| run_json(data, &[&token[..], more].concat()))
+}
+
+/// Ends the first of two tokens alone.
+fn ends(data: &Path, bot: &str, [leaked, kept]: &[Value; 2]) {
+    let [leaked, kept] = [leaked, kept].map(|token| token["id"].as_str().unwrap());
+    let list = || run(data, &["token", "list", "--user", bot]).out;
+    let listed = list();
+    for words in [[leaked, "leaked", "Z  "], [kept, "kept", "never"]] {
+        assert!(listed.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?}: {listed}");
+    }
+    run(data, &["user", "add", "somebody-else"]);
+    let of_another = run(data, &["token", "revoke", leaked, "--user", "somebody-else"]);
+    assert!(of_another.code == 1 && of_another.err.contains("cannot end"), "{}", of_another.err);
+    assert_eq!(run_json(data, &["token", "revoke", leaked, "--user", bot])["id"], leaked);
+    let again = run(data, &["token", "revoke", leaked, "--user", bot]);
+    assert!(again.code == 1 && again.err.contains("cannot end"), "{}", again.err);
+    let left = run_json(data, &["token", "list", "--user", bot]);
+    assert_eq!((&left["id"], &left["label"]), (&json!(kept), &json!("kept")), "only this line: {left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaked_token_is_ended_alone_on_a_stopped_and_on_a_running_server() {
+    let data = tempfile::tempdir().unwrap();
+    let stopped = leaks(data.path(), "stopped-bot");
+    ends(data.path(), "stopped-bot", &stopped);
+    let server = Serving::start(data.path(), &[]);
+    let running = leaks(data.path(), "running-bot");
+    let mut sockets = Vec::new();
+    for token in &running {
+        let mut socket = Socket::open(&server.url, &[]).await;
+        socket.next().await;
+        socket.identifies(token["token"].as_str().unwrap()).await;
+        sockets.push(socket);
+    }
+    ends(data.path(), "running-bot", &running);
+    assert_eq!(sockets[0].closes().await, 4014);
+    sockets[1].everything().await;
+    for [leaked, kept] in [&stopped, &running] {
+        let me = async |token: &Value| Http::new(&server.url, token["token"].as_str()).get("/v1/users/me").await.code();
+        assert_eq!((me(leaked).await.as_str(), me(kept).await.as_str()), ("unauthenticated", "ok"));
+    }
+}
