@@ -13,9 +13,9 @@ use super::Settings;
 use super::door::Door;
 use crate::app;
 use crate::clock::Clock;
-use crate::domain::channel::{Channel, ChannelKind};
+use crate::domain::channel::{Channel, ChannelRole};
 use crate::domain::command as c;
-use crate::domain::id::TokenId;
+use crate::domain::id::{ChannelId, TokenId};
 use crate::domain::user::{Role, User};
 use crate::http::auth::hash_password;
 use crate::storage::accounts::{Account, Proof};
@@ -236,7 +236,7 @@ pub(super) enum ChannelCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// List public channels
+    /// List public and private channels
     List {
         #[command(flatten)]
         common: Common,
@@ -252,6 +252,17 @@ pub(super) enum ChannelCommand {
     Unarchive {
         /// Its name
         name: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Give a member a role in a channel
+    Role {
+        /// The channel's name
+        name: String,
+        /// Whose
+        user: String,
+        /// member, moderator or owner
+        role: ChannelRole,
         #[command(flatten)]
         common: Common,
     },
@@ -280,47 +291,47 @@ pub(super) async fn channel(command: ChannelCommand) -> Result<()> {
             let mut after = String::new();
             loop {
                 let mut db = door.store.read().await?;
-                let page = channels::browse(&mut db, &after, 200).await?;
+                let page = channels::list(&mut db, &after, 200).await?;
                 drop(db);
                 let Some(last) = page.last() else { return Ok(()) };
                 after = last.name.clone().unwrap_or_default();
                 for channel in page {
                     let name = channel.name.as_deref().unwrap_or("");
-                    let text = format!("#{name:<40} {:>8} messages  {}", channel.last_message_no, channel.purpose);
+                    let state = if channel.archived_at.is_some() { "archived" } else { "active" };
+                    let (kind, messages) = (channel.kind, channel.last_message_no);
+                    let text = format!("#{name:<40} {kind:<8} {state:<8} {messages:>8} messages  {}", channel.purpose);
                     common.print(&serde_json::to_value(&channel)?, &text);
                 }
             }
         }
         ChannelCommand::Archive { name, common } => {
-            let (door, channel, admin) = find(&common, &name).await?;
-            let _: c::Done = door.command(&admin, c::ArchiveChannel { channel_id: channel.id }, None).await?;
-            common.print(&json!({"id": channel.id}), &format!("archived #{name}"));
+            let (door, channel_id) = find(&common, &name).await?;
+            let _: c::Done = door.operate(c::ArchiveChannel { channel_id }).await?;
+            common.print(&json!({"id": channel_id}), &format!("archived #{name}"));
         }
         ChannelCommand::Unarchive { name, common } => {
-            let (door, channel, admin) = find(&common, &name).await?;
-            let _: c::Done = door.command(&admin, c::UnarchiveChannel { channel_id: channel.id }, None).await?;
-            common.print(&json!({"id": channel.id}), &format!("took #{name} out of the archive"));
+            let (door, channel_id) = find(&common, &name).await?;
+            let _: c::Done = door.operate(c::UnarchiveChannel { channel_id }).await?;
+            common.print(&json!({"id": channel_id}), &format!("took #{name} out of the archive"));
+        }
+        ChannelCommand::Role { name, user, role, common } => {
+            let (door, channel_id) = find(&common, &name).await?;
+            let user_id = door.user(&user).await?.id;
+            let set: Result<c::Done> = door.operate(c::SetChannelRole { channel_id, user_id, role }).await;
+            set.with_context(|| format!("cannot make {user} {role} of #{name}"))?;
+            common.print(&json!({"id": channel_id, "role": role}), &format!("{user} is now {role} of #{name}"));
         }
     }
     Ok(())
 }
 
-async fn find(common: &Common, name: &str) -> Result<(Door, Channel, User)> {
+async fn find(common: &Common, name: &str) -> Result<(Door, ChannelId)> {
     let door = common.door().await?;
     let mut db = door.store.read().await?;
-    let found = channels::by_name(&mut db, name.trim_start_matches('#')).await?;
+    let found = channels::by_name(&mut db, &name.trim_start_matches('#').to_lowercase()).await?;
     drop(db);
-    let channel =
-        found.with_context(|| format!("there is no channel `{name}`: `colink channel list` shows the public ones"))?;
-    let admin = match channel.kind {
-        ChannelKind::Public => door.an_admin().await?,
-        _ => {
-            let mut db = door.store.read().await?;
-            let owner = users::by_id(&mut db, channel.created_by).await?;
-            owner.context("the channel's maker is gone")?
-        }
-    };
-    Ok((door, channel, admin))
+    let channel = found.with_context(|| format!("there is no channel `{name}`: `colink channel list` shows them"))?;
+    Ok((door, channel.id))
 }
 
 #[derive(Subcommand)]

@@ -85,17 +85,31 @@ impl Door {
         command: C,
         key: Option<String>,
     ) -> Result<T> {
-        let command: Command = command.into();
+        self.carry_out(Some(user), command.into(), key).await
+    }
+
+    /// Has a command carried out in the operator's own name.
+    pub(super) async fn operate<C: Spec, T: DeserializeOwned>(&self, command: C) -> Result<T> {
+        self.carry_out(None, command.into(), None).await
+    }
+
+    async fn carry_out<T: DeserializeOwned>(
+        &self,
+        user: Option<&User>,
+        command: Command,
+        key: Option<String>,
+    ) -> Result<T> {
         command.validate()?;
         let json = match &self.way {
             Way::Stopped { writer, .. } => {
-                let caller = Principal { user_id: user.id, role: user.role, token_id: TokenId(uuid::Uuid::nil()) };
-                writer.write(caller, Work::Command(command), key).await?.json
+                let of =
+                    |user: &User| Principal { user_id: user.id, role: user.role, token_id: TokenId(uuid::Uuid::nil()) };
+                writer.write(user.map_or(SYSTEM, of), Work::Command(command), key).await?.json
             }
             Way::Running(client) => {
                 let d = serde_json::value::RawValue::from_string(command.body())?;
-                let order_of = Order::Command { user: user.id, name: command.name().to_owned(), d, key };
-                order(client, &order_of).await?
+                let user = user.map(|user| user.id);
+                order(client, &Order::Command { user, name: command.name().to_owned(), d, key }).await?
             }
         };
         serde_json::from_str(&json).context("the answer is not understood")

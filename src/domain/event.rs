@@ -123,7 +123,7 @@ pub struct Event {
     pub id: EventId,
     /// What happened.
     pub kind: EventKind,
-    /// Who did it; nobody for what the server does by itself.
+    /// Who did it; nobody for what the server does by itself, or the operator.
     pub actor: Option<UserId>,
     /// The payload: a JSON object as text, encoded once.
     pub payload: Arc<str>,

@@ -21,6 +21,8 @@
 //!
 //! In a direct message or group nobody changes names, roles or members, or deletes what others wrote. An archived channel
 //! can be read, left and brought back; what is one's own about it still changes.
+//!
+//! The operator, at the command line of the server's machine, is nobody in the table: [`operator_may`].
 
 use super::channel::{ChannelKind, ChannelRole, Posting};
 use super::command::Principal;
@@ -110,6 +112,11 @@ pub struct Standing {
     pub channel_role: Option<ChannelRole>,
 }
 
+impl Standing {
+    /// Where the operator stands, as far as [`operator_may`] lets them.
+    pub const OPERATOR: Standing = Standing { role: Role::Admin, channel_role: Some(ChannelRole::Owner) };
+}
+
 /// What of a channel decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChannelFacts {
@@ -138,6 +145,15 @@ pub fn allows(who: Standing, action: Action, channel: ChannelFacts) -> Result<()
         return Err(Refusal::new(Code::Archived, "the channel is archived"));
     }
     if has_right(who, action, channel) { Ok(()) } else { Err(forbidden(reason(action))) }
+}
+
+/// Decides whether the operator may do something in a channel: archive it and give roles in it as its owner could, a
+/// private one too, for its owners may all be gone; but take no part in it.
+pub fn operator_may(action: Action, channel: ChannelFacts) -> Result<(), Refusal> {
+    match action {
+        Action::Archive | Action::SetRole => allows(Standing::OPERATOR, action, channel),
+        _ => Err(forbidden("the operator takes no part in channels")),
+    }
 }
 
 /// Decides whether a role may browse the directory, make channels and open direct messages.
@@ -281,6 +297,17 @@ mod tests {
                 let may = |role| may_remove(Standing { role, channel_role: who }, Some(*rank)).is_ok();
                 assert_eq!(may(Role::Member), Some(*rank) <= who, "{who:?} {rank:?}");
                 assert!(may(Role::Moderator) && may(Role::Admin));
+            }
+        }
+    }
+
+    #[test]
+    fn the_operator_looks_after_what_has_a_name_and_takes_no_part() {
+        for kind in ChannelKind::ALL {
+            for action in Action::ALL {
+                let channel = ChannelFacts { kind: *kind, posting: Posting::Everyone, archived: false };
+                let looks_after = matches!(action, Action::Archive | Action::SetRole) && !kind.is_direct();
+                assert_eq!(operator_may(*action, channel).is_ok(), looks_after, "{action:?} {kind}");
             }
         }
     }

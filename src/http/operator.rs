@@ -29,10 +29,10 @@ use crate::storage::writer::Work;
 pub enum Order {
     /// Account work.
     Account(Account),
-    /// A command in a user's name.
+    /// A command.
     Command {
-        /// The user.
-        user: UserId,
+        /// In whose name; the operator's own, if absent.
+        user: Option<UserId>,
         /// The command's type.
         name: String,
         /// Its fields.
@@ -56,13 +56,19 @@ pub async fn run(State(hub): State<Arc<Hub>>, request: Request) -> Result<Respon
     let reply = match order {
         Order::Account(account) => hub.writer.write(SYSTEM, Work::Account(account), None).await?,
         Order::Command { user, name, d, key } => {
-            let mut db = hub.store.read().await?;
-            let found = users::by_id(&mut db, user).await?.ok_or_else(|| not_found("user"))?;
-            drop(db);
-            let caller = Principal { user_id: user, role: found.role, token_id: TokenId(uuid::Uuid::nil()) };
+            let caller = match user {
+                Some(user) => in_the_name_of(&hub, user).await?,
+                None => SYSTEM,
+            };
             let command = Command::decode(&name, d.get()).ok_or_else(|| unknown_type(&name))??;
             hub.run(caller, command, key).await?
         }
     };
     Ok(json_response(StatusCode::OK, reply.json.into()))
+}
+
+async fn in_the_name_of(hub: &Hub, user_id: UserId) -> Result<Principal, Refused> {
+    let mut db = hub.store.read().await?;
+    let user = users::by_id(&mut db, user_id).await?.ok_or_else(|| not_found("user"))?;
+    Ok(Principal { user_id, role: user.role, token_id: TokenId(uuid::Uuid::nil()) })
 }

@@ -14,7 +14,7 @@ use crate::domain::id::{StreamId, TokenId, UserId};
 use crate::domain::permission;
 use crate::domain::user::{PresenceMode, Role};
 
-/// The caller of what the server does by itself.
+/// The caller of what the server does by itself, and of what the operator does.
 pub const SYSTEM: Principal =
     Principal { user_id: UserId(uuid::Uuid::nil()), role: Role::Admin, token_id: TokenId(uuid::Uuid::nil()) };
 

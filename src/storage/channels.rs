@@ -85,13 +85,13 @@ pub async fn by_direct_key(db: &mut Db, key: &str) -> Result<Option<Channel>, St
     Ok(on!(db, c => sqlx::query_as(sql).bind(key).fetch_optional(c).await?))
 }
 
-/// Returns public channels by name, those behind `after`, at most `limit`: what can be browsed.
-pub async fn browse(db: &mut Db, after: &str, limit: i64) -> Result<Vec<Channel>, StoreError> {
+/// Returns public and private channels by name, those behind `after`, at most `limit`: for the operator alone.
+pub async fn list(db: &mut Db, after: &str, limit: i64) -> Result<Vec<Channel>, StoreError> {
     let sql = concat!(
         "SELECT ",
         columns!(),
         " FROM channels c JOIN streams s ON s.id = c.id \
-        WHERE c.kind = 'public' AND c.name > $1 ORDER BY c.name LIMIT $2"
+        WHERE c.kind IN ('public', 'private') AND c.name > $1 ORDER BY c.name LIMIT $2"
     );
     Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
 }
@@ -238,6 +238,12 @@ pub async fn facts(db: &mut Db, user: UserId, channel: ChannelId) -> Result<Opti
                JOIN channels c ON c.id = $2 LEFT JOIN members m ON m.channel_id = c.id AND m.user_id = u.id \
                WHERE u.id = $1 AND u.deactivated_at IS NULL";
     Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(channel).fetch_optional(c).await?))
+}
+
+/// Returns what decides about the operator and a channel; nothing if it is not there.
+pub(super) async fn facts_for_operator(db: &mut Db, channel: ChannelId) -> Result<Option<Facts>, StoreError> {
+    let facts = |c: Channel| ChannelFacts { kind: c.kind, posting: c.posting, archived: c.archived_at.is_some() };
+    Ok(by_id(db, channel).await?.map(|found| Facts { who: Standing::OPERATOR, channel: facts(found) }))
 }
 
 /// Inserts a channel whose name or direct key is free; returns whether it was.

@@ -87,7 +87,13 @@ fn changes(data: &Path, prefix: &str) -> (Vec<Value>, Vec<String>) {
     let nowhere = run(data, &["channel", "archive", &name("nowhere")]);
     assert!(nowhere.code == 1 && nowhere.err.contains("there is no channel"), "{}", nowhere.err);
     let listed = run(data, &["channel", "list"]).out;
-    assert!(listed.contains(&name("open")) && !listed.contains(&name("secret")), "{listed}");
+    for words in [
+        [&name("open"), "public", "active"],
+        [&name("old"), "public", "archived"],
+        [&name("secret"), "private", "active"],
+    ] {
+        assert!(listed.lines().any(|line| words.iter().all(|word| line.contains(word))), "{words:?}: {listed}");
+    }
     let dan = run_json(data, &["token", "add", "--user", &dan])["token"].as_str().unwrap().to_owned();
     (vec![secret, open, old, back], [&tokens[..], &[dan]].concat())
 }
@@ -120,6 +126,58 @@ async fn accounts_and_channels_are_changed_on_a_stopped_and_on_a_running_server(
     changed(&server.url, &stopped).await;
     let running = changes(data.path(), "running");
     changed(&server.url, &running).await;
+}
+
+/// Makes a private channel of a moment's owner, a member and nobody else; returns the channel, and the member's token.
+fn orphans(data: &Path, prefix: &str) -> (Value, String) {
+    let name = |name: &str| format!("{prefix}-{name}");
+    run_json(data, &["user", "add", &name("ana"), "--admin"]);
+    for user in ["bob", "dan", "eve"] {
+        run_json(data, &["user", "add", &name(user)]);
+    }
+    let members = ["--member", &name("bob"), "--member", &name("dan")];
+    let channel = run_json(data, &[&["channel", "add", &name("secret"), "--private"][..], &members].concat());
+    run_json(data, &["user", "deactivate", &name("bob")]);
+    let token = run_json(data, &["token", "add", "--user", &name("dan")]);
+    (channel, token["token"].as_str().unwrap().to_owned())
+}
+
+/// Brings a private channel back to somebody whose only owner is gone.
+fn adopts(data: &Path, prefix: &str, channel: &Value) {
+    let name = |name: &str| format!("{prefix}-{name}");
+    let (secret, dan) = (name("secret"), name("dan"));
+    for outsider in [name("eve"), name("bob")] {
+        let refused = run(data, &["channel", "role", &secret, &outsider, "owner"]);
+        let told = format!("cannot make {outsider} owner of #{secret}: this user is no active member of the channel");
+        assert!(refused.code == 1 && refused.err.contains(&told), "{}", refused.err);
+    }
+    run_json(data, &["channel", "archive", &format!("#{secret}")]);
+    let refused = run(data, &["channel", "role", &secret, &dan, "owner"]);
+    assert!(refused.code == 1 && refused.err.contains("the channel is archived"), "{}", refused.err);
+    run_json(data, &["channel", "unarchive", &secret]);
+    let given = run_json(data, &["channel", "role", &secret, &dan, "owner"]);
+    assert_eq!(given, json!({"id": channel["id"], "role": "owner"}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_channel_without_an_owner_is_looked_after_on_a_stopped_and_on_a_running_server() {
+    let data = tempfile::tempdir().unwrap();
+    let (channel, token) = orphans(data.path(), "stopped");
+    adopts(data.path(), "stopped", &channel);
+    let server = Serving::start(data.path(), &[]);
+    let path = |channel: &Value| format!("/v1/channels/{}", channel["id"].as_str().unwrap());
+    assert_eq!(Http::new(&server.url, Some(&token)).get(&path(&channel)).await.good()["role"], "owner");
+
+    let (channel, token) = orphans(data.path(), "running");
+    let mut socket = Socket::open(&server.url, &[]).await;
+    socket.next().await;
+    socket.identifies(&token).await;
+    adopts(data.path(), "running", &channel);
+    let archived = socket.until("channel.archived").await;
+    assert_eq!((&archived["d"]["user_id"], &archived["channel_id"]), (&Value::Null, &channel["id"]), "{archived}");
+    let changed = socket.until("member.role_changed").await;
+    assert_eq!((&changed["d"]["changed_by"], &changed["d"]["role"]), (&Value::Null, &json!("owner")), "{changed}");
+    assert_eq!(Http::new(&server.url, Some(&token)).get(&path(&channel)).await.good()["role"], "owner");
 }
 
 /// Makes a user with a token that leaks and one that does not.

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Applied, Scope, answer, caller_role, done, nothing_to_do, permit};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, GROUP_MAX, Posting, channel_name, direct_key};
 use crate::domain::command;
-use crate::domain::error::{conflict, invalid, not_found};
+use crate::domain::error::{Code, Refusal, conflict, invalid, not_found};
 use crate::domain::event::EventKind;
 use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::permission::{self, Action};
@@ -162,10 +162,10 @@ pub(super) async fn set_archived(scope: &mut Scope<'_>, id: ChannelId, archive: 
     channel.archived_at = archive.then_some(scope.now);
     channels::update(scope, &channel).await?;
     let seq = if archive {
-        let payload = json!({"user_id": scope.caller.user_id, "archived_at": scope.now});
+        let payload = json!({"user_id": scope.actor(), "archived_at": scope.now});
         events::append(scope, id.into(), EventKind::ChannelArchived, &payload).await?
     } else {
-        let payload = json!({"user_id": scope.caller.user_id});
+        let payload = json!({"user_id": scope.actor()});
         events::append(scope, id.into(), EventKind::ChannelUnarchived, &payload).await?
     };
     if channel.kind == ChannelKind::Public {
@@ -253,7 +253,9 @@ async fn go_out(scope: &mut Scope<'_>, channel: ChannelId, user: UserId, removed
 pub(super) async fn set_channel_role(scope: &mut Scope<'_>, c: &command::SetChannelRole) -> Applied {
     permit(scope, c.channel_id, Action::SetRole).await?;
     let before = channels::facts(scope.db, c.user_id, c.channel_id).await?.and_then(|f| f.who.channel_role);
-    let Some(before) = before else { return Err(not_found("member").into()) };
+    let Some(before) = before else {
+        return Err(Refusal::new(Code::NotFound, "this user is no active member of the channel").into());
+    };
     if before == c.role {
         return nothing_to_do();
     }
@@ -261,6 +263,6 @@ pub(super) async fn set_channel_role(scope: &mut Scope<'_>, c: &command::SetChan
         keep_an_owner(scope, c.channel_id, c.user_id).await?;
     }
     channels::set_role(scope, c.channel_id, c.user_id, c.role).await?;
-    let payload = json!({"user_id": c.user_id, "role": c.role, "changed_by": scope.caller.user_id});
+    let payload = json!({"user_id": c.user_id, "role": c.role, "changed_by": scope.actor()});
     done(events::append(scope, c.channel_id.into(), EventKind::MemberRoleChanged, &payload).await?)
 }

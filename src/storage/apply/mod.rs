@@ -40,7 +40,7 @@ pub struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// Returns who an event is by: nobody, if the server acts by itself.
+    /// Returns who an event is by: nobody, if the server acts by itself or the operator does.
     pub(super) fn actor(&self) -> Option<UserId> {
         (self.caller != super::accounts::SYSTEM).then_some(self.caller.user_id)
     }
@@ -105,7 +105,12 @@ fn nothing_to_do() -> Applied {
 /// Locks the channel, reads what decides, and asks whether the caller may do `action`.
 async fn permit(scope: &mut Scope<'_>, channel: ChannelId, action: Action) -> Result<Facts, StoreError> {
     events::lock(scope, channel.into()).await?;
-    let facts = channels::facts(scope.db, scope.caller.user_id, channel).await?.ok_or_else(|| not_found("channel"))?;
+    let Some(user) = scope.actor() else {
+        let facts = channels::facts_for_operator(scope.db, channel).await?.ok_or_else(|| not_found("channel"))?;
+        permission::operator_may(action, facts.channel)?;
+        return Ok(facts);
+    };
+    let facts = channels::facts(scope.db, user, channel).await?.ok_or_else(|| not_found("channel"))?;
     permission::allows(facts.who, action, facts.channel)?;
     Ok(facts)
 }
