@@ -4,7 +4,7 @@
 //! requests finish, what waits is written, the store closes.
 
 use std::fs::{File, TryLockError};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub struct App {
     stop: CancellationToken,
     serving: JoinHandle<()>,
     data: PathBuf,
-    _locks: (File, Lock),
+    _locks: (File, File, Lock),
 }
 
 /// What a running server leaves in its data directory for the command line, readable by its owner alone.
@@ -53,12 +53,27 @@ pub struct Running {
 const RUNNING: &str = "running.json";
 
 impl Running {
-    /// Returns what the server that runs on a data directory left there.
+    /// Returns what the server that runs on a data directory left there. One that was killed leaves it behind, but no longer
+    /// holds it.
     pub fn read(data: &Path) -> Option<Running> {
-        serde_json::from_slice(&std::fs::read(data.join(RUNNING)).ok()?).ok()
+        let mut file = File::open(data.join(RUNNING)).ok()?;
+        if !matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) {
+            return None;
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
-    fn write(&self, data: &Path) -> Result<()> {
+    /// Returns what a server that was killed left in a data directory.
+    #[must_use]
+    pub fn left_behind(data: &Path) -> Option<PathBuf> {
+        let path = data.join(RUNNING);
+        (path.exists() && Running::read(data).is_none()).then_some(path)
+    }
+
+    /// Writes it, and holds it as long as the file is kept.
+    fn write(&self, data: &Path) -> Result<File> {
         let path = data.join(RUNNING);
         let _ = std::fs::remove_file(&path);
         let mut options = File::options();
@@ -66,8 +81,9 @@ impl Running {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        Ok(())
+        Ok(file)
     }
 }
 
@@ -207,10 +223,10 @@ impl App {
         let database = config.database.url.expose().to_owned();
         let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0)).await?;
         let (url, pid) = (local_url(address), std::process::id());
-        Running { url, operator_token: operator.0, database, pid }.write(&data)?;
+        let running = Running { url, operator_token: operator.0, database, pid }.write(&data)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(http::serve::serve(hub.clone(), listener, stop.clone()));
-        Ok(App { hub, address, stop, serving, data, _locks: (lock, database_lock) })
+        Ok(App { hub, address, stop, serving, data, _locks: (lock, running, database_lock) })
     }
 
     /// Stops the node in order: nothing that was accepted is lost.

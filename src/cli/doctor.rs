@@ -110,11 +110,11 @@ async fn server(data: &Path, listen: std::net::SocketAddr) -> Finding {
         let health = async { Client::new(&running.url)?.get::<serde_json::Value>("/health").await };
         return match health.await {
             Ok(_) => Finding::Good(format!("runs at {} (process {})", running.url, running.pid)),
-            Err(error) => Finding::Weak(format!(
-                "left {} behind and does not answer: {error}",
-                data.join("running.json").display()
-            )),
+            Err(error) => Finding::Bad(format!("runs (process {}) and does not answer: {error}", running.pid)),
         };
+    }
+    if let Some(left) = Running::left_behind(data) {
+        return Finding::Weak(format!("was killed: it left {} behind, which the next start removes", left.display()));
     }
     match std::net::TcpListener::bind(listen) {
         Ok(_) => Finding::Good(format!("does not run; {listen} is free")),

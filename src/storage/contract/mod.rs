@@ -116,10 +116,9 @@ impl World {
     }
 
     /// Checks that what was told is what is stored, in order, each once.
-    async fn all_is_told(&self, when: &str) {
-        let mut db = self.store.read().await.unwrap();
+    async fn all_is_told(&self, db: &mut Db, when: &str) {
         let sql = "SELECT stream_id, seq FROM events ORDER BY stream_id, seq";
-        let stored: Vec<(StreamId, i64)> = on!(&mut db, c => sqlx::query_as(sql).fetch_all(c).await.unwrap());
+        let stored: Vec<(StreamId, i64)> = on!(db, c => sqlx::query_as(sql).fetch_all(c).await.unwrap());
         let mut told: Vec<(StreamId, i64)> =
             self.told.lock().unwrap().iter().map(|event| (event.stream, event.seq)).collect();
         told.sort_by_key(|(stream, _)| *stream);
