@@ -166,7 +166,11 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
     match account {
         Account::SignUp { code_hash, name, display_name, password_hash } => {
             let role = tokens::use_invite(scope.db, code_hash, now).await?;
-            let role = role.ok_or_else(|| forbidden("this invitation is unknown, used up or no longer valid"))?;
+            let role = role.ok_or_else(|| {
+                forbidden(
+                    "this invitation is unknown, used up or no longer valid; if you made your account with it, sign in",
+                )
+            })?;
             let user = make_user(scope, name, display_name.as_deref(), role, false).await?;
             users::set_password(scope.db, user.id, password_hash).await?;
             Ok(serde_json::to_string(&user).expect("a user has only string keys"))
