@@ -195,6 +195,11 @@ impl Directory {
         sessions.by_user.get(&user).cloned().unwrap_or_default()
     }
 
+    /// Returns one of a user's sessions, the same as long as it lasts.
+    pub fn a_session_of(&self, user: UserId) -> Option<Arc<SessionHandle>> {
+        self.sessions.read().expect("no panic under this lock").by_user.get(&user)?.first().cloned()
+    }
+
     /// Returns how many sessions a user has, with a connection or without.
     pub fn session_count(&self, user: UserId) -> usize {
         self.sessions.read().expect("no panic under this lock").by_user.get(&user).map_or(0, Vec::len)

@@ -219,6 +219,7 @@ async fn run_command<C: Spec>(
     let mut fields = body_fields(&hub, &parts.headers, body).await?;
     fields.extend(path.into_json()?);
     let command: C = read(Value::Object(fields))?;
+    hub.note_active_elsewhere(caller.user_id);
     let reply = hub.run(caller, command.into(), key).await?;
     Ok(reply_response(status, reply))
 }

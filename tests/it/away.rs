@@ -100,6 +100,13 @@ async fn who_does_nothing_for_so_long_is_away_until_they_do_something() {
     assert_eq!(shown(&bob, &ana).await, "away", "nor is what others do to her account");
     assert_eq!(keyboard.call("user.update", json!({})).await["ok"], true);
     screen.sees(&ana, "online").await;
+    clock.advance(Duration::from_secs(300));
+    world.looks_for_idle();
+    screen.sees(&ana, "away").await;
+    ana.http.get("/v1/channels").await.good();
+    assert_eq!(shown(&bob, &ana).await, "away", "nor is what a client reads by itself");
+    ana.http.ask("PATCH", "/v1/users/me", &json!({})).await.good();
+    screen.sees(&ana, "online").await;
 
     let clock = standing_clock();
     let world = World::at(Database::Sqlite, clock.clone(), |config| {

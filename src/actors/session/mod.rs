@@ -63,6 +63,8 @@ pub struct SessionHandle {
     watches: Mutex<Box<[UserId]>>,
     /// The presence tracker was told to look at `watches`, and did not yet.
     watches_told: AtomicBool,
+    /// When the presence tracker was last told that the user does something, in microseconds.
+    told_active: AtomicI64,
     actor: OnceLock<ActorRef<SessionMsg>>,
 }
 
@@ -83,6 +85,7 @@ impl SessionHandle {
             ended: AtomicBool::new(false),
             watches: Mutex::default(),
             watches_told: AtomicBool::new(false),
+            told_active: AtomicI64::new(0),
             actor: OnceLock::new(),
         })
     }
@@ -123,6 +126,14 @@ impl SessionHandle {
 
     fn set_sign_in_ends(&self, at: Option<Timestamp>) {
         self.sign_in_ends.store(at.map_or(i64::MAX, |at| at.0), Ordering::Release);
+    }
+
+    /// Notes that the user does something; returns whether the presence tracker is to be told, which is enough every so
+    /// often.
+    fn turns_active(&self, now: Timestamp) -> bool {
+        let told = self.told_active.load(Ordering::Relaxed);
+        let is_due = now.since(Timestamp(told)).as_secs() as i64 >= ACTIVE_EVERY_S;
+        is_due && self.told_active.compare_exchange(told, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Returns whether the session is over.
@@ -262,6 +273,19 @@ impl Hub {
         Some((session, replayed))
     }
 
+    fn note_active(&self, session: &SessionHandle) {
+        if session.turns_active(self.clock.now()) {
+            self.directory.tell_presence(PresenceMsg::Active { user: session.user_id });
+        }
+    }
+
+    /// Notes that a user does something beside their sessions, if they have any: whoever is not there is not seen.
+    pub fn note_active_elsewhere(&self, user: UserId) {
+        if let Some(session) = self.directory.a_session_of(user) {
+            self.note_active(&session);
+        }
+    }
+
     /// Tells a session anew who of those it watches is there: what changed while its client was away, or was lost on the
     /// way, it did not hear.
     pub fn show_presence(&self, session: &Arc<SessionHandle>) {
@@ -337,7 +361,6 @@ struct State {
     commands: Option<Bucket>,
     /// How many more requests beyond the rate are answered at all.
     refusals: Option<Bucket>,
-    told_active: Option<Timestamp>,
     /// Where the last typing notice was told, and when.
     typed: Option<(ChannelId, Option<i64>, Timestamp)>,
 }
@@ -352,7 +375,7 @@ impl Actor for Session {
         _: ActorRef<SessionMsg>,
         (hub, handle): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, handle, commands: None, refusals: None, told_active: None, typed: None })
+        Ok(State { hub, handle, commands: None, refusals: None, typed: None })
     }
 
     async fn handle(
@@ -420,7 +443,7 @@ impl State {
             Ok(request) => request,
             Err(refusal) => return self.answer(id, Err(refusal)),
         };
-        self.note_active();
+        self.hub.note_active(&self.handle);
         match *request {
             Request::Command(command) => {
                 let queue = self.handle.queue.clone();
@@ -459,14 +482,6 @@ impl State {
     fn answer(&self, id: Option<u64>, result: Result<&'static str, Refusal>) {
         let result = result.map(|json| Reply { json: json.to_owned(), duplicate: false });
         self.handle.queue.push_answer(answer_frame(id, result));
-    }
-
-    fn note_active(&mut self) {
-        let now = self.hub.clock.now();
-        if self.told_active.is_none_or(|at| now.since(at).as_secs() as i64 >= ACTIVE_EVERY_S) {
-            self.told_active = Some(now);
-            self.hub.directory.tell_presence(PresenceMsg::Active { user: self.handle.user_id });
-        }
     }
 
     /// Typing is told by the channel's actor, which alone knows who may hear. Nothing of it is stored.
