@@ -28,6 +28,12 @@ impl Failure {
         if rolled_back { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into(), news) }
     }
 
+    /// Returns whether the database refused a statement because of what is stored, such as a key that is there already.
+    pub(super) fn breaks_a_rule(&self) -> bool {
+        let Failure::RolledBack(StoreError::Database(error)) = self else { return false };
+        error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other))
+    }
+
     /// Returns whether its writes may fare better one by one. What is locked now is locked for each of them, and they
     /// would wait for it one after the other.
     pub(super) fn may_be_one_item(&self) -> bool {

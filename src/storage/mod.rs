@@ -21,6 +21,7 @@ pub mod lock;
 pub mod messages;
 mod migrations;
 pub mod personal;
+mod remembered;
 pub mod send;
 pub mod tokens;
 mod types;

@@ -1,7 +1,7 @@
 //! Many top-level messages in one go: the hot path of the hub.
 //!
-//! However many messages of however many channels wait, they cost two round trips: one asks what decides about each, one
-//! stores them all; a text with an `@` in it costs one more, to find whom it names. A batch travels as JSON parameters,
+//! However many messages of however many channels wait, they cost two round trips: one asks what decides about each, unless
+//! the writer [remembers](super::remembered), one stores them all; a text with an `@` in it costs one more, to find whom it names. A batch travels as JSON parameters,
 //! which both databases take apart themselves, and the answer comes as one JSON too: row by row, SQLite's thread and the
 //! writer's would wake each other for every message.
 //!
@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::apply::{Created, find_mentions};
 use super::channels::EVERYBODY;
 use super::failure::Failure;
-use super::writer::{News, Reply};
+use super::remembered::Remembered;
+use super::writer::{News, Reply, Results};
 use super::{Db, StoreError, by_dialect, idempotency, on};
 use crate::clock::Timestamp;
 use crate::domain::channel::{ChannelKind, ChannelRole, Posting};
@@ -42,26 +43,30 @@ pub(super) struct Item<'a> {
 /// Whether the messages are a transaction of their own or part of one that is open.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transaction {
+    /// Their own.
     Own,
+    /// Their own, and on SQLite it has begun.
+    Begun,
+    /// One that is open, and goes on behind them.
     Open,
 }
 
 /// What the store knows about one item before it decides: an array of JSON, in this order.
 #[derive(Deserialize)]
-struct Known {
-    at: usize,
-    last_seq: i64,
-    last_message_no: i64,
-    role: Role,
-    channel_role: Option<ChannelRole>,
-    kind: ChannelKind,
-    posting: Posting,
+pub(super) struct Known {
+    pub(super) at: usize,
+    pub(super) last_seq: i64,
+    pub(super) last_message_no: i64,
+    pub(super) role: Role,
+    pub(super) channel_role: Option<ChannelRole>,
+    pub(super) kind: ChannelKind,
+    pub(super) posting: Posting,
     /// A 1 if the channel is archived.
-    archived: Option<u8>,
+    pub(super) archived: Option<u8>,
     /// What the key of an earlier request is bound to, in hexadecimal.
-    body_hash: Option<String>,
+    pub(super) body_hash: Option<String>,
     /// The first answer to it.
-    response: Option<String>,
+    pub(super) response: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -133,16 +138,47 @@ pub(super) async fn send_many(
     now: Timestamp,
     items: &[Item<'_>],
     transaction: Transaction,
+    remembered: &mut Remembered,
     events: &mut Vec<Event>,
-) -> Result<Vec<Option<Result<Reply, Refusal>>>, Failure> {
-    let mut results: Vec<Option<Result<Reply, Refusal>>> = Vec::new();
-    results.resize_with(items.len(), || None);
+) -> Result<Results, Failure> {
     if transaction == Transaction::Open {
         lock_channels(db, items).await?;
+        let known = ask(db, items, transaction).await?;
+        return store(db, now, items, known, transaction, remembered, events).await;
     }
+    // Who may no longer post may still repeat what was posted: only the store knows.
+    let recalled = remembered.recall(items).filter(|known| known.iter().all(|known| known.lets_post().is_ok()));
+    if let Some(known) = recalled {
+        match store(db, now, items, known, Transaction::Own, remembered, events).await {
+            Err(failure) if failure.breaks_a_rule() => {
+                // One of them repeats a key that was used before: the question finds out which.
+                if matches!(db, Db::Sqlite(_)) {
+                    db.run("ROLLBACK").await?;
+                }
+            }
+            done => return done,
+        }
+    }
+    let known = ask(db, items, transaction).await?;
+    remembered.learn(items, &known);
+    store(db, now, items, known, Transaction::Begun, remembered, events).await
+}
+
+/// Stores them, as far as what is known of each lets them.
+async fn store(
+    db: &mut Db,
+    now: Timestamp,
+    items: &[Item<'_>],
+    asked: Vec<Known>,
+    transaction: Transaction,
+    remembered: &mut Remembered,
+    events: &mut Vec<Event>,
+) -> Result<Results, Failure> {
+    let mut results = Results::new();
+    results.resize_with(items.len(), || None);
     let mut known: HashMap<usize, Known> = HashMap::new();
     let mut heads: HashMap<ChannelId, Head> = HashMap::new();
-    for known_one in ask(db, items, transaction).await? {
+    for known_one in asked {
         let (c, s) = (items[known_one.at].send.channel_id, known_one.last_seq);
         heads.entry(c).or_insert(Head { c, was: s, s, n: known_one.last_message_no });
         known.insert(known_one.at, known_one);
@@ -216,12 +252,15 @@ pub(super) async fn send_many(
     let keys = keys(items, &going, &answers);
     let stored = match insert(db, now, &rows, &heads, &named, &keys, transaction).await {
         Ok(stored) => stored,
-        Err(error) if transaction == Transaction::Own => {
+        Err(error) if transaction != Transaction::Open => {
             return Err(Failure::of_commit(error, News { events: appended, revoked: Vec::new() }));
         }
         Err(error) => return Err(error.into()),
     };
 
+    for head in &heads {
+        remembered.move_head(head.c, head.s, head.n, stored.contains(&head.c.into()));
+    }
     events.extend(appended.into_iter().filter(|event| stored.contains(&event.stream)));
     for (at, json) in going.into_iter().zip(answers) {
         if stored.contains(&items[at].send.channel_id.into()) {
@@ -236,14 +275,20 @@ pub(super) async fn send_many(
 
 fn decide(item: &Item<'_>, known: Option<Known>) -> Result<Option<String>, Refusal> {
     let known = known.ok_or_else(|| not_found("channel"))?;
-    if let (Some(stored), Some(response), Some((_, hash))) = (&known.body_hash, known.response, &item.key) {
+    if let (Some(stored), Some(response), Some((_, hash))) = (&known.body_hash, &known.response, &item.key) {
         idempotency::same_body(stored, &hex(hash))?;
-        return Ok(Some(response));
+        return Ok(Some(response.clone()));
     }
-    let who = Standing { role: known.role, channel_role: known.channel_role };
-    let channel = ChannelFacts { kind: known.kind, posting: known.posting, archived: known.archived.is_some() };
-    permission::allows(who, Action::Post, channel)?;
+    known.lets_post()?;
     Ok(None)
+}
+
+impl Known {
+    fn lets_post(&self) -> Result<(), Refusal> {
+        let who = Standing { role: self.role, channel_role: self.channel_role };
+        let channel = ChannelFacts { kind: self.kind, posting: self.posting, archived: self.archived.is_some() };
+        permission::allows(who, Action::Post, channel)
+    }
 }
 
 /// Returns the answer of a repeat within the batch, if the first one has any.
@@ -305,8 +350,8 @@ async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Resul
             JOIN streams s ON s.id = b.c LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
             LEFT JOIN idempotency i ON i.user_id = b.u AND i.key = b.k",
         sqlite: match transaction {
-            Transaction::Own => ask!("BEGIN IMMEDIATE; "),
             Transaction::Open => ask!(""),
+            Transaction::Own | Transaction::Begun => ask!("BEGIN IMMEDIATE; "),
         },
     );
     let known: String = on!(db, c => sqlx::query_scalar(sql).bind(questions).fetch_one(c).await?);
@@ -340,7 +385,7 @@ async fn insert(
     transaction: Transaction,
 ) -> Result<HashSet<StreamId>, sqlx::Error> {
     if rows.is_empty() {
-        if transaction == Transaction::Own && matches!(db, Db::Sqlite(_)) {
+        if transaction == Transaction::Begun && matches!(db, Db::Sqlite(_)) {
             db.run("COMMIT").await?;
         }
         return Ok(HashSet::new());
@@ -351,10 +396,11 @@ async fn insert(
         read.insert((row.c, row.a), (row.s, row.n));
     }
     let read: Vec<Named> = read.into_iter().map(|((c, u), (s, n))| Named { c, u, s, n }).collect();
-    /// The statements, with something behind them on SQLite.
+    /// The statements, with something in front of them and behind them on SQLite.
     macro_rules! insert {
-        ($commit:literal) => {
+        ($begin:literal, $commit:literal) => {
             concat!(
+                $begin,
                 "UPDATE streams SET last_seq = h.s, last_message_no = h.n FROM (SELECT unhex(value ->> 'c', '-') AS c, \
                     value ->> 'was' AS was, value ->> 's' AS s, value ->> 'n' AS n FROM json_each($6)) h \
                     WHERE streams.id = h.c AND streams.last_seq = h.was; \
@@ -396,8 +442,9 @@ async fn insert(
                 AS k(c uuid, u uuid, k text, h text, r text) JOIN head ON head.id = k.c) \
             SELECT id FROM head",
         sqlite: match transaction {
-            Transaction::Own => insert!("; COMMIT"),
-            Transaction::Open => insert!(""),
+            Transaction::Own => insert!("BEGIN IMMEDIATE; ", "; COMMIT"),
+            Transaction::Begun => insert!("", "; COMMIT"),
+            Transaction::Open => insert!("", ""),
         },
     );
     let (rows, moved, read, named, keys) = (json(&rows), json(&heads), json(&read), json(&named), json(&keys));
@@ -408,7 +455,7 @@ async fn insert(
     }
     let stored: Vec<StreamId> = match db {
         Db::Postgres(c) => bound!(sqlx::query_scalar(sql)).fetch_all(&mut **c).await?,
-        // The transaction has been open since the heads were read: nobody moved them.
+        // Nobody else writes: the heads are where they were read, or were moved to. If not, a primary key is there already.
         Db::Sqlite(c) => {
             bound!(sqlx::query(sql)).execute(&mut **c).await?;
             heads.iter().map(|head| head.c.into()).collect()

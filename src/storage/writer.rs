@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::accounts::Account;
 use super::apply::Scope;
 use super::failure::{self, Failure, Turn};
+use super::remembered::Remembered;
 use super::send::Transaction;
 use super::tokens::Revoked;
 use super::{Db, Dialect, Store, StoreError, accounts, apply, idempotency, send};
@@ -147,6 +148,7 @@ impl Writer {
             db: None,
             turn: Turn::new(),
             doubt: None,
+            remembered: Remembered::default(),
             batch: limits.batch,
             written: 0,
             checkpoint: None,
@@ -203,6 +205,7 @@ struct Task {
     turn: Turn,
     /// What is to be told if a commit that was cut off took effect after all. Nothing is written before that is known.
     doubt: Option<News>,
+    remembered: Remembered,
     batch: usize,
     /// Writes since the last checkpoint began.
     written: usize,
@@ -230,7 +233,7 @@ fn until_heavy(writes: &[Write]) -> usize {
 }
 
 /// What became of each write of a batch that was committed; nothing, if it is to be tried again.
-type Results = Vec<Option<Result<Reply, Refusal>>>;
+pub(super) type Results = Vec<Option<Result<Reply, Refusal>>>;
 
 /// What others hear of once it is committed.
 #[derive(Clone, Default)]
@@ -381,6 +384,9 @@ impl Task {
             tracing::error!("applying a batch of writes panicked");
             Err(StoreError::Refused(Refusal::new(Code::Internal, "the server failed on this request")).into())
         });
+        if applied.is_err() {
+            self.remembered.forget_all();
+        }
         match &mut applied {
             Ok(_) => self.db = Some(db),
             Err(Failure::Unknown(_, news)) => {
@@ -396,7 +402,7 @@ impl Task {
     }
 
     /// Applies a batch and commits it.
-    async fn apply(&self, db: &mut Db, batch: &[Write]) -> Result<(Results, News), Failure> {
+    async fn apply(&mut self, db: &mut Db, batch: &[Write]) -> Result<(Results, News), Failure> {
         let now = self.clock.now();
         let mut results = Results::new();
         results.resize_with(batch.len(), || None);
@@ -420,7 +426,7 @@ impl Task {
         }
         if !sends.is_empty() {
             let transaction = if only_sends { Transaction::Own } else { Transaction::Open };
-            let sent = send::send_many(db, now, &sends, transaction, &mut news.events).await?;
+            let sent = send::send_many(db, now, &sends, transaction, &mut self.remembered, &mut news.events).await?;
             for (index, result) in at.into_iter().zip(sent) {
                 results[index] = result;
             }
@@ -434,6 +440,7 @@ impl Task {
             if let Err(error) = db.run("COMMIT").await {
                 return Err(Failure::of_commit(error, news));
             }
+            self.remembered.note(&news.events);
         }
         Ok((results, news))
     }

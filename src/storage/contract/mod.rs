@@ -18,7 +18,7 @@ use super::{
     Db, Dialect, Options, PAGE_BYTES, Store, StoreError, apply, channels, events, messages, on, personal, tokens, users,
 };
 use crate::clock::{Clock, Timestamp};
-use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership};
+use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership, Posting};
 use crate::domain::command::{self, Command, Invite, Principal};
 use crate::domain::error::{Code, Refusal};
 use crate::domain::event::{Event, EventKind};
@@ -179,6 +179,7 @@ mod cost;
 mod failures;
 mod log;
 mod people;
+mod remembered;
 mod rooms;
 mod talk;
 mod wire;
