@@ -337,8 +337,8 @@ mod tests {
         assert!(matches!(bob.start, Start::Resumed(_)), "and can be resumed too");
     }
 
-    #[tokio::test]
-    async fn a_session_that_is_gone_starts_anew_with_its_gaps() {
+    /// Opens a session that missed a message and had to start anew.
+    async fn gone() -> (Stub, ChannelId, Gateway) {
         let stub = Stub::start().await;
         let room = stub.room(&["ana", "bob"]);
         let mut bob = open(&stub, "bob").await;
@@ -346,6 +346,12 @@ mod tests {
         stub.forget_sessions();
         bob.resume().await.unwrap();
         assert!(matches!(bob.start, Start::Anew));
+        (stub, room, bob)
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_gone_starts_anew_with_its_gaps() {
+        let (stub, _, mut bob) = gone().await;
         let event = bob.next_event().await.unwrap();
         let Step::Gap { stream, after } = bob.cursors.offer(&event) else { panic!("a gap") };
         let missed = stub.client("bob").await.events(stream, after).await.unwrap();
@@ -355,13 +361,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_gap_that_was_not_taken_is_told_by_the_next_connection() {
-        let stub = Stub::start().await;
-        let room = stub.room(&["ana", "bob"]);
-        let mut bob = open(&stub, "bob").await;
-        stub.post(room, "ana", "missed");
-        stub.forget_sessions();
-        bob.resume().await.unwrap();
-        assert!(matches!(bob.start, Start::Anew));
+        let (stub, room, mut bob) = gone().await;
         stub.cut_gateway();
         bob.resume().await.unwrap();
         assert!(matches!(bob.start, Start::Resumed(_)));

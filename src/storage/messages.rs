@@ -118,21 +118,18 @@ pub async fn history(
     limit: i64,
 ) -> Result<(Vec<Message>, More), StoreError> {
     let (mut found, more) = match page {
-        Page::Newest => {
-            let (found, older) = backwards(db, channel, thread, i64::MAX, limit).await?;
-            (found, More { older: Some(older), newer: None })
-        }
-        Page::Before(seq) => {
-            let (found, older) = backwards(db, channel, thread, seq, limit).await?;
+        Page::Newest | Page::Before(_) => {
+            let seq = if let Page::Before(seq) = page { seq } else { i64::MAX };
+            let (found, older) = read(db, channel, thread, Side::Older(seq), limit).await?;
             (found, More { older: Some(older), newer: None })
         }
         Page::After(seq) => {
-            let (found, newer) = forwards(db, channel, thread, seq, limit).await?;
+            let (found, newer) = read(db, channel, thread, Side::Newer(seq), limit).await?;
             (found, More { older: None, newer: Some(newer) })
         }
         Page::Around(seq) => {
-            let (mut before, mut older) = backwards(db, channel, thread, seq, limit).await?;
-            let (mut after, mut newer) = forwards(db, channel, thread, seq.saturating_sub(1), limit).await?;
+            let (mut before, mut older) = read(db, channel, thread, Side::Older(seq), limit).await?;
+            let (mut after, mut newer) = read(db, channel, thread, Side::Newer(seq.saturating_sub(1)), limit).await?;
             let all = usize::try_from(limit).unwrap_or(0);
             // Half of it older, unless there is less on the other side.
             let keep = (all / 2).max(all.saturating_sub(after.len())).min(before.len());
@@ -170,40 +167,31 @@ macro_rules! part {
     };
 }
 
-async fn backwards(
-    db: &mut Db,
-    channel: ChannelId,
-    thread: Option<i64>,
-    seq: i64,
-    limit: i64,
-) -> Result<(Vec<Message>, bool), StoreError> {
-    let sql = part!(db, thread, "< $2 ORDER BY m.seq DESC LIMIT $3");
-    let (found, more) = read(db, sql, channel, thread, seq, limit).await?;
-    Ok((found.into_iter().rev().collect(), more))
-}
-
-async fn forwards(
-    db: &mut Db,
-    channel: ChannelId,
-    thread: Option<i64>,
-    seq: i64,
-    limit: i64,
-) -> Result<(Vec<Message>, bool), StoreError> {
-    let sql = part!(db, thread, "> $2 ORDER BY m.seq LIMIT $3");
-    read(db, sql, channel, thread, seq, limit).await
-}
-
+/// Reads what is right before an event, or right after it; in order, and with whether there are more.
 async fn read(
     db: &mut Db,
-    sql: &'static str,
     channel: ChannelId,
     thread: Option<i64>,
-    seq: i64,
+    side: Side,
     limit: i64,
 ) -> Result<(Vec<Message>, bool), StoreError> {
-    let (found, more) = on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).bind(thread).fetch(c),
-        limit, Counted::bytes).await?);
+    let (sql, seq) = match side {
+        Side::Older(seq) => (part!(db, thread, "< $2 ORDER BY m.seq DESC LIMIT $3"), seq),
+        Side::Newer(seq) => (part!(db, thread, "> $2 ORDER BY m.seq LIMIT $3"), seq),
+    };
+    let (mut found, more) = on!(db, c => page(sqlx::query_as(sql).bind(channel).bind(seq).bind(limit + 1).bind(thread)
+        .fetch(c), limit, Counted::bytes).await?);
+    if matches!(side, Side::Older(_)) {
+        found.reverse();
+    }
     Ok((found.into_iter().map(|counted| counted.message).collect(), more))
+}
+
+/// Which side of an event.
+#[derive(Clone, Copy)]
+enum Side {
+    Older(i64),
+    Newer(i64),
 }
 
 /// Returns a message with its reactions.

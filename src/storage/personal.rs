@@ -149,35 +149,28 @@ pub(super) async fn follow_by_default(
     Ok(())
 }
 
-/// Moves the caller's read mark in a thread that they have one in; returns whether it moved.
-pub(super) async fn set_thread_read(
-    scope: &mut Scope<'_>,
-    channel: ChannelId,
-    thread_seq: i64,
-    seq: i64,
-    number: i64,
-) -> Result<bool, StoreError> {
-    let user = scope.caller.user_id;
-    let sql = "UPDATE thread_follows SET read_seq = $4, read_no = $5 \
-               WHERE channel_id = $1 AND thread_seq = $2 AND user_id = $3 AND read_no < $5";
-    let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(seq).bind(number)
-        .execute(db).await?.rows_affected());
-    Ok(rows == 1)
+/// Which way a read mark is moved.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Move {
+    /// Forward, if it is behind.
+    Forward,
+    /// To wherever is said, in a thread that is followed.
+    Anywhere,
 }
 
-/// Moves the caller's read mark in a thread back to before a reply; returns whether they follow the thread.
-pub(super) async fn set_thread_unread(
+/// Moves the read mark that the caller has in a thread; returns whether it moved.
+pub(super) async fn move_thread_mark(
     scope: &mut Scope<'_>,
     channel: ChannelId,
     thread_seq: i64,
-    seq: i64,
-    number: i64,
+    (seq, number): (i64, i64),
+    way: Move,
 ) -> Result<bool, StoreError> {
     let user = scope.caller.user_id;
-    let sql = "UPDATE thread_follows SET read_seq = $4, read_no = $5 \
-               WHERE channel_id = $1 AND thread_seq = $2 AND user_id = $3 AND following";
+    let sql = "UPDATE thread_follows SET read_seq = $4, read_no = $5 WHERE channel_id = $1 AND thread_seq = $2 \
+               AND user_id = $3 AND CASE WHEN $6 THEN following ELSE read_no < $5 END";
     let rows = on!(scope.db, db => sqlx::query(sql).bind(channel).bind(thread_seq).bind(user).bind(seq).bind(number)
-        .execute(db).await?.rows_affected());
+        .bind(way == Move::Anywhere).execute(db).await?.rows_affected());
     Ok(rows == 1)
 }
 

@@ -1,9 +1,9 @@
 //! Many top-level messages in one go: the hot path of the hub.
 //!
-//! However many messages of however many channels wait, they cost two round trips: one asks what decides about each, unless
-//! the writer [remembers](super::remembered), one stores them all; a text with an `@` in it costs one more, to find whom it names. A batch travels as JSON parameters,
-//! which both databases take apart themselves, and the answer comes as one JSON too: row by row, SQLite's thread and the
-//! writer's would wake each other for every message.
+//! However many messages of however many channels wait, they cost two round trips: one asks what decides about each,
+//! unless the writer [remembers](super::remembered), and one stores them all; a text with an `@` in it costs one more, to
+//! find whom it names. A batch travels as JSON parameters, which both databases take apart themselves, and the answer comes
+//! as one JSON too: row by row, SQLite's thread and the writer's would wake each other for every message.
 //!
 //! On Postgres no transaction is open between the two. Whatever decides who may post in a channel is written with an
 //! event of that channel, so the second statement writes to a channel only if its head is still where the first one

@@ -30,6 +30,12 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// How long a client waits before it tries a dead server again.
 const AGAIN: Duration = Duration::from_millis(20);
 
+/// Waits a moment before something is tried again, which has a limit.
+async fn before_another_try(deadline: Instant, why: impl FnOnce() -> String) {
+    assert!(Instant::now() < deadline, "{}", why());
+    tokio::time::sleep(AGAIN).await;
+}
+
 /// One user.
 #[derive(Clone)]
 pub(crate) struct Person {
@@ -207,8 +213,7 @@ impl Writer {
             open.iter().zip(tried).for_each(|(at, answer)| answers[*at].push(answer));
             if failed {
                 count(&self.world.figures.unknown);
-                assert!(Instant::now() < deadline, "{} gets no answer", self.me.name);
-                tokio::time::sleep(AGAIN).await;
+                before_another_try(deadline, || format!("{} gets no answer", self.me.name)).await;
             }
         }
         if self.random.once_in(8) {
@@ -428,10 +433,15 @@ impl Listener {
                     self.gateway.cursors
                 );
             }
+            let too_late = async {
+                match deadline {
+                    Some(until) => tokio::time::sleep_until(until.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 _ = heads.changed() => {}
-                // A look at the deadline, for when nothing comes any more.
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = too_late => {}
                 event = self.gateway.next_event() => match event {
                     Ok(event) => self.take(&event).await,
                     Err(error) => {
@@ -468,9 +478,11 @@ impl Listener {
         let missing = loop {
             match self.client.events(stream, after).await {
                 Ok(missing) => break missing,
-                Err(error) => assert!(Instant::now() < deadline && !is_definite(&error), "cannot read events: {error}"),
+                Err(error) => {
+                    assert!(!is_definite(&error), "cannot read events: {error}");
+                    before_another_try(deadline, || format!("cannot read events: {error}")).await;
+                }
             }
-            tokio::time::sleep(AGAIN).await;
         };
         for event in &missing {
             match self.gateway.cursors.offer(event) {
@@ -497,8 +509,9 @@ impl Listener {
                 Ok(gateway) => self.gateway = gateway,
                 Err(error) => {
                     let hopeful = error.may_come_back() || matches!(error, Error::Protocol(_));
-                    assert!(hopeful && Instant::now() < deadline, "{} cannot come back: {error}", self.me.name);
-                    tokio::time::sleep(AGAIN).await;
+                    let why = || format!("{} cannot come back: {error}", self.me.name);
+                    assert!(hopeful, "{}", why());
+                    before_another_try(deadline, why).await;
                     continue;
                 }
             }

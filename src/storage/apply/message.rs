@@ -131,7 +131,7 @@ async fn follow_participants(
         personal::follow_by_default(scope, reply.channel_id, thread, *user, (reply.seq - 1, number - 1)).await?;
     }
     personal::follow_by_default(scope, reply.channel_id, thread, reply.author_id, (reply.seq, number)).await?;
-    personal::set_thread_read(scope, reply.channel_id, thread, reply.seq, number).await?;
+    personal::move_thread_mark(scope, reply.channel_id, thread, (reply.seq, number), personal::Move::Forward).await?;
     Ok(())
 }
 

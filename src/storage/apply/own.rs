@@ -10,7 +10,7 @@ use crate::domain::event::EventKind;
 use crate::domain::id::ChannelId;
 use crate::domain::message::Message;
 use crate::domain::permission::Action;
-use crate::storage::personal::Draft;
+use crate::storage::personal::{Draft, Move};
 use crate::storage::{StoreError, channels, events, messages, personal};
 
 pub(super) async fn mark_read(scope: &mut Scope<'_>, c: &command::MarkRead) -> Applied {
@@ -107,7 +107,7 @@ pub(super) async fn mark_thread_read(scope: &mut Scope<'_>, c: &command::MarkThr
     let root = root_message(scope, c.channel_id, c.thread_seq).await?;
     let number = messages::reply_no_at(scope.db, c.channel_id, c.thread_seq, c.seq).await?;
     let seq = c.seq.min(root.last_reply_seq.unwrap_or(root.seq));
-    if !personal::set_thread_read(scope, c.channel_id, c.thread_seq, seq, number).await? {
+    if !personal::move_thread_mark(scope, c.channel_id, c.thread_seq, (seq, number), Move::Forward).await? {
         return nothing_to_do();
     }
     tell_thread_read(scope, c.channel_id, c.thread_seq).await
@@ -123,7 +123,7 @@ pub(super) async fn mark_thread_unread(scope: &mut Scope<'_>, c: &command::MarkT
         let number = reply.reply_no.filter(|_| reply.thread_seq == Some(c.thread_seq));
         (c.seq - 1, number.ok_or_else(|| invalid("seq is no reply in this thread"))? - 1)
     };
-    if !personal::set_thread_unread(scope, c.channel_id, c.thread_seq, seq, number).await? {
+    if !personal::move_thread_mark(scope, c.channel_id, c.thread_seq, (seq, number), Move::Anywhere).await? {
         return Err(conflict("you do not follow this thread: follow it first").into());
     }
     tell_thread_read(scope, c.channel_id, c.thread_seq).await

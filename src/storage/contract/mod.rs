@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::accounts::{Account, Ended, Proof, Pruned, SYSTEM};
@@ -31,6 +32,8 @@ struct World {
     store: Store,
     writer: Writer,
     told: Arc<Mutex<Vec<Event>>>,
+    /// Wakes whoever waits for something to be told.
+    news: Arc<Notify>,
     clock: Clock,
     url: String,
     _dir: tempfile::TempDir,
@@ -62,15 +65,18 @@ impl World {
         let store = Store::open(&options).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let (told, news) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Notify::new()));
         let sink = {
-            let told = told.clone();
-            Arc::new(move |committed: super::writer::Committed| told.lock().unwrap().extend(committed.events))
+            let (told, news) = (told.clone(), news.clone());
+            Arc::new(move |committed: super::writer::Committed| {
+                told.lock().unwrap().extend(committed.events);
+                news.notify_one();
+            })
         };
         let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
         let limits = Limits { queue: 4_096, batch: 256 };
         let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new()).unwrap();
-        Some(World { store, writer, told, clock, url, _dir: dir })
+        Some(World { store, writer, told, news, clock, url, _dir: dir })
     }
 
     async fn user(&self, name: &str, role: Role) -> Principal {
