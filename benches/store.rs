@@ -5,7 +5,7 @@ use std::sync::Arc;
 use colink::clock::Clock;
 use colink::domain::channel::Channel;
 use colink::domain::command::{Command, CreateChannel, Principal, SendMessage};
-use colink::domain::id::{ChannelId, TokenId};
+use colink::domain::id::{ChannelId, NodeId, TokenId};
 use colink::domain::user::{Role, User};
 use colink::storage::accounts::{Account, SYSTEM};
 use colink::storage::writer::{Limits, Work, Writer};
@@ -19,8 +19,15 @@ async fn open(dir: &std::path::Path) -> (Writer, Principal, ChannelId) {
     let store = Store::open(&options).await.expect("the database opens");
     store.migrate().await.expect("the schema is made");
     let limits = Limits { queue: 8_192, batch: 1_024 };
-    let (writer, _) = Writer::start(store, Clock::default(), limits, Arc::new(|_| ()), CancellationToken::new())
-        .expect("a thread can be started");
+    let (writer, _) = Writer::start(
+        store,
+        Clock::default(),
+        NodeId::new(Clock::default().now()),
+        limits,
+        Arc::new(|_| ()),
+        CancellationToken::new(),
+    )
+    .expect("a thread can be started");
     let add =
         Account::Add { name: "ana".into(), display_name: None, role: Role::Member, password_hash: None, first: true };
     let reply = writer.write(SYSTEM, Work::Account(add), None).await.expect("the account is made");

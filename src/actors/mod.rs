@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::event::{Event, EventKind};
-use crate::domain::id::{StreamId, UserId};
+use crate::domain::id::{NodeId, StreamId, UserId};
 use crate::domain::rate::Buckets;
 use crate::domain::user::User;
 use crate::protocol::close::CloseCode;
@@ -57,6 +57,8 @@ pub struct Hub {
     pub config: Config,
     /// The name of this node.
     pub node: String,
+    /// This run of it.
+    pub id: NodeId,
     /// The time.
     pub clock: Clock,
     /// The store.
@@ -112,11 +114,13 @@ impl Hub {
                 }
             })
         };
-        let (writer, written) = Writer::start(store.clone(), clock.clone(), limits, sink, writing.clone())?;
+        let id = NodeId::new(clock.now());
+        let (writer, written) = Writer::start(store.clone(), clock.clone(), id, limits, sink, writing.clone())?;
         let cache = Cache::new(Duration::from_secs(config.auth.cache_s));
         let hub = Arc::new(Hub {
             config,
             node,
+            id,
             clock,
             store,
             writer,

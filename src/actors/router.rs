@@ -22,7 +22,7 @@ use crate::storage::StoreError;
 use crate::storage::accounts::Account;
 use crate::storage::channels::{self, Facts};
 use crate::storage::idempotency::body_hash;
-use crate::storage::writer::{Answer, Reply, Work, Write};
+use crate::storage::writer::{Answer, Claim, Reply, Work, Write};
 
 impl Hub {
     /// Sends a command on its way; the answer comes when it is committed or refused.
@@ -50,7 +50,7 @@ impl Hub {
             drop(credit);
             answer.give(result);
         });
-        let write = Write { caller, work: Work::Command(command), key, answer };
+        let write = Write { caller, work: Work::Command(command), claim: Claim::Owner, key, answer };
         self.tell(stream, ChannelMsg::Run(write));
     }
 
@@ -77,7 +77,7 @@ impl Hub {
     /// anew, else with a refusal. The writer looks, behind all that was handed to it before: so a repeat waits for a
     /// first one that is being written.
     pub(super) fn repeat_or_refuse(&self, write: Write, wait: Duration) {
-        let Write { caller, work, key, answer } = write;
+        let Write { caller, work, key, answer, .. } = write;
         let (Work::Command(command), Some(key)) = (work, key) else {
             return answer.give(Err(too_many(wait)));
         };
@@ -89,7 +89,7 @@ impl Hub {
                 Err(refusal) => Err(refusal),
             });
         });
-        self.writer.submit(Write { caller, work: Work::Account(look), key: None, answer });
+        self.writer.submit(Write { caller, work: Work::Account(look), claim: Claim::Beside, key: None, answer });
     }
 
     /// Returns what decides about a user and a channel. Remembered until the channel changes.

@@ -252,8 +252,15 @@ async fn what_a_channel_was_handed_first_survives_its_death() {
     // Another process of the same store commits; the events are handed over when the actor is about to die.
     let store = open_store(world.dir.path()).await;
     let limits = writer::Limits { queue: 16, batch: 16 };
-    let (elsewhere, _) =
-        Writer::start(store.clone(), Clock::default(), limits, Arc::new(|_| {}), CancellationToken::new()).unwrap();
+    let (elsewhere, _) = Writer::start(
+        store.clone(),
+        Clock::default(),
+        NodeId::new(Clock::default().now()),
+        limits,
+        Arc::new(|_| {}),
+        CancellationToken::new(),
+    )
+    .unwrap();
     elsewhere.write(ana, Work::Command(says(room, "first").into()), None).await.unwrap();
     let committed = events::after(&mut store.read().await.unwrap(), room.into(), 1, 10).await.unwrap();
     actor.cast(ChannelMsg::Panic).unwrap();

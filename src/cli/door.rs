@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::command::{Command, Principal, Spec};
-use crate::domain::id::TokenId;
+use crate::domain::id::{NodeId, TokenId};
 use crate::domain::user::User;
 use crate::http::operator::Order;
 use crate::storage::accounts::{Account, SYSTEM};
@@ -63,8 +63,9 @@ impl Door {
         let store = app::open_store(&config).await?;
         let limits = Limits { queue: config.database.queue, batch: config.database.batch };
         let nobody_listens = Arc::new(|_| ());
-        let (writer, _) =
-            Writer::start(store.clone(), Clock::default(), limits, nobody_listens, CancellationToken::new())?;
+        let clock = Clock::default();
+        let node = NodeId::new(clock.now());
+        let (writer, _) = Writer::start(store.clone(), clock, node, limits, nobody_listens, CancellationToken::new())?;
         let way = Way::Stopped { writer, _locks: (lock, database_lock) };
         Ok(Door { store, config, way })
     }

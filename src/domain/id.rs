@@ -74,6 +74,8 @@ ids! {
     TokenId;
     /// An invitation to the workspace.
     InviteId;
+    /// A run of a node: new with each start.
+    NodeId;
 }
 
 impl StreamId {

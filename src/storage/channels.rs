@@ -240,6 +240,15 @@ pub async fn facts(db: &mut Db, user: UserId, channel: ChannelId) -> Result<Opti
     Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(channel).fetch_optional(c).await?))
 }
 
+/// Has nobody take a member out of a channel before this transaction ends; others may write there.
+pub(super) async fn hold_membership(scope: &mut Scope<'_>, channel: ChannelId, user: UserId) -> Result<(), StoreError> {
+    if let Db::Postgres(connection) = scope.db {
+        let sql = "SELECT 1 FROM members WHERE channel_id = $1 AND user_id = $2 FOR KEY SHARE";
+        sqlx::query(sql).bind(channel).bind(user).execute(&mut **connection).await?;
+    }
+    Ok(())
+}
+
 /// Returns what decides about the operator and a channel; nothing if it is not there.
 pub(super) async fn facts_for_operator(db: &mut Db, channel: ChannelId) -> Result<Option<Facts>, StoreError> {
     let facts = |c: Channel| ChannelFacts { kind: c.kind, posting: c.posting, archived: c.archived_at.is_some() };

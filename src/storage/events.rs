@@ -36,6 +36,29 @@ pub(super) async fn lock(scope: &mut Scope<'_>, stream: StreamId) -> Result<(), 
     Ok(())
 }
 
+/// Takes the row locks of several streams on Postgres, in the order of their identifiers.
+pub(super) async fn lock_all(db: &mut Db, streams: &[StreamId]) -> Result<(), StoreError> {
+    if let Db::Postgres(connection) = db {
+        let sql = "SELECT 1 FROM streams WHERE id = ANY($1) ORDER BY id FOR UPDATE";
+        let ids: Vec<uuid::Uuid> = streams.iter().map(|stream| stream.0).collect();
+        sqlx::query(sql).bind(ids).execute(&mut **connection).await?;
+    }
+    Ok(())
+}
+
+/// Raises the epochs of streams, so that whoever wrote as their owner has to ask again who that is.
+pub(super) async fn raise_epochs(db: &mut Db, streams: &[StreamId]) -> Result<(), StoreError> {
+    let ids = serde_json::to_string(streams).expect("identifiers are strings");
+    let sql = by_dialect!(db,
+        postgres: "UPDATE streams SET owner_epoch = owner_epoch + 1 WHERE id = \
+                   ANY(ARRAY(SELECT value::uuid FROM json_array_elements_text($1::json)))",
+        sqlite: "UPDATE streams SET owner_epoch = owner_epoch + 1 WHERE id IN \
+                 (SELECT unhex(value, '-') FROM json_each($1))",
+    );
+    on!(db, c => { sqlx::query(sql).bind(ids).execute(c).await?; });
+    Ok(())
+}
+
 /// Appends an event to a stream and returns its number.
 pub(super) async fn append(
     scope: &mut Scope<'_>,

@@ -2,13 +2,13 @@
 //!
 //! A connection may break while it commits. Its callers are told that the outcome is not known; others must hear of what
 //! was stored all the same, before they hear of anything later. So the writer keeps the news of that commit, and its next
-//! connection asks for them first: once the one that was cut off is gone ([`Turn`]), they are stored or never will be.
+//! connection asks for them first ([`settle`]), in a way after which they are stored or never will be.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use super::writer::News;
-use super::{Db, StoreError, on};
+use super::{Db, StoreError, events, on};
 use crate::domain::id::{EventId, StreamId};
 
 /// How a batch ended when it was not committed.
@@ -67,9 +67,9 @@ impl From<sqlx::Error> for Failure {
 }
 
 /// Returns whether the database gave up on a statement that waited or ran for too long, and undid it: it waited for a
-/// lock, or it was `query_canceled` in Postgres.
+/// lock, or it was `query_canceled` or `deadlock_detected` in Postgres.
 fn gave_up(error: &sqlx::Error) -> bool {
-    is_locked(error) || has_code(error, &["57014"])
+    is_locked(error) || has_code(error, &["57014", "40P01"])
 }
 
 /// Returns whether the database gave up on waiting for a lock: Postgres' `lock_not_available`, SQLite's `SQLITE_BUSY`.
@@ -82,34 +82,25 @@ fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     code.is_some_and(|code| codes.contains(&&*code))
 }
 
-/// The turn to write, which one connection of a writer has at a time. On Postgres it is an advisory lock, held for as long
-/// as the connection's backend lives: what a connection does that was cut off is over when the next one has the turn.
-/// SQLite's connections live in this process and are closed when they are given up.
-pub(super) struct Turn(i64);
-
-impl Turn {
-    /// Makes the turn of a new writer.
-    pub(super) fn new() -> Self {
-        Turn(getrandom::u64().expect("the system gives random bytes").cast_signed())
+/// Finds out what of the news is true, and will stay so. On Postgres the connection that was cut off may still be at work:
+/// what it has begun, it holds locks for, which are waited for here; what has not begun does not pass the fence when it does
+/// ([`super::send`]), for the epochs are raised. SQLite's connections live in this process and are closed when they are
+/// given up.
+pub(super) async fn settle(db: &mut Db, news: News) -> Result<News, StoreError> {
+    if matches!(db, Db::Sqlite(_)) {
+        return stored(db, news).await;
     }
-
-    /// Takes the turn for a connection, from one that the server may not have missed yet.
-    pub(super) async fn take(&self, db: &mut Db) -> Result<(), StoreError> {
-        let Db::Postgres(connection) = db else { return Ok(()) };
-        let end = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 \
-            AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-            AND (classid::bigint << 32) | objid::bigint = $1 AND pid <> pg_backend_pid()";
-        match sqlx::query(end).bind(self.0).execute(&mut **connection).await {
-            Err(error) if error.as_database_error().is_some() => {
-                tracing::warn!(%error, "cannot end the connection that wrote before: waiting until Postgres does");
-            }
-            done => {
-                done?;
-            }
-        }
-        sqlx::query("SELECT pg_advisory_lock($1)").bind(self.0).execute(&mut **connection).await?;
-        Ok(())
-    }
+    let streams: BTreeSet<StreamId> = news.events.iter().map(|event| event.stream).collect();
+    let streams: Vec<StreamId> = streams.into_iter().collect();
+    db.run("BEGIN").await?;
+    let settled = async {
+        events::lock_all(db, &streams).await?;
+        events::raise_epochs(db, &streams).await?;
+        let stored = stored(db, news).await?;
+        db.run("COMMIT").await?;
+        Ok(stored)
+    };
+    settled.await
 }
 
 /// Returns what of the news is true. A commit is stored as a whole, but messages on Postgres: there it leaves out a channel

@@ -1,8 +1,5 @@
 //! The schema's history: one set of files for both databases, built into the binary.
 //!
-//! Two columns wait for several nodes to share a database, and nothing reads them yet: `streams.owner_epoch` and
-//! `users.version`.
-//!
 //! Migrations are append-only. A line that starts with `--@sqlite ` or `--@postgres ` is active on that database alone.
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -16,6 +13,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (4, "lookups", include_str!("../../migrations/0004_lookups.sql")),
     (5, "status_ends", include_str!("../../migrations/0005_status_ends.sql")),
     (6, "drafts_in_the_log", include_str!("../../migrations/0006_drafts_in_the_log.sql")),
+    (7, "cluster", include_str!("../../migrations/0007_cluster.sql")),
 ];
 
 /// Returns the migrations as `dialect` runs them.

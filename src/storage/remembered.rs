@@ -1,16 +1,19 @@
-//! What the writer remembers of the channels that it sends to: where each one's head is, and who may post there.
+//! What the writer remembers of the channels that it sends to: where each one's head is, who owns it, and who may post
+//! there.
 //!
 //! It saves the question before a send. It is true as long as nobody else writes: whatever decides about a send is
 //! written with an event of its channel or of the workspace, so what this writer commits itself is enough to forget by;
-//! what another process writes moves the head, and the send's own guard finds that out. Whether a key was used before
-//! is not remembered: a unique index says so, and then the question is asked.
+//! what another node writes moves the head, the owner's epoch or the version of an account, and the send's own
+//! fence finds that out. Whether a key was used before is not remembered: a unique index says so, and then the question
+//! is asked.
 
 use std::collections::HashMap;
 
-use super::send::{Item, Known};
+use super::send::{Item, Known, Owner};
+use super::writer::Claim;
 use crate::domain::channel::{ChannelKind, ChannelRole, Posting};
 use crate::domain::event::Event;
-use crate::domain::id::{ChannelId, StreamId, UserId};
+use crate::domain::id::{ChannelId, NodeId, StreamId, UserId};
 use crate::domain::user::Role;
 
 /// The most channels and the most people that are remembered; then all is forgotten.
@@ -19,34 +22,55 @@ const MOST: usize = 100_000;
 struct Room {
     last_seq: i64,
     last_message_no: i64,
+    epoch: i64,
+    mine: bool,
     kind: ChannelKind,
     posting: Posting,
     archived: Option<u8>,
-    who: HashMap<UserId, (Role, Option<ChannelRole>)>,
+    who: HashMap<UserId, (Role, i64, Option<ChannelRole>)>,
 }
 
 /// The memory of one writer.
-#[derive(Default)]
 pub(super) struct Remembered {
+    node: NodeId,
     rooms: HashMap<ChannelId, Room>,
     /// How many people all rooms hold.
     people: usize,
+    /// The epochs under which a write of this node as the owner did not pass the fence: why is seen when it is asked again.
+    fenced: HashMap<ChannelId, i64>,
 }
 
 impl Remembered {
+    /// Makes the memory of a node's writer.
+    pub(super) fn new(node: NodeId) -> Self {
+        Remembered { node, rooms: HashMap::new(), people: 0, fenced: HashMap::new() }
+    }
+
+    /// Returns the node.
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// Returns what is known of all of the items, or nothing if the store has to be asked about one.
     pub(super) fn recall(&self, items: &[Item<'_>]) -> Option<Vec<Known>> {
         let known = |(at, item): (usize, &Item<'_>)| {
             let room = self.rooms.get(&item.send.channel_id)?;
-            let (role, channel_role) = *room.who.get(&item.author)?;
-            let (last_seq, last_message_no) = (room.last_seq, room.last_message_no);
+            if item.claim == Claim::Owner && !room.mine {
+                return None;
+            }
+            let (role, version, channel_role) = *room.who.get(&item.author)?;
+            let (last_seq, last_message_no, epoch) = (room.last_seq, room.last_message_no, room.epoch);
             let (kind, posting, archived) = (room.kind, room.posting, room.archived);
+            let owner = if room.mine { Owner::Me } else { Owner::Recent };
             let (body_hash, response) = (None, None);
             Some(Known {
                 at,
                 last_seq,
                 last_message_no,
+                epoch,
+                owner,
                 role,
+                version,
                 channel_role,
                 kind,
                 posting,
@@ -65,27 +89,45 @@ impl Remembered {
         }
         for known in known {
             let item = &items[known.at];
+            if let Some(epoch) = self.fenced.remove(&item.send.channel_id) {
+                let why = if epoch == known.epoch { "head" } else { "epoch" };
+                metrics::counter!("colink_writes_fenced_total", "why" => why).increment(1);
+            }
             let room = self.rooms.entry(item.send.channel_id).or_insert_with(|| Room {
                 last_seq: 0,
                 last_message_no: 0,
+                epoch: 0,
+                mine: false,
                 kind: known.kind,
                 posting: known.posting,
                 archived: known.archived,
                 who: HashMap::new(),
             });
             (room.last_seq, room.last_message_no) = (known.last_seq, known.last_message_no);
+            (room.epoch, room.mine) = (known.epoch, known.owner == Owner::Me);
             (room.kind, room.posting, room.archived) = (known.kind, known.posting, known.archived);
-            self.people += usize::from(room.who.insert(item.author, (known.role, known.channel_role)).is_none());
+            let standing = (known.role, known.version, known.channel_role);
+            self.people += usize::from(room.who.insert(item.author, standing).is_none());
         }
     }
 
-    /// Notes where a channel's head is now, if its messages were stored; else it is where another process moved it.
-    pub(super) fn move_head(&mut self, channel: ChannelId, seq: i64, number: i64, stored: bool) {
+    /// Notes where a channel's head is now, and that this node took it over, if its messages were stored; else another
+    /// node was there first.
+    pub(super) fn move_head(&mut self, channel: ChannelId, seq: i64, number: i64, taken: bool, stored: bool) {
         if !stored {
+            if let Some(room) = self.rooms.get(&channel).filter(|room| room.mine) {
+                self.fenced.insert(channel, room.epoch);
+            }
             return self.forget(channel);
+        }
+        if taken {
+            metrics::counter!("colink_channels_taken_over_total").increment(1);
         }
         if let Some(room) = self.rooms.get_mut(&channel) {
             (room.last_seq, room.last_message_no) = (seq, number);
+            if taken {
+                (room.epoch, room.mine) = (room.epoch + 1, true);
+            }
         }
     }
 
@@ -101,7 +143,7 @@ impl Remembered {
 
     /// Forgets everything.
     pub(super) fn forget_all(&mut self) {
-        *self = Remembered::default();
+        *self = Remembered::new(self.node);
     }
 
     fn forget(&mut self, channel: ChannelId) {

@@ -5,11 +5,12 @@
 //! find whom it names. A batch travels as JSON parameters, which both databases take apart themselves, and the answer comes
 //! as one JSON too: row by row, SQLite's thread and the writer's would wake each other for every message.
 //!
-//! On Postgres no transaction is open between the two. Whatever decides who may post in a channel is written with an
-//! event of that channel, so the second statement writes to a channel only if its head is still where the first one
-//! read it; if another process moved it, that channel's messages are asked about again. (That an account is deactivated
-//! is an event of the workspace: done by another process, it may come one round trip late.) On SQLite the first trip
-//! begins the transaction, the second one commits it. docs/adr/0009 says why.
+//! On Postgres no transaction is open between the two, and other nodes write to the same database. So the second
+//! statement is fenced: it writes to a channel only if its head, its owner's epoch and its authors' standing are what the
+//! first one read, and whatever decides who may post in a channel moves one of these; else that channel's messages
+//! are asked about again. A node that writes as a channel's owner and is not yet takes it over with that same statement,
+//! by raising the epoch ([`Claim`]). On SQLite, which nobody else writes to, the first trip begins the transaction and the
+//! second one commits it. docs/adr/0009 says why.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,14 +21,14 @@ use super::apply::{Created, find_mentions};
 use super::channels::EVERYBODY;
 use super::failure::Failure;
 use super::remembered::Remembered;
-use super::writer::{News, Reply, Results};
-use super::{Db, StoreError, by_dialect, idempotency, on};
+use super::writer::{Claim, News, Reply, Results};
+use super::{Db, StoreError, by_dialect, idempotency};
 use crate::clock::Timestamp;
 use crate::domain::channel::{ChannelKind, ChannelRole, Posting};
 use crate::domain::command::SendMessage;
 use crate::domain::error::{Refusal, not_found};
 use crate::domain::event::{Event, EventKind};
-use crate::domain::id::{ChannelId, EventId, MessageId, StreamId, UserId};
+use crate::domain::id::{ChannelId, EventId, MessageId, NodeId, StreamId, UserId};
 use crate::domain::message::{Mentions, Sent};
 use crate::domain::permission::{self, Action, ChannelFacts, Standing};
 use crate::domain::user::Role;
@@ -38,6 +39,8 @@ pub(super) struct Item<'a> {
     pub(super) send: &'a SendMessage,
     /// The idempotency key and what it is bound to.
     pub(super) key: Option<(&'a str, [u8; 32])>,
+    /// In whose name.
+    pub(super) claim: Claim,
 }
 
 /// Whether the messages are a transaction of their own or part of one that is open.
@@ -57,7 +60,12 @@ pub(super) struct Known {
     pub(super) at: usize,
     pub(super) last_seq: i64,
     pub(super) last_message_no: i64,
+    /// The epoch of the channel's owner.
+    pub(super) epoch: i64,
+    pub(super) owner: Owner,
     pub(super) role: Role,
+    /// The version of the author's account.
+    pub(super) version: i64,
     pub(super) channel_role: Option<ChannelRole>,
     pub(super) kind: ChannelKind,
     pub(super) posting: Posting,
@@ -69,6 +77,22 @@ pub(super) struct Known {
     pub(super) response: Option<String>,
 }
 
+/// Who owns a channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Owner {
+    /// This run of this node.
+    Me,
+    /// Another one, which took it over less than [`TAKEN_S`] seconds ago.
+    Recent,
+    /// Another one, or none: it may be taken over.
+    Free,
+}
+
+/// For how many seconds nobody else takes a channel over, so that two nodes that both believe to be its owner do not take
+/// it from each other all the time.
+pub(super) const TAKEN_S: i64 = 5;
+
 #[derive(Serialize)]
 struct Question<'a> {
     at: usize,
@@ -77,13 +101,15 @@ struct Question<'a> {
     k: Option<&'a str>,
 }
 
-/// Where a channel's head was, and where the batch moves it.
+/// Where a channel's head was and under which epoch, where the batch moves it, and by how much it raises the epoch.
 #[derive(Serialize)]
 struct Head {
     c: ChannelId,
     was: i64,
+    e: i64,
     s: i64,
     n: i64,
+    t: i64,
 }
 
 #[derive(Serialize)]
@@ -117,6 +143,16 @@ struct Named {
     n: i64,
 }
 
+/// An author, who has read what stands above.
+#[derive(Serialize)]
+struct Author {
+    c: ChannelId,
+    u: UserId,
+    s: i64,
+    n: i64,
+    v: i64,
+}
+
 fn hex(hash: &[u8; 32]) -> String {
     use std::fmt::Write as _;
     let mut text = String::with_capacity(64);
@@ -142,8 +178,7 @@ pub(super) async fn send_many(
     events: &mut Vec<Event>,
 ) -> Result<Results, Failure> {
     if transaction == Transaction::Open {
-        lock_channels(db, items).await?;
-        let known = ask(db, items, transaction).await?;
+        let known = ask(db, remembered.node(), items, transaction).await?;
         return store(db, now, items, known, transaction, remembered, events).await;
     }
     // Who may no longer post may still repeat what was posted: only the store knows.
@@ -159,7 +194,7 @@ pub(super) async fn send_many(
             done => return done,
         }
     }
-    let known = ask(db, items, transaction).await?;
+    let known = ask(db, remembered.node(), items, transaction).await?;
     remembered.learn(items, &known);
     store(db, now, items, known, Transaction::Begun, remembered, events).await
 }
@@ -178,9 +213,15 @@ async fn store(
     results.resize_with(items.len(), || None);
     let mut known: HashMap<usize, Known> = HashMap::new();
     let mut heads: HashMap<ChannelId, Head> = HashMap::new();
+    let mut versions: HashMap<UserId, i64> = HashMap::new();
     for known_one in asked {
-        let (c, s) = (items[known_one.at].send.channel_id, known_one.last_seq);
-        heads.entry(c).or_insert(Head { c, was: s, s, n: known_one.last_message_no });
+        let item = &items[known_one.at];
+        let (c, s, n, e) = (item.send.channel_id, known_one.last_seq, known_one.last_message_no, known_one.epoch);
+        let head = heads.entry(c).or_insert(Head { c, was: s, e, s, n, t: 0 });
+        if item.claim == Claim::Owner && known_one.owner == Owner::Free {
+            head.t = 1;
+        }
+        versions.insert(item.author, known_one.version);
         known.insert(known_one.at, known_one);
     }
 
@@ -248,9 +289,13 @@ async fn store(
         appended.push(event);
     }
     heads.retain(|_, head| head.s > head.was);
-    let heads: Vec<Head> = heads.into_values().collect();
+    // In the order of all who write to several channels at once: none waits for another in a circle.
+    let mut heads: Vec<Head> = heads.into_values().collect();
+    heads.sort_unstable_by_key(|head| head.c);
     let keys = keys(items, &going, &answers);
-    let stored = match insert(db, now, &rows, &heads, &named, &keys, transaction).await {
+    let batch =
+        Batch { node: remembered.node(), rows: &rows, heads: &heads, named: &named, keys: &keys, versions: &versions };
+    let stored = match insert(db, now, &batch, transaction).await {
         Ok(stored) => stored,
         Err(error) if transaction != Transaction::Open => {
             return Err(Failure::of_commit(error, News { events: appended, revoked: Vec::new() }));
@@ -259,7 +304,7 @@ async fn store(
     };
 
     for head in &heads {
-        remembered.move_head(head.c, head.s, head.n, stored.contains(&head.c.into()));
+        remembered.move_head(head.c, head.s, head.n, head.t == 1, stored.contains(&head.c.into()));
     }
     events.extend(appended.into_iter().filter(|event| stored.contains(&event.stream)));
     for (at, json) in going.into_iter().zip(answers) {
@@ -307,18 +352,13 @@ fn repeat_within(
     Some(reply.clone().map(|reply| Reply::repeated(reply.json)))
 }
 
-async fn lock_channels(db: &mut Db, items: &[Item<'_>]) -> Result<(), StoreError> {
-    let Db::Postgres(connection) = db else { return Ok(()) };
-    let mut ids: Vec<uuid::Uuid> = items.iter().map(|i| i.send.channel_id.0).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    let sql = "SELECT 1 FROM streams WHERE id = ANY($1) ORDER BY id FOR UPDATE";
-    sqlx::query(sql).bind(ids).execute(&mut **connection).await?;
-    Ok(())
-}
-
 /// Asks what decides about each message. On SQLite that begins the transaction, unless one is open.
-async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Result<Vec<Known>, StoreError> {
+async fn ask(
+    db: &mut Db,
+    node: NodeId,
+    items: &[Item<'_>],
+    transaction: Transaction,
+) -> Result<Vec<Known>, StoreError> {
     let questions = items.iter().enumerate().map(|(at, item)| Question {
         at,
         c: item.send.channel_id,
@@ -331,7 +371,8 @@ async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Resul
         ($begin:literal) => {
             concat!(
                 $begin,
-                "SELECT json_group_array(json_array(b.at, s.last_seq, s.last_message_no, u.role, m.role, c.kind, c.posting, \
+                "SELECT json_group_array(json_array(b.at, s.last_seq, s.last_message_no, s.owner_epoch, 'me', u.role, \
+                    u.version, m.role, c.kind, c.posting, \
                     CASE WHEN c.archived_at IS NOT NULL THEN 1 END, lower(hex(i.body_hash)), i.response)) \
                 FROM (SELECT value ->> 'at' AS at, unhex(value ->> 'c', '-') AS c, unhex(value ->> 'u', '-') AS u, \
                     value ->> 'k' AS k FROM json_each($1)) b \
@@ -342,8 +383,10 @@ async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Resul
         };
     }
     let sql = by_dialect!(db,
-        postgres: "SELECT coalesce(json_agg(json_build_array(b.at, s.last_seq, s.last_message_no, u.role, m.role, c.kind, \
-                c.posting, CASE WHEN c.archived_at IS NOT NULL THEN 1 END, encode(i.body_hash, 'hex'), i.response)), \
+        postgres: "SELECT coalesce(json_agg(json_build_array(b.at, s.last_seq, s.last_message_no, s.owner_epoch, \
+                CASE WHEN s.owner = $2 THEN 'me' \
+                    WHEN s.owned_at > clock_timestamp() - make_interval(secs => $3) THEN 'recent' ELSE 'free' END, \
+                u.role, u.version, m.role, c.kind, c.posting, CASE WHEN c.archived_at IS NOT NULL THEN 1 END, encode(i.body_hash, 'hex'), i.response)), \
                 '[]')::text \
             FROM json_to_recordset($1::json) AS b(at bigint, c uuid, u uuid, k text) \
             JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL JOIN channels c ON c.id = b.c \
@@ -354,7 +397,12 @@ async fn ask(db: &mut Db, items: &[Item<'_>], transaction: Transaction) -> Resul
             Transaction::Own | Transaction::Begun => ask!("BEGIN IMMEDIATE; "),
         },
     );
-    let known: String = on!(db, c => sqlx::query_scalar(sql).bind(questions).fetch_one(c).await?);
+    let known: String = match db {
+        Db::Postgres(c) => {
+            sqlx::query_scalar(sql).bind(questions).bind(node).bind(TAKEN_S as f64).fetch_one(&mut **c).await?
+        }
+        Db::Sqlite(c) => sqlx::query_scalar(sql).bind(questions).fetch_one(&mut **c).await?,
+    };
     Ok(serde_json::from_str(&known).map_err(|error| sqlx::Error::Decode(error.into()))?)
 }
 
@@ -372,18 +420,26 @@ fn name(named: &mut Vec<Named>, channel: ChannelId, mentions: &Mentions, seq: i6
     }
 }
 
+/// What a batch brings about.
+struct Batch<'a> {
+    node: NodeId,
+    rows: &'a [Row<'a>],
+    heads: &'a [Head],
+    named: &'a [Named],
+    keys: &'a [Key<'a>],
+    versions: &'a HashMap<UserId, i64>,
+}
+
 /// Stores all that a batch brings about in one round trip: on SQLite statements in a row that share their parameters, on
-/// Postgres one statement with writing CTEs. Returns the channels whose head was where it is said to have been, and which
+/// Postgres one statement with writing CTEs. Returns the channels that were still as they are said to have been, and
 /// therefore were written to.
 async fn insert(
     db: &mut Db,
     now: Timestamp,
-    rows: &[Row<'_>],
-    heads: &[Head],
-    named: &[Named],
-    keys: &[Key<'_>],
+    batch: &Batch<'_>,
     transaction: Transaction,
 ) -> Result<HashSet<StreamId>, sqlx::Error> {
+    let Batch { node, rows, heads, named, keys, versions } = batch;
     if rows.is_empty() {
         if transaction == Transaction::Begun && matches!(db, Db::Sqlite(_)) {
             db.run("COMMIT").await?;
@@ -392,10 +448,11 @@ async fn insert(
     }
     // Whoever writes has read what stands above.
     let mut read: HashMap<(ChannelId, UserId), (i64, i64)> = HashMap::new();
-    for row in rows {
+    for row in *rows {
         read.insert((row.c, row.a), (row.s, row.n));
     }
-    let read: Vec<Named> = read.into_iter().map(|((c, u), (s, n))| Named { c, u, s, n }).collect();
+    let author = |((c, u), (s, n))| Author { c, u, s, n, v: versions.get(&u).copied().unwrap_or(0) };
+    let read: Vec<Author> = read.into_iter().map(author).collect();
     /// The statements, with something in front of them and behind them on SQLite.
     macro_rules! insert {
         ($begin:literal, $commit:literal) => {
@@ -423,8 +480,13 @@ async fn insert(
         };
     }
     let sql = by_dialect!(db,
-        postgres: "WITH head AS (UPDATE streams SET last_seq = h.s, last_message_no = h.n FROM json_to_recordset($6::json) \
-                AS h(c uuid, was bigint, s bigint, n bigint) WHERE streams.id = h.c AND streams.last_seq = h.was \
+        postgres: "WITH changed AS (SELECT a.c FROM json_to_recordset($3::json) AS a(c uuid, u uuid, v bigint) \
+                JOIN users ON users.id = a.u AND users.version <> a.v), \
+            head AS (UPDATE streams SET last_seq = h.s, last_message_no = h.n, owner_epoch = owner_epoch + h.t, \
+                owner = CASE h.t WHEN 1 THEN $7 ELSE owner END, \
+                owned_at = CASE h.t WHEN 1 THEN clock_timestamp() ELSE owned_at END FROM json_to_recordset($6::json) \
+                AS h(c uuid, was bigint, e bigint, s bigint, n bigint, t bigint) WHERE streams.id = h.c \
+                AND streams.last_seq = h.was AND streams.owner_epoch = h.e AND h.c NOT IN (SELECT c FROM changed) \
                 RETURNING streams.id), \
             b AS (SELECT * FROM json_to_recordset($1::json) AS b(c uuid, s bigint, n bigint, i uuid, e uuid, \
                 a uuid, k text, t text, m text, p text) JOIN head ON head.id = b.c), \
@@ -454,7 +516,7 @@ async fn insert(
         };
     }
     let stored: Vec<StreamId> = match db {
-        Db::Postgres(c) => bound!(sqlx::query_scalar(sql)).fetch_all(&mut **c).await?,
+        Db::Postgres(c) => bound!(sqlx::query_scalar(sql)).bind(node).fetch_all(&mut **c).await?,
         // Nobody else writes: the heads are where they were read, or were moved to. If not, a primary key is there already.
         Db::Sqlite(c) => {
             bound!(sqlx::query(sql)).execute(&mut **c).await?;

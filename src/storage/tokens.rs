@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::apply::Scope;
-use super::{Db, LATEST, StoreError, from_row, on};
+use super::{Db, LATEST, StoreError, from_row, on, users};
 use crate::clock::Timestamp;
 use crate::domain::command::{Invite, Principal};
 use crate::domain::id::{InviteId, TokenId, UserId};
@@ -161,6 +161,7 @@ pub(super) async fn revoke(scope: &mut Scope<'_>, user: UserId, token: TokenId) 
     let rows =
         on!(scope.db, c => sqlx::query(sql).bind(token).bind(user).bind(scope.now).execute(c).await?.rows_affected());
     if rows == 1 {
+        users::raise_version(scope.db, user).await?;
         scope.revoked.push(Revoked { user, token: Some(token) });
     }
     Ok(rows == 1)
@@ -170,6 +171,7 @@ pub(super) async fn revoke(scope: &mut Scope<'_>, user: UserId, token: TokenId) 
 pub(super) async fn revoke_all(scope: &mut Scope<'_>, user: UserId) -> Result<(), StoreError> {
     let sql = "UPDATE tokens SET revoked_at = $2 WHERE user_id = $1 AND revoked_at IS NULL";
     on!(scope.db, c => { sqlx::query(sql).bind(user).bind(scope.now).execute(c).await?; });
+    users::raise_version(scope.db, user).await?;
     scope.revoked.push(Revoked { user, token: None });
     Ok(())
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::domain::channel::{ChannelKind, ChannelRole, Notify, Posting};
-use crate::domain::id::{ChannelId, EventId, InviteId, MessageId, SessionId, StreamId, TokenId, UserId};
+use crate::domain::id::{ChannelId, EventId, InviteId, MessageId, NodeId, SessionId, StreamId, TokenId, UserId};
 use crate::domain::user::{PresenceMode, Role};
 
 type PgBuffer = <Postgres as Database>::ArgumentBuffer;
@@ -48,7 +48,7 @@ macro_rules! stored_as {
     };
 }
 
-stored_as!(Uuid, UserId, ChannelId, MessageId, StreamId, EventId, SessionId, TokenId, InviteId;
+stored_as!(Uuid, UserId, ChannelId, MessageId, StreamId, EventId, SessionId, TokenId, InviteId, NodeId;
     |id| id.0, |uuid| Ok(uuid.into()));
 stored_as!(String, Role, PresenceMode, ChannelKind, ChannelRole, Posting, Notify;
     |text| text.as_str().to_owned(), |text| text.parse().map_err(|e: String| e.into()));
@@ -62,7 +62,7 @@ macro_rules! from_uuid {
         }
     )*};
 }
-from_uuid!(UserId, ChannelId, MessageId, StreamId, EventId, SessionId, TokenId, InviteId);
+from_uuid!(UserId, ChannelId, MessageId, StreamId, EventId, SessionId, TokenId, InviteId, NodeId);
 
 /// Microseconds from 1970-01-01 to 2000-01-01, where Postgres starts to count.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;

@@ -165,15 +165,23 @@ pub(super) async fn insert(scope: &mut Scope<'_>, user: &User) -> Result<bool, S
     Ok(rows == 1)
 }
 
-/// Writes back what of a user can change.
+/// Writes back what of a user can change. A change of what they may do raises the version.
 pub(super) async fn update(scope: &mut Scope<'_>, user: &User) -> Result<(), StoreError> {
     let status = user.status.clone().unwrap_or_default();
     let sql = "UPDATE users SET display_name = $2, title = $3, timezone = $4, role = $5, status_emoji = $6, \
                status_text = $7, status_until = $8, presence_mode = $9, presence_until = $10, deactivated_at = $11, \
-               version = version + 1 WHERE id = $1";
+               version = version + CASE WHEN role <> $5 OR (deactivated_at IS NULL) <> ($11 IS NULL) THEN 1 ELSE 0 END \
+               WHERE id = $1";
     on!(scope.db, db => { sqlx::query(sql).bind(user.id).bind(&user.display_name).bind(&user.title).bind(&user.timezone)
         .bind(user.role).bind(&status.emoji).bind(&status.text).bind(status.until).bind(user.presence_mode)
         .bind(user.presence_until).bind(user.deactivated_at).execute(db).await?; });
+    Ok(())
+}
+
+/// Notes that a user may do less, or is signed out somewhere.
+pub(super) async fn raise_version(db: &mut Db, id: UserId) -> Result<(), StoreError> {
+    let sql = "UPDATE users SET version = version + 1 WHERE id = $1";
+    on!(db, c => { sqlx::query(sql).bind(id).execute(c).await?; });
     Ok(())
 }
 

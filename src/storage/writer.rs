@@ -18,16 +18,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::accounts::Account;
 use super::apply::Scope;
-use super::failure::{self, Failure, Turn};
+use super::failure::{self, Failure};
 use super::remembered::Remembered;
 use super::send::Transaction;
 use super::tokens::Revoked;
-use super::{Db, Dialect, Store, StoreError, accounts, apply, idempotency, send};
+use super::{Db, Dialect, Store, StoreError, accounts, apply, events, idempotency, send};
 use crate::clock::Clock;
 use crate::domain::command::{Command, Principal, SendMessage};
 use crate::domain::error::{Code, Refusal, unavailable};
 use crate::domain::event::Event;
-use crate::domain::id::StreamId;
+use crate::domain::id::{NodeId, StreamId};
 
 /// The answer to a committed write.
 #[derive(Clone, PartialEq, Debug)]
@@ -97,12 +97,24 @@ impl Drop for Answer {
     }
 }
 
+/// In whose name a node writes to a channel. Every write is right either way: the claim decides who may remember what it
+/// knows of the channel from one write to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// As its owner: if it is not yet, it takes the channel over, unless another node did so a moment ago.
+    Owner,
+    /// Beside its owner, who cannot be reached.
+    Beside,
+}
+
 /// One write, and where its answer goes.
 pub struct Write {
     /// Who asks.
     pub caller: Principal,
     /// What for.
     pub work: Work,
+    /// In whose name.
+    pub claim: Claim,
     /// The idempotency key, if the caller gave one.
     pub key: Option<String>,
     /// Receives the answer.
@@ -136,6 +148,7 @@ impl Writer {
     pub fn start(
         store: Store,
         clock: Clock,
+        node: NodeId,
         limits: Limits,
         sink: Sink,
         stop: CancellationToken,
@@ -146,9 +159,8 @@ impl Writer {
             clock,
             sink,
             db: None,
-            turn: Turn::new(),
             doubt: None,
-            remembered: Remembered::default(),
+            remembered: Remembered::new(node),
             batch: limits.batch,
             written: 0,
             checkpoint: None,
@@ -183,7 +195,7 @@ impl Writer {
         let answer = Answer::new(move |result| {
             let _ = tx.send(result);
         });
-        self.submit(Write { caller, work, key, answer });
+        self.submit(Write { caller, work, claim: Claim::Owner, key, answer });
         rx.await.unwrap_or_else(|_| Err(unavailable("the server is stopping")))
     }
 }
@@ -202,7 +214,6 @@ struct Task {
     clock: Clock,
     sink: Sink,
     db: Option<Db>,
-    turn: Turn,
     /// What is to be told if a commit that was cut off took effect after all. Nothing is written before that is known.
     doubt: Option<News>,
     remembered: Remembered,
@@ -362,9 +373,14 @@ impl Task {
     /// Opens the connection that writes. Before it does, what is not known of the last one is found out and told.
     async fn open(&mut self) -> Result<Db, StoreError> {
         let mut db = self.store.write().await?;
-        self.turn.take(&mut db).await?;
         if let Some(news) = &self.doubt {
-            let stored = failure::stored(&mut db, news.clone()).await?;
+            let stored = match failure::settle(&mut db, news.clone()).await {
+                Ok(stored) => stored,
+                Err(error) => {
+                    db.discard();
+                    return Err(error);
+                }
+            };
             let (events, of) = (stored.events.len(), news.events.len());
             tracing::info!(events, of, "found out what is stored of the commit that was cut off");
             self.doubt = None;
@@ -416,13 +432,14 @@ impl Task {
             if let Some(send) = top_level(write).filter(|send| !changed.contains(&send.channel_id.into())) {
                 let hash = || idempotency::body_hash(&Command::SendMessage(send.clone()));
                 let key = write.key.as_deref().map(|key| (key, hash()));
-                sends.push(send::Item { author: write.caller.user_id, send, key });
+                sends.push(send::Item { author: write.caller.user_id, send, key, claim: write.claim });
                 at.push(index);
             }
         }
         let only_sends = sends.len() == batch.len();
         if !only_sends {
             db.run(super::by_dialect!(db, postgres: "BEGIN", sqlite: "BEGIN IMMEDIATE")).await?;
+            lock_streams(db, batch).await?;
         }
         if !sends.is_empty() {
             let transaction = if only_sends { Transaction::Own } else { Transaction::Open };
@@ -444,6 +461,22 @@ impl Task {
         }
         Ok((results, news))
     }
+}
+
+/// Locks the streams that the commands of a batch change, in the order in which every node does that, so that none waits
+/// for another in a circle. One command alone begins with its stream anyway.
+async fn lock_streams(db: &mut Db, batch: &[Write]) -> Result<(), StoreError> {
+    let stream = |write: &Write| match &write.work {
+        Work::Command(command) => Some(command.stream(write.caller.user_id)),
+        Work::Account(_) | Work::Once { .. } => None,
+    };
+    let mut streams: Vec<StreamId> = batch.iter().filter_map(stream).collect();
+    streams.sort_unstable();
+    streams.dedup();
+    if streams.len() > 1 || batch.iter().any(|write| top_level(write).is_some()) {
+        events::lock_all(db, &streams).await?;
+    }
+    Ok(())
 }
 
 fn top_level(write: &Write) -> Option<&SendMessage> {

@@ -115,6 +115,17 @@ async fn permit(scope: &mut Scope<'_>, channel: ChannelId, action: Action) -> Re
     Ok(facts)
 }
 
+/// Asks whether the caller may keep something of their own about a channel. Nothing of the channel changes, so nobody who
+/// writes there waits: held are the caller's place in the channel and their own stream.
+async fn permit_own(scope: &mut Scope<'_>, channel: ChannelId) -> Result<Facts, StoreError> {
+    let user = scope.caller.user_id;
+    channels::hold_membership(scope, channel, user).await?;
+    events::lock(scope, user.into()).await?;
+    let facts = channels::facts(scope.db, user, channel).await?.ok_or_else(|| not_found("channel"))?;
+    permission::allows(facts.who, Action::KeepOwn, facts.channel)?;
+    Ok(facts)
+}
+
 async fn caller_role(scope: &mut Scope<'_>) -> Result<Role, StoreError> {
     let role = users::active_role(scope.db, scope.caller.user_id).await?;
     Ok(role.ok_or_else(|| forbidden("your account is deactivated"))?)

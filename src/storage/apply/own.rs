@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Applied, Scope, answer, done, nothing_to_do, permit, standing_message};
+use super::{Applied, Scope, answer, done, nothing_to_do, permit, permit_own, standing_message};
 use crate::domain::channel;
 use crate::domain::command;
 use crate::domain::error::{conflict, invalid, not_found};
@@ -14,7 +14,7 @@ use crate::storage::personal::{Draft, Move};
 use crate::storage::{StoreError, channels, events, messages, personal};
 
 pub(super) async fn mark_read(scope: &mut Scope<'_>, c: &command::MarkRead) -> Applied {
-    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    permit_own(scope, c.channel_id).await?;
     let before = own_membership(scope, c.channel_id).await?;
     let seq = c.seq.clamp(0, before.channel.last_seq);
     if seq <= before.read_seq {
@@ -25,7 +25,7 @@ pub(super) async fn mark_read(scope: &mut Scope<'_>, c: &command::MarkRead) -> A
 }
 
 pub(super) async fn mark_unread(scope: &mut Scope<'_>, c: &command::MarkUnread) -> Applied {
-    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    permit_own(scope, c.channel_id).await?;
     let message = standing_message(scope, c.channel_id, c.seq).await?;
     let number =
         message.message_no.ok_or_else(|| invalid("a reply in a thread cannot be marked unread in the channel"))?;
@@ -59,7 +59,7 @@ pub(super) async fn set_saved(scope: &mut Scope<'_>, channel: ChannelId, seq: i6
 }
 
 pub(super) async fn set_draft(scope: &mut Scope<'_>, c: &command::SetDraft) -> Applied {
-    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    permit_own(scope, c.channel_id).await?;
     let draft = Draft {
         channel_id: c.channel_id,
         thread_seq: c.thread_seq.filter(|seq| *seq > 0),
@@ -76,7 +76,7 @@ pub(super) async fn set_draft(scope: &mut Scope<'_>, c: &command::SetDraft) -> A
 }
 
 pub(super) async fn set_preferences(scope: &mut Scope<'_>, c: &command::SetChannelPreferences) -> Applied {
-    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    permit_own(scope, c.channel_id).await?;
     let (muted, notify) = personal::set_preferences(scope, c.channel_id, c.muted, c.notify).await?;
     let payload = json!({"channel_id": c.channel_id, "muted": muted, "notify": notify});
     done(events::append(scope, scope.caller.user_id.into(), EventKind::UserChannelPreferences, &payload).await?)
@@ -103,7 +103,7 @@ pub(super) async fn follow(scope: &mut Scope<'_>, channel: ChannelId, thread_seq
 }
 
 pub(super) async fn mark_thread_read(scope: &mut Scope<'_>, c: &command::MarkThreadRead) -> Applied {
-    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    permit_own(scope, c.channel_id).await?;
     let root = root_message(scope, c.channel_id, c.thread_seq).await?;
     let number = messages::reply_no_at(scope.db, c.channel_id, c.thread_seq, c.seq).await?;
     let seq = c.seq.min(root.last_reply_seq.unwrap_or(root.seq));
@@ -114,7 +114,7 @@ pub(super) async fn mark_thread_read(scope: &mut Scope<'_>, c: &command::MarkThr
 }
 
 pub(super) async fn mark_thread_unread(scope: &mut Scope<'_>, c: &command::MarkThreadUnread) -> Applied {
-    permit(scope, c.channel_id, Action::KeepOwn).await?;
+    permit_own(scope, c.channel_id).await?;
     root_message(scope, c.channel_id, c.thread_seq).await?;
     let (seq, number) = if c.seq == c.thread_seq {
         (c.seq, 0)

@@ -23,7 +23,7 @@ use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership, Post
 use crate::domain::command::{self, Command, Invite, Principal};
 use crate::domain::error::{Code, Refusal};
 use crate::domain::event::{Event, EventKind};
-use crate::domain::id::{ChannelId, StreamId, TokenId, UserId};
+use crate::domain::id::{ChannelId, NodeId, StreamId, TokenId, UserId};
 use crate::domain::message::{Message, Sent};
 use crate::domain::text::TEXT_MAX;
 use crate::domain::user::{Role, User};
@@ -75,7 +75,9 @@ impl World {
         };
         let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
         let limits = Limits { queue: 4_096, batch: 256 };
-        let (writer, _) = Writer::start(store.clone(), clock.clone(), limits, sink, CancellationToken::new()).unwrap();
+        let node = NodeId::new(clock.now());
+        let (writer, _) =
+            Writer::start(store.clone(), clock.clone(), node, limits, sink, CancellationToken::new()).unwrap();
         Some(World { store, writer, told, news, clock, url, _dir: dir })
     }
 
@@ -184,6 +186,7 @@ macro_rules! on_both {
 mod cost;
 mod failures;
 mod log;
+mod owners;
 mod people;
 mod remembered;
 mod rooms;

@@ -84,7 +84,7 @@ on_both! {
         let limits = Limits { queue: 4_096, batch: 256 };
         let sink: crate::storage::writer::Sink = Arc::new(|_| {});
         let (other, _) =
-            Writer::start(store, world.clock.clone(), limits, sink, CancellationToken::new()).unwrap();
+            Writer::start(store, world.clock.clone(), NodeId::new(world.clock.now()), limits, sink, CancellationToken::new()).unwrap();
         for n in 0..40 {
             let writer = if n % 3 == 0 { &other } else { &world.writer };
             let send = says(room, &format!("text {n}"), Some(&format!("k{n}")));

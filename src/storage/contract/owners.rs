@@ -1,0 +1,133 @@
+//! Several writers on one Postgres: who owns a channel, and what the fence lets through. SQLite has one writer.
+
+use super::*;
+
+/// Another node's writer on the same database.
+async fn another(world: &World) -> Writer {
+    let store = Store::open(&Options::new(&world.url)).await.unwrap();
+    let limits = Limits { queue: 4_096, batch: 256 };
+    let node = NodeId::new(world.clock.now());
+    let stop = CancellationToken::new();
+    Writer::start(store, world.clock.clone(), node, limits, Arc::new(|_| {}), stop).unwrap().0
+}
+
+async fn send(writer: &Writer, who: Principal, channel: ChannelId, text: &str) -> Result<i64, Refusal> {
+    let reply = writer.write(who, Work::Command(says(channel, text, None).into()), None).await?;
+    Ok(serde_json::from_str::<Sent>(&reply.json).unwrap().seq)
+}
+
+/// Returns who owns a channel, and under which epoch.
+async fn owner(world: &World, channel: ChannelId) -> (Option<NodeId>, i64) {
+    let Db::Postgres(mut db) = world.apart().await else { unreachable!("it is for Postgres alone") };
+    let sql = "SELECT owner, owner_epoch FROM streams WHERE id = $1";
+    sqlx::query_as(sql).bind(channel).fetch_one(&mut *db).await.unwrap()
+}
+
+/// Lets so much time pass since a channel was taken over that another node may.
+async fn the_take_over_is_old(world: &World, channel: ChannelId) {
+    let Db::Postgres(mut db) = world.apart().await else { unreachable!("it is for Postgres alone") };
+    let sql = "UPDATE streams SET owned_at = owned_at - INTERVAL '6 seconds' WHERE id = $1";
+    sqlx::query(sql).bind(channel).execute(&mut *db).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_is_taken_over_when_it_is_due_and_the_old_owner_is_fenced() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let other = another(&world).await;
+    assert_eq!(owner(&world, room).await, (None, 0));
+
+    assert_eq!(send(&world.writer, ana, room, "one").await.unwrap(), 2);
+    let (first, epoch) = owner(&world, room).await;
+    assert!(first.is_some() && epoch == 1);
+    assert_eq!(send(&other, ana, room, "two").await.unwrap(), 3, "beside the owner");
+    assert_eq!(send(&world.writer, ana, room, "three").await.unwrap(), 4, "the owner sees its head moved");
+    assert_eq!(owner(&world, room).await, (first, 1), "and stays the owner");
+
+    the_take_over_is_old(&world, room).await;
+    assert_eq!(send(&other, ana, room, "four").await.unwrap(), 5);
+    let (second, epoch) = owner(&world, room).await;
+    assert!(second != first && epoch == 2);
+    assert_eq!(send(&other, ana, room, "five").await.unwrap(), 6, "from memory");
+    assert_eq!(send(&world.writer, ana, room, "six").await.unwrap(), 7, "the old owner has to ask again");
+    assert_eq!(owner(&world, room).await, (second, 2), "and does not take it back at once");
+    let log = world.log(room).await;
+    assert_eq!(log.iter().map(|event| event.seq).collect::<Vec<_>>(), (1..=7).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_that_was_raised_fences_what_is_remembered() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    for n in 2..4 {
+        assert_eq!(send(&world.writer, ana, room, "hi").await.unwrap(), n);
+    }
+    // As a connection that was cut off and looked after does.
+    events::raise_epochs(&mut world.apart().await, &[room.into()]).await.unwrap();
+    assert_eq!(send(&world.writer, ana, room, "hi").await.unwrap(), 4);
+    assert_eq!(owner(&world, room).await.1, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_deactivated_by_another_node_is_refused_at_once() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let (root, bob) = (world.user("root", Role::Admin).await, world.user("bob", Role::Member).await);
+    let room = world.channel(root, "room", &[bob]).await;
+    let other = another(&world).await;
+    for _ in 0..2 {
+        send(&world.writer, bob, room, "hi").await.unwrap();
+        send(&world.writer, root, room, "hi").await.unwrap();
+    }
+    let deactivate = command::DeactivateUser { user_id: bob.user_id };
+    other.write(root, Work::Command(deactivate.into()), None).await.unwrap();
+    let both = futures_util::future::join(
+        send(&world.writer, bob, room, "still here?"),
+        send(&world.writer, root, room, "not here"),
+    );
+    let (bobs, roots) = both.await;
+    assert_eq!(bobs.unwrap_err().code, Code::NotFound);
+    assert_eq!(roots.unwrap(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_do_all_kinds_of_things_to_the_same_channels() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
+    let mut rooms = Vec::new();
+    for n in 0..8 {
+        rooms.push(world.channel(ana, &format!("room-{n}"), &[bob]).await);
+    }
+    let other = another(&world).await;
+    let work = |n: usize| -> (Principal, Command) {
+        let (channel_id, who) = (rooms[n / 4 % 8], [ana, bob][n % 2]);
+        match n % 4 {
+            0 | 1 => (who, says(channel_id, "hi", None).into()),
+            2 => (who, command::AddReaction { channel_id, seq: 1, emoji: "wave".into() }.into()),
+            _ => (who, command::MarkRead { channel_id, seq: n as i64 }.into()),
+        }
+    };
+    let asked = (0..800).map(|n| {
+        let (who, command) = work(n);
+        let writer = if n % 3 == 0 { &other } else { &world.writer };
+        async move {
+            // Two that write at the same time find each other in the way now and then: it says so, and nothing is lost.
+            loop {
+                match writer.write(who, Work::Command(command.clone()), Some(format!("k{n}"))).await {
+                    Err(refusal) if refusal.code == Code::Unavailable => {}
+                    done => return done.map(|_| ()).map_err(|refusal| refusal.code),
+                }
+            }
+        }
+    });
+    for answer in futures_util::future::join_all(asked).await {
+        // A reaction to what is no message.
+        assert!(matches!(answer, Ok(()) | Err(Code::NotFound)), "{answer:?}");
+    }
+    for room in rooms {
+        let log = world.log(room).await;
+        assert_eq!(log.iter().map(|event| event.seq).collect::<Vec<_>>(), (1..=log.len() as i64).collect::<Vec<_>>());
+        assert_eq!(log.len(), 1 + 50);
+    }
+}
