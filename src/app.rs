@@ -16,9 +16,11 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::actors::Hub;
+use crate::actors::{Hub, Joins};
+use crate::bus::memory::Network;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::domain::id::NodeId;
 use crate::http;
 use crate::storage::lock::Lock;
 use crate::storage::tokens::Secret;
@@ -193,7 +195,12 @@ impl App {
     }
 
     /// Starts a node that tells the time by `clock`.
-    pub async fn start_at(mut config: Config, clock: Clock) -> Result<App> {
+    pub async fn start_at(config: Config, clock: Clock) -> Result<App> {
+        App::start_on(config, clock, None).await
+    }
+
+    /// Starts a node that is one of several in this process, which share a network in its memory.
+    pub async fn start_on(mut config: Config, clock: Clock, network: Option<&Network>) -> Result<App> {
         choose_crypto();
         telemetry::start_metrics();
         let data = config.server.data.clone();
@@ -208,9 +215,11 @@ impl App {
                 data.display()
             ),
         };
-        let Some(database_lock) = Lock::take(&store_options(&config)).await? else {
+        let clustered = network.is_some() || !config.cluster.redis.expose().is_empty();
+        let Some(database_lock) = Lock::take(&store_options(&config), clustered).await? else {
             bail!(
-                "another server runs on this database: stop it, or give this one a database of its own (database.url)"
+                "another server runs on this database: stop it, or give this one a database of its own (database.url); \
+                 servers that are to share it all need cluster.redis"
             );
         };
         let store = open_store(&config).await?;
@@ -219,9 +228,17 @@ impl App {
         let address = listener.local_addr()?;
         config.server.listen = address;
         let operator = Secret::generate("clo_");
-        let node = format!("hub-{}", address.port());
+        let node = node_name(&config, address);
+        let id = NodeId::new(clock.now());
+        let joins = match network {
+            Some(network) => {
+                let (bus, incoming) = network.join(id);
+                Some(Joins { id, bus, incoming })
+            }
+            None => None,
+        };
         let database = config.database.url.expose().to_owned();
-        let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0)).await?;
+        let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0), joins).await?;
         let (url, pid) = (local_url(address), std::process::id());
         let running = Running { url, operator_token: operator.0, database, pid }.write(&data)?;
         let stop = CancellationToken::new();
@@ -232,13 +249,22 @@ impl App {
     /// Stops the node in order: nothing that was accepted is lost.
     pub async fn stop(self) {
         let _ = std::fs::remove_file(self.data.join(RUNNING));
-        self.hub.drain();
+        self.hub.drain().await;
         self.hub.drained().await;
         self.stop.cancel();
         let _ = self.serving.await;
         self.hub.stop().await;
         self.hub.store.close().await;
     }
+}
+
+/// Returns what a node is called.
+fn node_name(config: &Config, address: SocketAddr) -> String {
+    if !config.cluster.node.is_empty() {
+        return config.cluster.node.clone();
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host}-{}", address.port())
 }
 
 /// How many connections may wait to be accepted: who finds this full tries again after a whole second. Linux takes

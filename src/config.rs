@@ -289,6 +289,24 @@ sections! {
         quarantine_s: u64 = 60, [1..=DAY_S];
     }
 
+    /// Several nodes on one database.
+    cluster: Cluster {
+        /// What the nodes reach each other by; empty: this node has the database for itself.
+        redis: Secret = Secret::default();
+        /// The name that the nodes of one hub share, and others on the same Redis do not.
+        name: String = "colink".to_owned();
+        /// This node's own name; empty: its host's name and its port.
+        node: String = String::new();
+        /// Commands sent to other nodes that may be in work at once; the next ones are carried out here.
+        inflight: usize = 4_096, [1..=1_000_000];
+        /// Messages that may wait to be sent to other nodes, and as many that came; the next ones are dropped.
+        queue: usize = 8_192, [64..=1_000_000];
+        /// Milliseconds between two looks for what other nodes committed and the bus did not bring.
+        sweep_ms: u64 = 1_000, [50..=MINUTE_MS];
+        /// The same while the bus, or another node, cannot be reached.
+        sweep_degraded_ms: u64 = 250, [50..=MINUTE_MS];
+    }
+
     /// What operators measure.
     metrics: Metrics {
         /// Whether `/metrics` is served.
@@ -317,7 +335,7 @@ impl Config {
             }
         };
 
-        let Config { server, log, database, auth, gateway, .. } = self;
+        let Config { server, log, database, auth, gateway, cluster, .. } = self;
         let like = "must be like https://chat.example.com, in small letters and without a path";
         let public_url = &server.public_url;
         refuse(!public_url.is_empty() && !is_origin(public_url), &["server.public_url"], like.to_owned());
@@ -336,6 +354,17 @@ impl Config {
             &["database.queue", "database.batch"],
             format!("must hold at least one batch ({}), not {}", database.batch, database.queue),
         );
+        refuse(
+            !cluster.redis.expose().is_empty() && !url.starts_with("postgres"),
+            &["cluster.redis", "database.url"],
+            "needs a database that several nodes can share: set database.url to postgres://...".to_owned(),
+        );
+        let plain =
+            |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':'));
+        let name_is_fine = plain(&cluster.name) && (1..=64).contains(&cluster.name.len());
+        let like = "has up to 64 letters, digits and any of - _ . :";
+        refuse(!name_is_fine, &["cluster.name"], like.to_owned());
+        refuse(!plain(&cluster.node) || cluster.node.len() > 64, &["cluster.node"], like.to_owned());
         // Argon2 (RFC 9106, 3.1) needs eight blocks of 1 KiB a lane.
         refuse(
             auth.argon2_memory_kib < auth.argon2_parallelism.saturating_mul(8),

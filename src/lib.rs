@@ -8,7 +8,8 @@
 //! | [`config`] | one struct a section, put together from four layers |
 //! | [`protocol`] | the gateway's wire as types: frames, pushes, close codes |
 //! | [`storage`] | the truth, in SQLite or Postgres; the one writer that commits what waits together |
-//! | [`actors`] | what lives in memory: channels, sessions, presence, and who finds them |
+//! | [`bus`] | the port between nodes: Redis, or the memory of one process |
+//! | [`actors`] | what lives in memory: channels, sessions, presence, the cluster, and who finds them |
 //! | [`http`] | REST and the gateway, every URL on one page |
 //! | [`app`] | puts it all together |
 //! | [`client`] | a typed client, which the examples, the terminal chat and the tests share |
@@ -24,6 +25,7 @@
 
 pub mod actors;
 pub mod app;
+pub mod bus;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -211,6 +211,20 @@ impl Directory {
         sessions.by_user.get(&user).into_iter().flatten().any(|session| session.queue.present())
     }
 
+    /// Returns the streams that somebody here listens to, with how far each was delivered.
+    pub fn watched(&self) -> Vec<(StreamId, i64)> {
+        let slots = self.slots.read().expect("no panic under this lock");
+        let known = slots.iter().map(|(stream, slot)| (*stream, slot.delivered.load(Ordering::Acquire)));
+        known.filter(|(_, delivered)| *delivered != UNKNOWN).collect()
+    }
+
+    /// Returns the users who have a session here, with the version of their account that all of these know of.
+    pub fn versions(&self) -> Vec<(UserId, i64)> {
+        let sessions = self.sessions.read().expect("no panic under this lock");
+        let version = |of: &Vec<Arc<SessionHandle>>| of.iter().map(|session| session.version()).min().unwrap_or(0);
+        sessions.by_user.iter().map(|(user, of)| (*user, version(of))).collect()
+    }
+
     /// Returns every session.
     pub fn all_sessions(&self) -> Vec<Arc<SessionHandle>> {
         self.sessions.read().expect("no panic under this lock").by_id.values().cloned().collect()

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Hub;
 use crate::domain::error::Refusal;
-use crate::domain::id::TokenId;
+use crate::domain::id::{StreamId, TokenId};
 use crate::storage::accounts::{Account, Ended, PRUNED_MAX, Pruned, SYSTEM};
 use crate::storage::writer::Work;
 use crate::storage::{StoreError, users};
@@ -50,13 +50,19 @@ async fn keep_house(hub: Weak<Hub>) {
 
 impl Hub {
     async fn one_turn(&self, turn: u64) -> Result<(), StoreError> {
+        if turn.is_multiple_of(HOURLY) {
+            self.prolong_open().await?;
+        }
+        // The rest is everybody's: one of several nodes does it.
+        if self.cluster.as_ref().is_some_and(|cluster| !cluster.owns(StreamId::WORKSPACE)) {
+            return Ok(());
+        }
         self.end_statuses().await?;
         if turn.is_multiple_of(OFTEN) {
             let hours = i64::from(self.config.limits.idempotency_hours);
             self.prune(Ended::Keys, hours * 3_600).await?;
         }
         if turn.is_multiple_of(HOURLY) {
-            self.prolong_open().await?;
             self.prune(Ended::Tokens, KEPT_S).await?;
             self.prune(Ended::Invites, KEPT_S).await?;
         }

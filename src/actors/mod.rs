@@ -15,6 +15,7 @@
 //! them out into the queues of its sessions. Deliveries never pass through a session's mailbox.
 
 pub mod channel;
+pub mod cluster;
 pub mod directory;
 mod housekeeping;
 pub mod presence;
@@ -31,7 +32,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::Clock;
+use crate::bus::{Bus, Incoming};
+use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{NodeId, StreamId, UserId};
@@ -42,6 +44,7 @@ use crate::storage::Store;
 use crate::storage::cache::Cache;
 use crate::storage::tokens::Revoked;
 use crate::storage::writer::{self, Committed, Writer};
+use cluster::Cluster;
 use directory::Directory;
 use presence::{PresenceActor, PresenceMsg};
 
@@ -59,6 +62,8 @@ pub struct Hub {
     pub node: String,
     /// This run of it.
     pub id: NodeId,
+    /// When it started.
+    pub started_at: Timestamp,
     /// The time.
     pub clock: Clock,
     /// The store.
@@ -67,6 +72,8 @@ pub struct Hub {
     pub writer: Writer,
     /// What of the store is remembered for a moment.
     pub cache: Cache,
+    /// This node's part in the cluster; nothing, if it has the database for itself.
+    pub cluster: Option<Arc<Cluster>>,
     /// Which actors live here.
     pub directory: Directory,
     /// The SHA-256 of the operator's secret of this run.
@@ -88,6 +95,16 @@ pub struct Hub {
     written: CancellationToken,
 }
 
+/// What a node is told to be one of several.
+pub struct Joins {
+    /// The run.
+    pub id: NodeId,
+    /// The bus, which was joined as that.
+    pub bus: Bus,
+    /// What comes by it.
+    pub incoming: Incoming,
+}
+
 struct Actors {
     root: ActorRef<()>,
     channels: ActorRef<channel::ChannelsMsg>,
@@ -102,7 +119,9 @@ impl Hub {
         clock: Clock,
         store: Store,
         operator: [u8; 32],
+        joins: Option<Joins>,
     ) -> anyhow::Result<Arc<Hub>> {
+        let id = joins.as_ref().map_or_else(|| NodeId::new(clock.now()), |joins| joins.id);
         let writing = CancellationToken::new();
         let limits = writer::Limits { queue: config.database.queue, batch: config.database.batch };
         let listener: Arc<OnceLock<Weak<Hub>>> = Arc::default();
@@ -114,17 +133,26 @@ impl Hub {
                 }
             })
         };
-        let id = NodeId::new(clock.now());
         let (writer, written) = Writer::start(store.clone(), clock.clone(), id, limits, sink, writing.clone())?;
-        let cache = Cache::new(Duration::from_secs(config.auth.cache_s));
+        let cache = Cache::new(Duration::from_secs(config.auth.cache_s), joins.is_some());
+        let (cluster, ears) = match joins {
+            None => (None, None),
+            Some(Joins { id, bus, incoming }) => {
+                let inflight = config.cluster.inflight;
+                let (cluster, committed) = Cluster::start(&store, bus, id, &node, clock.now(), inflight).await?;
+                (Some(Arc::new(cluster)), Some((incoming, committed)))
+            }
+        };
         let hub = Arc::new(Hub {
             config,
             node,
             id,
+            started_at: clock.now(),
             clock,
             store,
             writer,
             cache,
+            cluster,
             directory: Directory::default(),
             operator,
             requests: Buckets::default(),
@@ -144,6 +172,9 @@ impl Hub {
         Actor::spawn_linked(None, PresenceActor, hub.clone(), root.get_cell()).await?;
         let _ = hub.actors.set(Actors { root, channels, sessions });
         housekeeping::start(&hub, hub.writing.clone());
+        if let Some((incoming, committed)) = ears {
+            cluster::start(&hub, incoming, committed, hub.writing.clone());
+        }
         hub.watch_over(root_ended);
         Ok(hub)
     }
@@ -170,19 +201,16 @@ impl Hub {
     /// Hands the events of a commit to the actors of their streams, in order, and ends what it revoked.
     fn committed(&self, committed: Committed) {
         let Committed { events, revoked, at } = committed;
+        if let Some(cluster) = &self.cluster {
+            cluster.tell_committed(&events);
+            cluster.tell_revoked(&revoked);
+        }
         for revoked in revoked {
             self.revoke(revoked);
         }
         let mut streams: Vec<(StreamId, Vec<Event>)> = Vec::new();
         for event in events {
-            self.cache.committed(&event);
-            match event.kind {
-                EventKind::UserUpdated => self.user_changed(&event),
-                EventKind::UserChannelRemoved => {
-                    self.directory.tell_presence(PresenceMsg::Parted { user: event.stream.into() });
-                }
-                _ => {}
-            }
+            self.note(&event);
             match streams.iter_mut().find(|(stream, _)| *stream == event.stream) {
                 Some((_, events)) => events.push(event),
                 None => streams.push((event.stream, vec![event])),
@@ -190,6 +218,18 @@ impl Hub {
         }
         for (stream, events) in streams {
             self.deliver(stream, events, at);
+        }
+    }
+
+    /// Notes what a committed event changes beside what its stream's audience hears. Again is the same as once.
+    fn note(&self, event: &Event) {
+        self.cache.committed(event);
+        match event.kind {
+            EventKind::UserUpdated => self.user_changed(event),
+            EventKind::UserChannelRemoved => {
+                self.directory.tell_presence(PresenceMsg::Parted { user: event.stream.into() });
+            }
+            _ => {}
         }
     }
 
@@ -216,12 +256,18 @@ impl Hub {
     }
 
     /// Asks every session to move elsewhere, and opens none from now on. Those that are open are served on.
-    pub fn drain(&self) {
+    pub async fn drain(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.leave();
+        }
         // In this order: a session that is in the directory too late for this sees that the node drains.
         self.draining.cancel();
         self.connections.close();
         for session in self.directory.all_sessions() {
             self.ask_to_reconnect(&session);
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.take_row_away(&self.store).await;
         }
     }
 

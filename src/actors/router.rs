@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::Hub;
 use super::channel::room::UNKNOWN;
 use super::channel::{ChannelMsg, ChannelsMsg};
+use super::cluster::envelope::Typing;
 use super::directory::{Credit, Detour};
 use super::session::too_many;
 use crate::domain::command::{Command, Principal, key_fits};
@@ -37,6 +38,18 @@ impl Hub {
             return answer.give(Err(refusal));
         }
         let stream = command.stream(caller.user_id);
+        let write = Write { caller, work: Work::Command(command), claim: Claim::Owner, key, answer };
+        match &self.cluster {
+            Some(cluster) if is_channels(stream, caller) => cluster.route(self, stream, write),
+            // One's own things, and the workspace's, are written where they are asked for: each such write reads all that
+            // decides about it anew.
+            _ => self.enter(stream, write),
+        }
+    }
+
+    /// Hands a write to this node's actor of its stream.
+    pub(super) fn enter(&self, stream: StreamId, write: Write) {
+        let Write { caller, work, claim, key, answer } = write;
         let slot = self.directory.slot_or_new(stream);
         if let Some(left) = slot.quarantine() {
             let why = unavailable("this channel failed repeatedly and is set aside for a moment");
@@ -50,8 +63,7 @@ impl Hub {
             drop(credit);
             answer.give(result);
         });
-        let write = Write { caller, work: Work::Command(command), claim: Claim::Owner, key, answer };
-        self.tell(stream, ChannelMsg::Run(write));
+        self.tell(stream, ChannelMsg::Run(Write { caller, work, claim, key, answer }));
     }
 
     /// Sends a command on its way and waits for the answer; how long that may take is the caller's to say.
@@ -70,6 +82,9 @@ impl Hub {
         let slot = self.directory.slot_or_new(channel.into());
         if let Some(credit) = Credit::take(&slot, self.config.channels.mailbox) {
             self.tell(channel.into(), ChannelMsg::Typing { user, thread_seq, credit });
+        }
+        if let Some(cluster) = &self.cluster {
+            cluster.tell_typing(Typing { channel, user, thread_seq });
         }
     }
 
@@ -139,6 +154,11 @@ impl Hub {
         let detour = Detour::begin(slot);
         let _ = self.actors().channels.cast(ChannelsMsg::Tell(stream, Box::new(message), detour));
     }
+}
+
+/// Returns whether a stream that a caller writes to is a channel's.
+fn is_channels(stream: StreamId, caller: Principal) -> bool {
+    stream != StreamId::WORKSPACE && stream != caller.user_id.into()
 }
 
 fn is_users(events: &[Event]) -> bool {

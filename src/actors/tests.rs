@@ -44,7 +44,7 @@ impl World {
         change(&mut config);
         let store = open_store(dir.path()).await;
         store.migrate().await.unwrap();
-        let hub = Hub::start(config, "test".into(), Clock::default(), store, [0; 32]).await.unwrap();
+        let hub = Hub::start(config, "test".into(), Clock::default(), store, [0; 32], None).await.unwrap();
         World { hub, dir }
     }
 
@@ -444,7 +444,7 @@ async fn a_session_that_is_opened_while_the_node_drains_is_asked_to_move() {
     let world = World::open(|_| {}).await;
     let ana = world.user("ana").await;
     let early = world.listen(ana, 1).await;
-    world.hub.drain();
+    world.hub.drain().await;
     for ear in [early, world.listen(ana, 2).await] {
         let mut told = Vec::new();
         ear.session.queue.take(ear.connection, usize::MAX, |_, frame| told.extend_from_slice(frame));

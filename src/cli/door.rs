@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{self, Holder};
+use crate::actors::cluster::status::Status;
+use crate::app::{self, Holder, Running};
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -54,7 +55,9 @@ impl Door {
                 data.display()
             ),
         };
-        let Some(database_lock) = Lock::take(&app::store_options(&config)).await? else {
+        let Some(database_lock) =
+            Lock::take(&app::store_options(&config), !config.cluster.redis.expose().is_empty()).await?
+        else {
             bail!(
                 "a server with another data directory runs on this database and has to hear of it: name its directory \
                  by --data"
@@ -68,6 +71,16 @@ impl Door {
         let (writer, _) = Writer::start(store.clone(), clock, node, limits, nobody_listens, CancellationToken::new())?;
         let way = Way::Stopped { writer, _locks: (lock, database_lock) };
         Ok(Door { store, config, way })
+    }
+
+    /// Asks the server that runs on the data directory how its cluster is.
+    pub(super) async fn cluster_status(config: &Config) -> Result<Status> {
+        let data = &config.server.data;
+        let Some(running) = Running::read(data) else {
+            bail!("no server runs on {}: start it, or name a running one's directory by --data", data.display());
+        };
+        let client = Client::new(&running.url)?.with_token(&running.operator_token);
+        serde_json::from_str(&order(&client, &Order::Cluster).await?).context("the answer is not understood")
     }
 
     /// Has account work done.

@@ -5,6 +5,7 @@
 
 mod admin;
 mod chat;
+mod cluster;
 mod config;
 mod doctor;
 mod door;
@@ -63,6 +64,9 @@ enum Command {
     /// Manage tokens
     #[command(subcommand)]
     Token(admin::TokenCommand),
+    /// Look after a cluster
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Look for what would keep the server from running well
     Doctor(Settings),
 }
@@ -124,6 +128,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::User(command) => block_on(1, admin::user(command)),
         Command::Channel(command) => block_on(1, admin::channel(command)),
         Command::Token(command) => block_on(1, admin::token(command)),
+        Command::Cluster(command) => block_on(1, cluster::run(command)),
         Command::Doctor(settings) => block_on(1, doctor::run(settings)),
     }
 }

@@ -277,8 +277,9 @@ pub async fn history(
     let channel = path.channel()?;
     let page = query.page()?.unwrap_or(Page::Newest);
     let limit = page_size(&hub, query.limit)?;
-    readable(&hub, caller, channel).await?;
-    let key = PageKey { channel, page, limit };
+    let facts = readable(&hub, caller, channel).await?;
+    let head = if hub.cluster.is_some() { facts.head } else { 0 };
+    let key = PageKey { channel, page, limit, head };
     if let Some(bytes) = hub.cache.page(&key) {
         return Ok(Rendered(bytes, PhantomData));
     }

@@ -4,6 +4,7 @@
 //! resource: the WebSocket, health, metrics, the reference. A handler is thin: who asks, one command or one query, the
 //! answer. Errors become problem details in one place, the outermost layer.
 
+pub mod admin;
 pub mod auth;
 pub mod channels;
 pub mod endpoint;
@@ -268,6 +269,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         query("/v1/saved", "Lists the caller's saved messages, newest first", channels::saved),
         query("/v1/drafts", "Lists the caller's drafts", channels::drafts),
         query("/v1/threads", "Lists the threads that the caller follows", channels::threads),
+        // Administration.
+        query("/v1/admin/cluster", "Returns the nodes and how they stand (administrators)", admin::cluster),
         // Events, and how they come without WebSockets.
         query(
             "/v1/streams/{stream_id}/events",

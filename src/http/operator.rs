@@ -40,6 +40,8 @@ pub enum Order {
         /// An idempotency key.
         key: Option<String>,
     },
+    /// How the cluster is.
+    Cluster,
 }
 
 /// `POST /operator`
@@ -62,6 +64,10 @@ pub async fn run(State(hub): State<Arc<Hub>>, request: Request) -> Result<Respon
             };
             let command = Command::decode(&name, d.get()).ok_or_else(|| unknown_type(&name))??;
             hub.run(caller, command, key).await?
+        }
+        Order::Cluster => {
+            let status = serde_json::to_vec(&hub.cluster_status().await?).expect("it has only string keys");
+            return Ok(json_response(StatusCode::OK, status.into()));
         }
     };
     Ok(json_response(StatusCode::OK, reply.json.into()))

@@ -3,6 +3,9 @@
 //! Who a token speaks for is believed for `auth.cache_s` at most. A rendered page of a channel's history, and who may do what
 //! there, are good for as long as the channel's head does not move: every change of a channel moves it. Everything is
 //! bounded; pages in bytes, for a page may be a thousand times as long as another.
+//!
+//! If other nodes write to the same database, not all changes are heard of here at once. Then nothing is remembered of
+//! who may do what, and pages are kept by the channel's head, which is read with every question.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -31,12 +34,15 @@ pub struct PageKey {
     pub page: Page,
     /// How many messages.
     pub limit: i64,
+    /// Where the channel's head is, if other nodes may move it; else 0.
+    pub head: i64,
 }
 
 /// The memory. All of it is derived; losing it costs time only.
 #[derive(Debug)]
 pub struct Cache {
     believe: Duration,
+    shared: bool,
     sign_ins: Mutex<SignIns>,
     pages: Mutex<Pages>,
 }
@@ -89,10 +95,10 @@ impl Pages {
 }
 
 impl Cache {
-    /// Makes an empty memory that believes a token for `believe`; never, if zero.
+    /// Makes an empty memory that believes a token for `believe`; never, if zero. `shared` says that other nodes write, too.
     #[must_use]
-    pub fn new(believe: Duration) -> Self {
-        Cache { believe, sign_ins: Mutex::default(), pages: Mutex::default() }
+    pub fn new(believe: Duration, shared: bool) -> Self {
+        Cache { believe, shared, sign_ins: Mutex::default(), pages: Mutex::default() }
     }
 
     /// Returns who a token was found to speak for, not long ago.
@@ -171,7 +177,7 @@ impl Cache {
     /// Remembers what decides about a user and a channel, unless something changed since `mark`.
     pub fn keep_facts(&self, mark: u64, channel: ChannelId, user: UserId, facts: Facts) {
         let mut pages = self.pages.lock().expect("no panic under this lock");
-        if pages.changes != mark {
+        if pages.changes != mark || self.shared {
             return;
         }
         if pages.facts.len() >= FACTS_MAX {
@@ -211,10 +217,10 @@ mod tests {
 
     #[test]
     fn a_sign_in_that_was_looked_up_before_it_ended_is_not_believed_after() {
-        let cache = Cache::new(Duration::from_secs(60));
+        let cache = Cache::new(Duration::from_secs(60), false);
         let user_id = UserId(uuid::Uuid::from_u128(1));
         let principal = Principal { user_id, role: Role::Member, token_id: TokenId(uuid::Uuid::from_u128(2)) };
-        let found = Identity { principal, expires_at: None, slides: false };
+        let found = Identity { principal, expires_at: None, slides: false, version: 1 };
         let mark = cache.mark_identity();
         cache.forget_user(user_id);
         cache.keep_identity(mark, [1; 32], found);
@@ -228,9 +234,9 @@ mod tests {
     #[test]
     fn pages_are_kept_up_to_a_number_of_bytes() {
         let channel = ChannelId::new(Timestamp(1));
-        let key = |n| PageKey { channel, page: Page::Before(n), limit: 200 };
+        let key = |n| PageKey { channel, page: Page::Before(n), limit: 200, head: 0 };
         let page = |len: usize| Bytes::from(vec![b'x'; len]);
-        let cache = Cache::new(Duration::ZERO);
+        let cache = Cache::new(Duration::ZERO, false);
         let bytes = || cache.pages.lock().unwrap().bytes;
         for n in 0..100 {
             cache.keep_page(0, key(n), page(PAGES_BYTES / 8));

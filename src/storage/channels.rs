@@ -3,7 +3,7 @@
 use super::apply::Scope;
 use super::{Db, StoreError, by_dialect, from_row, holds, on, personal};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Member, Membership};
-use crate::domain::id::{ChannelId, UserId};
+use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::permission::{ChannelFacts, Standing};
 use crate::domain::user::Role;
 
@@ -195,6 +195,13 @@ pub async fn ids_of_user(db: &mut Db, user: UserId) -> Result<Vec<ChannelId>, St
     Ok(on!(db, c => sqlx::query_scalar(sql).bind(user).fetch_all(c).await?))
 }
 
+/// Returns all streams that a user hears, with their heads: the user's channels, the user's own stream and the workspace's.
+pub async fn heads_of_user(db: &mut Db, user: UserId) -> Result<Vec<(StreamId, i64)>, StoreError> {
+    let sql = "SELECT s.id, s.last_seq FROM members m JOIN streams s ON s.id = m.channel_id WHERE m.user_id = $1 \
+               UNION ALL SELECT id, last_seq FROM streams WHERE id = $1 OR id = $2";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(StreamId::WORKSPACE).fetch_all(c).await?))
+}
+
 /// Returns a channel's members by identifier, those behind `after`, at most `limit`.
 pub async fn members(
     db: &mut Db,
@@ -221,6 +228,8 @@ pub struct Facts {
     pub who: Standing,
     /// What the channel is.
     pub channel: ChannelFacts,
+    /// Where the channel's head was when this was read.
+    pub head: i64,
 }
 
 from_row!(Facts, row => Facts {
@@ -230,12 +239,13 @@ from_row!(Facts, row => Facts {
         posting: row.try_get("posting")?,
         archived: row.try_get::<Option<crate::clock::Timestamp>, _>("archived_at")?.is_some(),
     },
+    head: row.try_get("last_seq")?,
 });
 
 /// Returns what decides about an active user and a channel; nothing if either is not there.
 pub async fn facts(db: &mut Db, user: UserId, channel: ChannelId) -> Result<Option<Facts>, StoreError> {
-    let sql = "SELECT u.role, m.role AS channel_role, c.kind, c.posting, c.archived_at FROM users u \
-               JOIN channels c ON c.id = $2 LEFT JOIN members m ON m.channel_id = c.id AND m.user_id = u.id \
+    let sql = "SELECT u.role, m.role AS channel_role, c.kind, c.posting, c.archived_at, s.last_seq FROM users u \
+               JOIN channels c ON c.id = $2 JOIN streams s ON s.id = c.id LEFT JOIN members m ON m.channel_id = c.id AND m.user_id = u.id \
                WHERE u.id = $1 AND u.deactivated_at IS NULL";
     Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(channel).fetch_optional(c).await?))
 }
@@ -251,8 +261,11 @@ pub(super) async fn hold_membership(scope: &mut Scope<'_>, channel: ChannelId, u
 
 /// Returns what decides about the operator and a channel; nothing if it is not there.
 pub(super) async fn facts_for_operator(db: &mut Db, channel: ChannelId) -> Result<Option<Facts>, StoreError> {
-    let facts = |c: Channel| ChannelFacts { kind: c.kind, posting: c.posting, archived: c.archived_at.is_some() };
-    Ok(by_id(db, channel).await?.map(|found| Facts { who: Standing::OPERATOR, channel: facts(found) }))
+    let facts = |c: Channel| {
+        let channel = ChannelFacts { kind: c.kind, posting: c.posting, archived: c.archived_at.is_some() };
+        Facts { who: Standing::OPERATOR, channel, head: c.last_seq }
+    };
+    Ok(by_id(db, channel).await?.map(facts))
 }
 
 /// Inserts a channel whose name or direct key is free; returns whether it was.

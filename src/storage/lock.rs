@@ -1,6 +1,7 @@
 //! One server a database: a lock that the system gives back when its holder ends, however it ends.
 //!
-//! Two servers on one database would store correctly, but each one's readers would not hear of what the other wrote.
+//! Two servers on one database would store correctly, but each one's readers would not hear of what the other wrote, unless
+//! both are nodes of a cluster: those share the lock.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -36,13 +37,14 @@ const LOOK: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(5);
 
 impl Lock {
-    /// Takes the database for this process; nothing if another one holds it.
-    pub async fn take(options: &Options) -> Result<Option<Lock>, OpenError> {
+    /// Takes the database for this process, or for this and others that share it; nothing if another one holds it in
+    /// another way.
+    pub async fn take(options: &Options, shared: bool) -> Result<Option<Lock>, OpenError> {
         match options.sqlite_path() {
             Some(path) => Ok(lock_file(path)?.map(|file| Lock(Held::Sqlite(file)))),
             None => {
-                let Some(connection) = lock_postgres(options).await? else { return Ok(None) };
-                let kept = tokio::spawn(keep(connection, options.clone()));
+                let Some(connection) = lock_postgres(options, shared).await? else { return Ok(None) };
+                let kept = tokio::spawn(keep(connection, options.clone(), shared));
                 Ok(Some(Lock(Held::Postgres(AbortOnDropHandle::new(kept)))))
             }
         }
@@ -66,7 +68,7 @@ fn lock_file(database: &Path) -> Result<Option<File>, OpenError> {
 }
 
 /// Looks after the connection with the lock, and takes the lock again when it is lost.
-async fn keep(connection: PgConnection, options: Options) {
+async fn keep(connection: PgConnection, options: Options, shared: bool) {
     let mut held = Some(connection);
     loop {
         tokio::time::sleep(LOOK).await;
@@ -77,7 +79,7 @@ async fn keep(connection: PgConnection, options: Options) {
             tracing::warn!("the connection that keeps other servers off the database was lost: taking the lock again");
             held = None;
         }
-        match tokio::time::timeout(ANSWER, lock_postgres(&options)).await {
+        match tokio::time::timeout(ANSWER, lock_postgres(&options, shared)).await {
             Ok(Ok(Some(connection))) => held = Some(connection),
             Ok(Ok(None)) => tracing::error!("another server runs on this database: stop one of the two"),
             // The database is away, which the store tells.
@@ -86,7 +88,7 @@ async fn keep(connection: PgConnection, options: Options) {
     }
 }
 
-async fn lock_postgres(options: &Options) -> Result<Option<PgConnection>, OpenError> {
+async fn lock_postgres(options: &Options, shared: bool) -> Result<Option<PgConnection>, OpenError> {
     let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
     let connect = connect.application_name("colink lock");
     let mut connection = PgConnection::connect_with(&connect).await.map_err(OpenError::Connect)?;
@@ -94,7 +96,11 @@ async fn lock_postgres(options: &Options) -> Result<Option<PgConnection>, OpenEr
     let alive = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 4; \
                  SET idle_session_timeout = 0";
     sqlx::raw_sql(alive).execute(&mut connection).await.map_err(OpenError::Connect)?;
-    let sql = "SELECT pg_try_advisory_lock($1, hashtext(COALESCE(current_schema(), '')))";
+    let sql = if shared {
+        "SELECT pg_try_advisory_lock_shared($1, hashtext(COALESCE(current_schema(), '')))"
+    } else {
+        "SELECT pg_try_advisory_lock($1, hashtext(COALESCE(current_schema(), '')))"
+    };
     let tries = PATIENCE.as_millis() / AGAIN.as_millis();
     for _ in 0..tries {
         let taken = sqlx::query_scalar(sql).bind(COLINK).fetch_one(&mut connection).await;

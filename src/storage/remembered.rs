@@ -8,6 +8,8 @@
 //! is asked.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::send::{Item, Known, Owner};
 use super::writer::Claim;
@@ -38,12 +40,22 @@ pub(super) struct Remembered {
     people: usize,
     /// The epochs under which a write of this node as the owner did not pass the fence: why is seen when it is asked again.
     fenced: HashMap<ChannelId, i64>,
+    tally: Arc<Tally>,
+}
+
+/// What came of being one of several writers, since the start.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Channels that this writer became the owner of.
+    pub taken_over: AtomicU64,
+    /// Writes as the owner that another node's write came before, or that had lost the channel.
+    pub fenced: AtomicU64,
 }
 
 impl Remembered {
     /// Makes the memory of a node's writer.
-    pub(super) fn new(node: NodeId) -> Self {
-        Remembered { node, rooms: HashMap::new(), people: 0, fenced: HashMap::new() }
+    pub(super) fn new(node: NodeId, tally: Arc<Tally>) -> Self {
+        Remembered { node, rooms: HashMap::new(), people: 0, fenced: HashMap::new(), tally }
     }
 
     /// Returns the node.
@@ -91,6 +103,7 @@ impl Remembered {
             let item = &items[known.at];
             if let Some(epoch) = self.fenced.remove(&item.send.channel_id) {
                 let why = if epoch == known.epoch { "head" } else { "epoch" };
+                self.tally.fenced.fetch_add(1, Ordering::Relaxed);
                 metrics::counter!("colink_writes_fenced_total", "why" => why).increment(1);
             }
             let room = self.rooms.entry(item.send.channel_id).or_insert_with(|| Room {
@@ -121,6 +134,7 @@ impl Remembered {
             return self.forget(channel);
         }
         if taken {
+            self.tally.taken_over.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("colink_channels_taken_over_total").increment(1);
         }
         if let Some(room) = self.rooms.get_mut(&channel) {
@@ -143,7 +157,8 @@ impl Remembered {
 
     /// Forgets everything.
     pub(super) fn forget_all(&mut self) {
-        *self = Remembered::new(self.node);
+        (self.rooms, self.people) = (HashMap::new(), 0);
+        self.fenced.clear();
     }
 
     fn forget(&mut self, channel: ChannelId) {

@@ -76,6 +76,8 @@ pub struct Identity {
     pub expires_at: Option<Timestamp>,
     /// Whether that moves on while it is used.
     pub slides: bool,
+    /// The version of the user's account: it grows when they may do less, or are signed out somewhere.
+    pub version: i64,
 }
 
 from_row!(Identity, row => Identity {
@@ -86,13 +88,14 @@ from_row!(Identity, row => Identity {
     },
     expires_at: row.try_get("expires_at")?,
     slides: row.try_get("slides")?,
+    version: row.try_get("version")?,
 });
 
 /// A valid sign-in of an active user, found by one column.
 macro_rules! valid {
     ($by:literal) => {
         concat!(
-            "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.",
+            "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role, u.version FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.",
             $by,
             " = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > $2) AND u.deactivated_at IS NULL"
         )
@@ -147,7 +150,7 @@ pub async fn of_user(
 }
 
 /// Sign-ins of a user that were ended: their open sessions end with them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Revoked {
     /// Whose.
     pub user: UserId,

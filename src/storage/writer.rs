@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::accounts::Account;
 use super::apply::Scope;
 use super::failure::{self, Failure};
-use super::remembered::Remembered;
+use super::remembered::{Remembered, Tally};
 use super::send::Transaction;
 use super::tokens::Revoked;
 use super::{Db, Dialect, Store, StoreError, accounts, apply, events, idempotency, send};
@@ -138,6 +138,7 @@ pub type Sink = Arc<dyn Fn(Committed) + Send + Sync>;
 #[derive(Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Write>,
+    tally: Arc<Tally>,
 }
 
 impl Writer {
@@ -154,13 +155,14 @@ impl Writer {
         stop: CancellationToken,
     ) -> std::io::Result<(Self, CancellationToken)> {
         let (queue, waiting) = mpsc::channel(limits.queue);
+        let tally = Arc::<Tally>::default();
         let task = Task {
             store,
             clock,
             sink,
             db: None,
             doubt: None,
-            remembered: Remembered::new(node),
+            remembered: Remembered::new(node, tally.clone()),
             batch: limits.batch,
             written: 0,
             checkpoint: None,
@@ -172,7 +174,13 @@ impl Writer {
             runtime.block_on(task.run(waiting, stop));
             drop(told);
         })?;
-        Ok((Writer { queue }, done))
+        Ok((Writer { queue, tally }, done))
+    }
+
+    /// Returns what came of being one of several writers, since the start.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Puts a write into the queue. A full queue refuses it at once, with a time to come back.

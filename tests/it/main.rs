@@ -17,6 +17,7 @@ mod canary;
 mod channels;
 mod cli;
 mod client;
+mod cluster;
 mod drafts;
 mod durability;
 mod ending;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use colink::actors::channel::room::UNKNOWN;
 use colink::actors::presence::PresenceMsg;
 use colink::app::App;
+use colink::bus::memory::Network;
 use colink::client::{Gateway, Options};
 use colink::clock::{Clock, Timestamp};
 use colink::config::Config;
@@ -171,6 +172,17 @@ impl World {
         World { url: format!("http://{}", app.address), config, app: Some(app), _data: data }
     }
 
+    /// Starts a node that is one of several, which share a database and a network.
+    pub(crate) async fn joins(database: &str, network: &Network, change: impl FnOnce(&mut Config)) -> World {
+        let data = tempfile::tempdir().unwrap();
+        let mut config = config(data.path());
+        config.database.url = database.to_owned().into();
+        change(&mut config);
+        config.validate().expect("the test's settings are valid");
+        let app = Box::pin(App::start_on(config.clone(), Clock::default(), Some(network))).await.unwrap();
+        World { url: format!("http://{}", app.address), config, app: Some(app), _data: data }
+    }
+
     /// Takes a node that was started by hand.
     pub(crate) fn of(app: App, data: tempfile::TempDir) -> World {
         World { url: format!("http://{}", app.address), config: app.hub.config.clone(), app: Some(app), _data: data }
@@ -297,6 +309,11 @@ impl Person {
     /// Returns the same person with another token.
     pub(crate) fn with_token(&self, token: &str) -> Person {
         Person { http: Http::new(&self.url, Some(token)), token: token.to_owned(), ..self.clone() }
+    }
+
+    /// Returns the same person at another node.
+    pub(crate) fn at(&self, world: &World) -> Person {
+        Person { http: Http::new(&world.url, Some(&self.token)), url: world.url.clone(), ..self.clone() }
     }
 
     /// Opens a session of the typed client.

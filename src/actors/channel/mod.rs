@@ -19,7 +19,7 @@ use super::supervisor::Intensity;
 use crate::domain::command::Command;
 use crate::domain::error::unavailable;
 use crate::domain::event::{Event, EventKind};
-use crate::domain::id::{StreamId, UserId};
+use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::rate::Buckets;
 use crate::protocol::push::{self, Ephemeral};
 use crate::storage::writer::{Work, Write};
@@ -207,12 +207,31 @@ impl State {
         if room.audience_changed() {
             for user in room.take_joined() {
                 for session in self.hub.directory.sessions_of(user) {
+                    if self.hub.cluster.is_some() {
+                        session.hears(self.slot.clone(), event.seq);
+                    }
                     room.subscribe(session);
                 }
             }
             self.flush();
         }
+        if event.kind == EventKind::UserChannelAdded && self.hub.cluster.is_some() {
+            self.listen_to(event);
+        }
         heard
+    }
+
+    /// The user whose own stream this is came into a channel, maybe by another node: their sessions here listen to it.
+    fn listen_to(&self, event: &Event) {
+        #[derive(serde::Deserialize)]
+        struct Added {
+            channel_id: ChannelId,
+            last_seq: i64,
+        }
+        let Ok(added) = serde_json::from_str::<Added>(&event.payload) else { return };
+        for session in self.hub.directory.sessions_of(self.stream.into()) {
+            session.hears(self.hub.directory.slot_or_new(added.channel_id.into()), added.last_seq);
+        }
     }
 
     /// Reads what is missing from the log; returns whether that succeeded.
@@ -235,6 +254,7 @@ impl State {
                 return true;
             }
             for event in read {
+                self.hub.note(&event);
                 self.hear(&event, None);
             }
             if self.room.as_ref().map(Room::delivered) == Some(delivered) {

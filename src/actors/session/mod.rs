@@ -17,6 +17,8 @@ use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::Hub;
+use super::channel::room::UNKNOWN;
+use super::directory::Slot;
 use super::presence::PresenceMsg;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
@@ -59,6 +61,10 @@ pub struct SessionHandle {
     role: AtomicU8,
     /// When the sign-in ends, in microseconds; the greatest number if it does not.
     sign_in_ends: AtomicI64,
+    /// The version of the user's account that was last looked at.
+    version: AtomicI64,
+    /// The streams that it hears, so that what another node commits there is missed here.
+    hears: Mutex<Vec<Arc<Slot>>>,
     ended: AtomicBool,
     watches: Mutex<Box<[UserId]>>,
     /// The presence tracker was told to look at `watches`, and did not yet.
@@ -82,6 +88,8 @@ impl SessionHandle {
             wants_reactions: wants(Intent::Reactions),
             role: AtomicU8::new(principal.role as u8),
             sign_in_ends: AtomicI64::new(i64::MAX),
+            version: AtomicI64::new(0),
+            hears: Mutex::default(),
             ended: AtomicBool::new(false),
             watches: Mutex::default(),
             watches_told: AtomicBool::new(false),
@@ -126,6 +134,25 @@ impl SessionHandle {
 
     fn set_sign_in_ends(&self, at: Option<Timestamp>) {
         self.sign_in_ends.store(at.map_or(i64::MAX, |at| at.0), Ordering::Release);
+    }
+
+    /// Returns the version of the user's account that was last looked at.
+    pub(super) fn version(&self) -> i64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Notes that the user's account was looked at.
+    pub(super) fn note_version(&self, version: i64) {
+        self.version.fetch_max(version, Ordering::AcqRel);
+    }
+
+    /// Notes that it hears a stream of which all is known up to `head`: what comes later than that is missed if it does not come.
+    pub(super) fn hears(&self, slot: Arc<Slot>, head: i64) {
+        let _ = slot.delivered.compare_exchange(UNKNOWN, head, Ordering::AcqRel, Ordering::Acquire);
+        let mut hears = self.hears.lock().expect("no panic under this lock");
+        if !hears.iter().any(|known| Arc::ptr_eq(known, &slot)) {
+            hears.push(slot);
+        }
     }
 
     /// Notes that the user does something; returns whether the presence tracker is to be told, which is enough every so

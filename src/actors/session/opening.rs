@@ -116,6 +116,7 @@ impl Hub {
             let sign_in = tokens::standing(&mut db, session.token_id, self.clock.now()).await?;
             let sign_in = sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
             session.set_role(sign_in.principal.role);
+            session.note_version(sign_in.version);
             session.set_sign_in_ends(sign_in.expires_at);
             if self.cache.mark_identity() == mark {
                 break;
@@ -124,10 +125,12 @@ impl Hub {
                 return Err(unavailable("too many roles and sign-ins change at the moment: try again").into());
             }
         }
-        let channels = channels::ids_of_user(&mut db, session.user_id).await?;
+        let heads = channels::heads_of_user(&mut db, session.user_id).await?;
         drop(db);
-        let own = [StreamId::from(session.user_id), StreamId::WORKSPACE];
-        for stream in channels.into_iter().map(StreamId::from).chain(own) {
+        for (stream, head) in heads {
+            if self.cluster.is_some() {
+                session.hears(self.directory.slot_or_new(stream), head);
+            }
             if let Some(actor) = self.directory.slot(stream).and_then(|slot| slot.actor()) {
                 let _ = actor.cast(ChannelMsg::Subscribe(session.clone()));
             }

@@ -1,0 +1,339 @@
+//! What nodes say to each other. Pure: bytes in, a message out.
+//!
+//! A message is a MAC (HMAC-SHA-256, the first 16 bytes) and a JSON object: `{"v":1,"from":NODE,"kind":…,"d":{…}}`. The key
+//! is the cluster's secret, which only who can read the database has: Redis carries what nodes say, but it has no say itself.
+//! Nodes of two releases run side by side, so fields that are not known are passed over, and so are kinds; a field is never
+//! given another meaning, it gets another name.
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::Sha256;
+
+use crate::clock::Timestamp;
+use crate::domain::command::Principal;
+use crate::domain::error::{Code, Refusal};
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::{ChannelId, EventId, NodeId, StreamId, TokenId, UserId};
+use crate::domain::user::Role;
+use crate::storage::tokens::Revoked;
+use crate::storage::writer::Reply;
+
+/// The version of the envelope itself.
+const VERSION: u16 = 1;
+const MAC: usize = 16;
+
+/// A sign of life.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Beat {
+    /// The node's name.
+    pub name: String,
+    /// Whether it is on its way out.
+    #[serde(default)]
+    pub leaves: bool,
+}
+
+/// Please carry this out, as the owner of its stream.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// The number that the answer names.
+    pub number: u64,
+    /// Milliseconds after which nobody waits for the answer any more.
+    pub within_ms: u64,
+    /// Who asks.
+    user: UserId,
+    role: Role,
+    token: TokenId,
+    /// The command's type.
+    pub command: String,
+    /// Its fields.
+    pub body: Box<RawValue>,
+    /// The key under which it is done once.
+    pub key: String,
+    /// The trace that it is part of, as W3C's Trace Context writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+}
+
+impl Run {
+    /// Makes the request.
+    #[must_use]
+    pub fn new(number: u64, within_ms: u64, caller: Principal, command: &str, body: String, key: String) -> Self {
+        let Principal { user_id: user, role, token_id: token } = caller;
+        let body = RawValue::from_string(body).expect("a command's body is JSON");
+        Run { number, within_ms, user, role, token, command: command.to_owned(), body, key, trace: None }
+    }
+
+    /// Returns who asks.
+    #[must_use]
+    pub fn caller(&self) -> Principal {
+        Principal { user_id: self.user, role: self.role, token_id: self.token }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Ran {
+    /// The number of the request.
+    pub number: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reply: Option<Box<RawValue>>,
+    #[serde(default)]
+    duplicate: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after: Option<f64>,
+}
+
+impl Ran {
+    /// Makes the answer.
+    #[must_use]
+    pub fn new(number: u64, result: Result<Reply, Refusal>) -> Self {
+        let empty = Ran { number, reply: None, duplicate: false, error: None, message: None, retry_after: None };
+        match result {
+            Ok(Reply { json, duplicate }) => {
+                let reply = RawValue::from_string(json).expect("an answer is JSON");
+                Ran { reply: Some(reply), duplicate, ..empty }
+            }
+            Err(Refusal { code, message, retry_after }) => {
+                Ran { error: Some(code.as_str().to_owned()), message: Some(message.into_owned()), retry_after, ..empty }
+            }
+        }
+    }
+
+    /// Returns the result; nothing if it is none that this release knows.
+    #[must_use]
+    pub fn result(self) -> Option<Result<Reply, Refusal>> {
+        if let Some(reply) = self.reply {
+            return Some(Ok(Reply { json: reply.get().to_owned(), duplicate: self.duplicate }));
+        }
+        let code = self.error?;
+        let code = *Code::ALL.iter().find(|known| known.as_str() == code)?;
+        let message = self.message.unwrap_or_default().into();
+        Some(Err(Refusal { code, message, retry_after: self.retry_after }))
+    }
+}
+
+/// An event, as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Told<'a> {
+    stream: StreamId,
+    seq: i64,
+    id: EventId,
+    kind: &'a str,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    actor: Option<UserId>,
+    /// Microseconds.
+    at: i64,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+}
+
+/// Somebody is typing.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Typing {
+    /// Where.
+    pub channel: ChannelId,
+    /// Who.
+    pub user: UserId,
+    /// In which thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thread_seq: Option<i64>,
+}
+
+/// What one node says.
+#[derive(Debug)]
+pub enum Message {
+    /// It lives.
+    Beat(Beat),
+    /// A command for the owner of its stream.
+    Run(Run),
+    /// The answer to one.
+    Ran(Ran),
+    /// What was committed.
+    Events(Vec<Event>),
+    /// Sign-ins that ended.
+    Revoked(Vec<Revoked>),
+    /// Somebody is typing.
+    Typing(Typing),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<'a, D> {
+    v: u16,
+    from: NodeId,
+    kind: &'a str,
+    d: D,
+}
+
+/// Why a message was not understood.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unread {
+    /// It is not from a node of this cluster.
+    Forged,
+    /// It is of a kind that this release does not know.
+    Unknown,
+    /// It is no message.
+    Malformed,
+}
+
+impl Unread {
+    /// Returns its name in the metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Unread::Forged => "forged",
+            Unread::Unknown => "unknown",
+            Unread::Malformed => "malformed",
+        }
+    }
+}
+
+/// Seals and opens the messages of one node.
+#[derive(Clone)]
+pub struct Seal {
+    node: NodeId,
+    key: Hmac<Sha256>,
+}
+
+impl Seal {
+    /// Makes the seal of a node out of the cluster's secret.
+    #[must_use]
+    pub fn new(node: NodeId, secret: &[u8]) -> Self {
+        Seal { node, key: Hmac::new_from_slice(secret).expect("HMAC takes a key of any length") }
+    }
+
+    /// Writes a message.
+    #[must_use]
+    pub fn seal(&self, message: &Message) -> Bytes {
+        match message {
+            Message::Beat(d) => self.write("beat", d),
+            Message::Run(d) => self.write("run", d),
+            Message::Ran(d) => self.write("ran", d),
+            Message::Revoked(d) => self.write("revoked", d),
+            Message::Typing(d) => self.write("typing", d),
+            Message::Events(events) => self.seal_events(events),
+        }
+    }
+
+    /// Writes what was committed.
+    #[must_use]
+    pub fn seal_events(&self, events: &[Event]) -> Bytes {
+        // What is stored was made by this program: it is JSON.
+        let told = events.iter().filter_map(|event| {
+            let payload = serde_json::from_str(&event.payload).ok()?;
+            let Event { stream, seq, id, kind, actor, at, .. } = event;
+            Some(Told { stream: *stream, seq: *seq, id: *id, kind: kind.as_str(), actor: *actor, at: at.0, payload })
+        });
+        self.write("events", &told.collect::<Vec<_>>())
+    }
+
+    fn write(&self, kind: &str, d: &impl Serialize) -> Bytes {
+        let mut out = vec![0; MAC];
+        let envelope = Envelope { v: VERSION, from: self.node, kind, d };
+        serde_json::to_writer(&mut out, &envelope).expect("a message has only string keys");
+        let mac = self.key.clone().chain_update(&out[MAC..]).finalize().into_bytes();
+        out[..MAC].copy_from_slice(&mac[..MAC]);
+        out.into()
+    }
+
+    /// Reads a message; returns it with who says it.
+    pub fn open(&self, bytes: &[u8]) -> Result<(NodeId, Message), Unread> {
+        let (mac, text) = bytes.split_at_checked(MAC).ok_or(Unread::Malformed)?;
+        let right = self.key.clone().chain_update(text).verify_truncated_left(mac);
+        right.map_err(|_| Unread::Forged)?;
+        let envelope: Envelope<'_, &RawValue> = serde_json::from_slice(text).map_err(|_| Unread::Malformed)?;
+        let d = envelope.d.get();
+        let message = match envelope.kind {
+            "beat" => Message::Beat(read(d)?),
+            "run" => Message::Run(read(d)?),
+            "ran" => Message::Ran(read(d)?),
+            "revoked" => Message::Revoked(read(d)?),
+            "typing" => Message::Typing(read(d)?),
+            "events" => Message::Events(events(read(d)?)?),
+            _ => return Err(Unread::Unknown),
+        };
+        Ok((envelope.from, message))
+    }
+}
+
+fn read<'a, D: Deserialize<'a>>(d: &'a str) -> Result<D, Unread> {
+    serde_json::from_str(d).map_err(|_| Unread::Malformed)
+}
+
+fn events(told: Vec<Told<'_>>) -> Result<Vec<Event>, Unread> {
+    let event = |told: Told<'_>| {
+        let kind = EventKind::parse(told.kind).ok_or(Unread::Unknown)?;
+        let Told { stream, seq, id, actor, at, .. } = told;
+        Ok(Event { stream, seq, id, kind, actor, payload: told.payload.get().into(), at: Timestamp(at) })
+    };
+    told.into_iter().map(event).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seal() -> Seal {
+        Seal::new(NodeId::new(Timestamp(1)), b"secret")
+    }
+
+    #[test]
+    fn what_is_said_is_understood() {
+        let seal = seal();
+        let event = Event {
+            stream: StreamId::WORKSPACE,
+            seq: 7,
+            id: EventId::new(Timestamp(2)),
+            kind: EventKind::UserCreated,
+            actor: None,
+            payload: r#"{"text":"a \"b\" ☃"}"#.into(),
+            at: Timestamp(1_790_000_000_000_919),
+        };
+        let (from, message) = seal.open(&seal.seal(&Message::Events(vec![event.clone()]))).unwrap();
+        let Message::Events(events) = message else { panic!("{message:?}") };
+        assert_eq!(from, seal.node);
+        assert_eq!(format!("{events:?}"), format!("{:?}", [event]));
+
+        let user_id = UserId::new(Timestamp(3));
+        let caller = Principal { user_id, role: Role::Moderator, token_id: TokenId::new(Timestamp(4)) };
+        let run = Run::new(9, 2_000, caller, "message.send", r#"{"text":"hi"}"#.to_owned(), "k".to_owned());
+        let Message::Run(run) = seal.open(&seal.seal(&Message::Run(run))).unwrap().1 else { panic!("a run") };
+        assert_eq!((run.number, run.within_ms, run.caller(), run.body.get()), (9, 2_000, caller, r#"{"text":"hi"}"#));
+
+        let refusal = Refusal::new(Code::Archived, "it is archived").retry_after(1.5);
+        for result in [Ok(Reply { json: r#"{"seq":1}"#.to_owned(), duplicate: true }), Err(refusal)] {
+            let sealed = seal.seal(&Message::Ran(Ran::new(9, result.clone())));
+            let Message::Ran(ran) = seal.open(&sealed).unwrap().1 else { panic!("an answer") };
+            assert_eq!((ran.number, ran.result()), (9, Some(result)));
+        }
+    }
+
+    #[test]
+    fn who_does_not_know_the_secret_says_nothing() {
+        let (seal, other) = (seal(), Seal::new(NodeId::new(Timestamp(1)), b"another"));
+        let beat = Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false });
+        let mut sealed = seal.seal(&beat).to_vec();
+        assert!(seal.open(&sealed).is_ok());
+        assert_eq!(other.open(&sealed).unwrap_err(), Unread::Forged);
+        *sealed.last_mut().unwrap() ^= 1;
+        assert_eq!(seal.open(&sealed).unwrap_err(), Unread::Forged);
+        for short in [&[][..], &sealed[..MAC - 1], &sealed[..MAC]] {
+            assert!(matches!(seal.open(short).unwrap_err(), Unread::Forged | Unread::Malformed));
+        }
+    }
+
+    #[test]
+    fn a_newer_release_is_understood_as_far_as_it_goes() {
+        let seal = seal();
+        let beat = serde_json::json!({"name": "hub-1", "leaves": true, "mood": "fine"});
+        let Message::Beat(beat) = seal.open(&seal.write("beat", &beat)).unwrap().1 else { panic!("a beat") };
+        assert!(beat.leaves);
+        assert_eq!(seal.open(&seal.write("dance", &beat)).unwrap_err(), Unread::Unknown);
+        assert_eq!(seal.open(&seal.write("beat", &"what")).unwrap_err(), Unread::Malformed);
+    }
+}

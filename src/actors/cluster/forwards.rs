@@ -1,0 +1,113 @@
+//! Commands that were sent to their owner and are not answered yet. Pure: takes `now`.
+//!
+//! Each has a key, so one that is not answered can be carried out here without being done twice. They are taken back in the
+//! order in which they were sent.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::domain::id::NodeId;
+
+/// The longest that an answer is waited for, though its node shows that it lives.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+struct Pending<T> {
+    node: NodeId,
+    sent: Instant,
+    what: T,
+}
+
+/// The commands that are out.
+pub struct Forwards<T> {
+    most: usize,
+    next: u64,
+    pending: BTreeMap<u64, Pending<T>>,
+}
+
+impl<T> Forwards<T> {
+    /// Makes an empty list that holds `most`.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Forwards { most, next: 0, pending: BTreeMap::new() }
+    }
+
+    /// Returns how many are out.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Returns whether none is out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Returns whether one more may go out.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.pending.len() < self.most
+    }
+
+    /// Notes one that goes out; returns its number.
+    pub fn begin(&mut self, node: NodeId, what: T, now: Instant) -> u64 {
+        self.next += 1;
+        self.pending.insert(self.next, Pending { node, sent: now, what });
+        self.next
+    }
+
+    /// Takes the one that was answered by a node; nothing, if it was taken back before.
+    pub fn end(&mut self, number: u64, node: NodeId) -> Option<T> {
+        if self.pending.get(&number)?.node != node {
+            return None;
+        }
+        self.pending.remove(&number).map(|pending| pending.what)
+    }
+
+    /// Takes back what was sent to nodes that are lost; a node with one that is late is lost, too. Returns those, and what
+    /// was taken back in the order in which it was sent.
+    pub fn take_back(&mut self, now: Instant, is_lost: impl Fn(NodeId) -> bool) -> (Vec<NodeId>, Vec<T>) {
+        let mut late: Vec<NodeId> = Vec::new();
+        for pending in self.pending.values() {
+            if now.saturating_duration_since(pending.sent) >= PATIENCE && !late.contains(&pending.node) {
+                late.push(pending.node);
+            }
+        }
+        let is_back = |pending: &Pending<T>| late.contains(&pending.node) || is_lost(pending.node);
+        let back: Vec<u64> = self.pending.iter().filter(|(_, pending)| is_back(pending)).map(|(n, _)| *n).collect();
+        let back = back.iter().filter_map(|number| self.pending.remove(number)).map(|pending| pending.what).collect();
+        (late, back)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn what_is_answered_is_taken_once_and_only_from_whom_it_was_sent_to() {
+        let (one, other, now) = (NodeId::new(Timestamp(1)), NodeId::new(Timestamp(2)), Instant::now());
+        let mut forwards = Forwards::new(2);
+        let first = forwards.begin(one, 'a', now);
+        forwards.begin(other, 'b', now);
+        assert!(!forwards.has_room());
+        assert_eq!(forwards.end(first, other), None);
+        assert_eq!(forwards.end(first, one), Some('a'));
+        assert_eq!(forwards.end(first, one), None);
+        assert_eq!(forwards.len(), 1);
+    }
+
+    #[test]
+    fn what_was_sent_to_a_lost_node_comes_back_in_order() {
+        let (one, other, now) = (NodeId::new(Timestamp(1)), NodeId::new(Timestamp(2)), Instant::now());
+        let mut forwards = Forwards::new(10);
+        for (node, what) in [(one, 'a'), (other, 'b'), (one, 'c')] {
+            forwards.begin(node, what, now);
+        }
+        assert_eq!(forwards.take_back(now, |node| node == one), (vec![], vec!['a', 'c']));
+        forwards.begin(other, 'd', now + PATIENCE);
+        assert_eq!(forwards.take_back(now + PATIENCE, |_| false), (vec![other], vec!['b', 'd']));
+        assert!(forwards.is_empty());
+    }
+}

@@ -1,0 +1,340 @@
+//! Who is there, who can be reached, and who owns what. Pure: takes `now`.
+//!
+//! A node shows that it lives in two ways: by the bus, and by its row in the database. Either is enough to be a member; only
+//! who is heard by the bus can be sent commands. Nothing here is certain, and nothing needs to be: two nodes that disagree
+//! about an owner both write correctly, one of them slower.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::domain::id::{NodeId, StreamId};
+use crate::storage::writer::Claim;
+
+/// Who gives no sign of life for so long is no member.
+pub const DEAD: Duration = Duration::from_secs(5);
+/// Who is not heard by the bus for so long is not sent anything.
+pub const SILENT: Duration = Duration::from_millis(800);
+/// After so long without a sign of life a node is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// Where a command goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// To this node's own actor, which writes in this name.
+    Here(Claim),
+    /// To the owner.
+    There(NodeId),
+}
+
+/// What is known of another node.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// When the bus last brought a sign of life.
+    pub by_bus: Option<Instant>,
+    /// What its row's beat was, and when it was first seen to be that.
+    pub by_store: Option<(i64, Instant)>,
+    /// It did not answer a command in time; it is sent nothing until it is heard again.
+    suspect: bool,
+    /// It leaves: it owns nothing any more.
+    left: bool,
+}
+
+impl Peer {
+    fn last_sign(&self) -> Option<Instant> {
+        self.by_bus.max(self.by_store.map(|(_, at)| at))
+    }
+
+    /// Returns whether it is a member.
+    #[must_use]
+    pub fn is_live(&self, now: Instant) -> bool {
+        !self.left && self.last_sign().is_some_and(|at| now.saturating_duration_since(at) < DEAD)
+    }
+
+    /// Returns whether it can be sent a command.
+    #[must_use]
+    pub fn is_reachable(&self, now: Instant) -> bool {
+        let heard = self.by_bus.is_some_and(|at| now.saturating_duration_since(at) < SILENT);
+        heard && !self.suspect && !self.left
+    }
+}
+
+/// One node's view of all.
+#[derive(Debug)]
+pub struct Members {
+    me: NodeId,
+    name: String,
+    /// When this node last showed others that it lives: who was stopped for long has to do that before it owns anything.
+    showed: Option<Instant>,
+    left: bool,
+    bus: bool,
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+impl Members {
+    /// Makes the view of a node that just started.
+    #[must_use]
+    pub fn new(me: NodeId, name: String) -> Self {
+        Members { me, name, showed: None, left: false, bus: false, peers: BTreeMap::new() }
+    }
+
+    /// Notes that this node showed that it lives.
+    pub fn showed(&mut self, now: Instant) {
+        self.showed = Some(now);
+    }
+
+    /// Notes that this node leaves: it owns nothing from now on.
+    pub fn leave(&mut self) {
+        self.left = true;
+    }
+
+    /// Notes whether the bus works; returns whether that changed.
+    pub fn set_bus(&mut self, up: bool) -> bool {
+        std::mem::replace(&mut self.bus, up) != up
+    }
+
+    /// Notes a sign of life by the bus, and whether the node is leaving.
+    pub fn heard(&mut self, node: NodeId, name: &str, leaves: bool, now: Instant) {
+        if node == self.me {
+            return;
+        }
+        let peer = self.peer(node, name);
+        (peer.by_bus, peer.suspect, peer.left) = (Some(now), false, leaves);
+    }
+
+    /// Notes what the database says.
+    pub fn read<'a>(&mut self, rows: impl IntoIterator<Item = (NodeId, &'a str, i64)>, now: Instant) {
+        let mut there = Vec::new();
+        for (node, name, beat) in rows {
+            there.push(node);
+            if node != self.me {
+                let peer = self.peer(node, name);
+                if peer.by_store.is_none_or(|(known, _)| known != beat) {
+                    peer.by_store = Some((beat, now));
+                }
+            }
+        }
+        for (node, peer) in &mut self.peers {
+            if !there.contains(node) {
+                peer.by_store = None;
+            }
+        }
+    }
+
+    fn peer(&mut self, node: NodeId, name: &str) -> &mut Peer {
+        self.peers.entry(node).or_insert_with(|| Peer {
+            name: name.to_owned(),
+            by_bus: None,
+            by_store: None,
+            suspect: false,
+            left: false,
+        })
+    }
+
+    /// Notes that a node did not answer in time.
+    pub fn suspect(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.suspect = true;
+        }
+    }
+
+    /// Forgets those of whom there was no sign for long; returns them, with the beat of their row.
+    pub fn forget_dead(&mut self, now: Instant) -> Vec<(NodeId, Option<i64>)> {
+        let is_dead = |peer: &Peer| peer.last_sign().is_none_or(|at| now.saturating_duration_since(at) >= FORGOTTEN);
+        let dead: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| is_dead(peer))
+            .map(|(id, peer)| (*id, peer.by_store.map(|(beat, _)| beat)))
+            .collect();
+        self.peers.retain(|_, peer| !is_dead(peer));
+        dead
+    }
+
+    /// Returns the other nodes that are known.
+    pub fn peers(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
+        self.peers.iter().map(|(id, peer)| (*id, peer))
+    }
+
+    /// Returns whether there is any other member.
+    #[must_use]
+    pub fn has_others(&self, now: Instant) -> bool {
+        self.peers.values().any(|peer| peer.is_live(now))
+    }
+
+    /// Returns whether live events of some other member may not get here, so that the log is looked at more often.
+    #[must_use]
+    pub fn is_degraded(&self, now: Instant) -> bool {
+        !self.bus || self.peers.values().any(|peer| peer.is_live(now) && !peer.is_reachable(now))
+    }
+
+    /// Returns whether this node counts as a member itself.
+    #[must_use]
+    pub fn am_live(&self, now: Instant) -> bool {
+        !self.left && self.showed.is_some_and(|at| now.saturating_duration_since(at) < DEAD)
+    }
+
+    /// Returns who owns a stream: of all members the one that scores highest with it.
+    #[must_use]
+    pub fn owner(&self, stream: StreamId, now: Instant) -> Option<NodeId> {
+        let me = self.am_live(now).then_some((self.me, &self.name));
+        let others = self.peers.iter().filter(|(_, peer)| peer.is_live(now)).map(|(id, peer)| (*id, &peer.name));
+        let best = me.into_iter().chain(others).max_by_key(|(id, name)| (score(name, stream), *id));
+        best.map(|(id, _)| id)
+    }
+
+    /// Returns where a command for a stream goes.
+    #[must_use]
+    pub fn way(&self, stream: StreamId, now: Instant) -> Way {
+        match self.owner(stream, now) {
+            Some(owner) if owner == self.me => Way::Here(Claim::Owner),
+            Some(owner) if self.bus && self.peers.get(&owner).is_some_and(|peer| peer.is_reachable(now)) => {
+                Way::There(owner)
+            }
+            _ => Way::Here(Claim::Beside),
+        }
+    }
+}
+
+/// Scores a node for a stream (rendezvous hashing): when a node comes or goes, only what it owns moves. The same in every
+/// release, or nodes of two would disagree.
+fn score(name: &str, stream: StreamId) -> u64 {
+    // FNV-1a of the name, then the finalizer of splitmix64 over it and both halves of the stream.
+    let name = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let (high, low) = stream.0.as_u64_pair();
+    mix(mix(name ^ high).wrapping_add(low))
+}
+
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    fn nodes(count: i64) -> Vec<NodeId> {
+        (1..=count).map(|n| NodeId::new(Timestamp(n))).collect()
+    }
+
+    fn view(me: NodeId, all: &[NodeId], now: Instant) -> Members {
+        let name = |id: NodeId| format!("hub-{}", all.iter().position(|n| *n == id).unwrap());
+        let mut members = Members::new(me, name(me));
+        members.set_bus(true);
+        members.showed(now);
+        for id in all {
+            members.heard(*id, &name(*id), false, now);
+        }
+        members
+    }
+
+    fn streams() -> Vec<StreamId> {
+        (0..3_000).map(|n| StreamId::new(Timestamp(n))).collect()
+    }
+
+    #[test]
+    fn all_agree_on_the_owner_and_each_owns_its_share() {
+        let (all, now) = (nodes(3), Instant::now());
+        let views: Vec<Members> = all.iter().map(|me| view(*me, &all, now)).collect();
+        let mut owned = BTreeMap::new();
+        for stream in streams() {
+            let owner = views[0].owner(stream, now).unwrap();
+            assert!(views.iter().all(|view| view.owner(stream, now) == Some(owner)));
+            *owned.entry(owner).or_insert(0) += 1;
+        }
+        assert!(owned.values().all(|count| (850..1_150).contains(count)), "{owned:?}");
+    }
+
+    #[test]
+    fn when_a_node_dies_only_what_it_owned_moves() {
+        let (all, now) = (nodes(4), Instant::now());
+        let mut members = view(all[0], &all, now);
+        let before: Vec<_> = streams().into_iter().map(|s| (s, members.owner(s, now).unwrap())).collect();
+        let later = now + DEAD;
+        members.showed(later);
+        for id in &all[..3] {
+            members.heard(*id, "", false, later);
+        }
+        for (stream, owner) in before {
+            let after = members.owner(stream, later).unwrap();
+            assert!(after == owner || owner == all[3]);
+            assert_ne!(after, all[3]);
+        }
+    }
+
+    #[test]
+    fn the_score_is_the_same_in_every_release() {
+        assert_eq!(score("hub-1", StreamId::WORKSPACE), 10_637_399_410_399_396_486);
+    }
+
+    #[test]
+    fn who_cannot_be_reached_is_not_sent_anything_but_still_owns() {
+        let (all, now) = (nodes(2), Instant::now());
+        let mut members = view(all[0], &all, now);
+        let theirs = streams().into_iter().find(|s| members.owner(*s, now) == Some(all[1])).unwrap();
+        let mine = streams().into_iter().find(|s| members.owner(*s, now) == Some(all[0])).unwrap();
+        assert_eq!(members.way(theirs, now), Way::There(all[1]));
+        assert_eq!(members.way(mine, now), Way::Here(Claim::Owner));
+
+        members.suspect(all[1]);
+        assert_eq!(members.way(theirs, now), Way::Here(Claim::Beside));
+        assert!(members.is_degraded(now));
+        members.heard(all[1], "hub-1", false, now);
+        assert_eq!(members.way(theirs, now), Way::There(all[1]));
+        assert!(!members.is_degraded(now));
+
+        let silent = now + SILENT;
+        assert_eq!(members.way(theirs, silent), Way::Here(Claim::Beside), "the bus brings nothing");
+        members.read([(all[1], "hub-1", 7)], silent);
+        let later = silent + DEAD - Duration::from_millis(1);
+        members.showed(later);
+        assert_eq!(members.owner(theirs, later), Some(all[1]), "the database says that it lives");
+        members.read([(all[1], "hub-1", 7)], later);
+        let dead = silent + DEAD;
+        assert_eq!(members.owner(theirs, dead), Some(all[0]), "its beat stands still");
+        assert_eq!(members.way(theirs, dead), Way::Here(Claim::Owner));
+    }
+
+    #[test]
+    fn who_was_stopped_for_long_owns_nothing_until_it_shows_itself() {
+        let (all, now) = (nodes(1), Instant::now());
+        let mut members = view(all[0], &all, now);
+        let stream = streams()[0];
+        assert_eq!(members.way(stream, now), Way::Here(Claim::Owner));
+        let later = now + DEAD;
+        assert_eq!(members.way(stream, later), Way::Here(Claim::Beside));
+        members.showed(later);
+        assert_eq!(members.way(stream, later), Way::Here(Claim::Owner));
+        members.leave();
+        assert_eq!(members.way(stream, later), Way::Here(Claim::Beside));
+    }
+
+    #[test]
+    fn who_leaves_owns_nothing_at_once() {
+        let (all, now) = (nodes(2), Instant::now());
+        let mut members = view(all[0], &all, now);
+        members.heard(all[1], "hub-1", true, now);
+        assert!(streams().into_iter().all(|s| members.owner(s, now) == Some(all[0])));
+        assert!(!members.has_others(now));
+        assert!(members.forget_dead(now).is_empty());
+        assert_eq!(members.forget_dead(now + FORGOTTEN).len(), 1);
+    }
+
+    #[test]
+    fn who_took_its_row_away_is_known_by_the_bus_alone() {
+        let (all, now) = (nodes(2), Instant::now());
+        let mut members = view(all[0], &all, now);
+        let later = now + DEAD - SILENT;
+        members.read([(all[1], "hub-1", 1)], later);
+        assert!(members.has_others(now + DEAD));
+        members.read([], now + DEAD);
+        assert!(!members.has_others(now + DEAD));
+    }
+}

@@ -1,0 +1,473 @@
+//! Several nodes, one hub: who is there, where a command goes, and what was committed elsewhere.
+//!
+//! ```text
+//!  router ── channel of another node ──▶ forwards ──▶ bus ──▶ its ear ──▶ router ──▶ channel ──▶ writer
+//!                                            ▲                                                    │ COMMIT
+//!                                            └──────────────── answer ◀───────────────────────────┤
+//!  channel (fan-out to this node's sessions) ◀── ear ◀── bus ◀── mouth ◀──────────────────────────┘
+//!                        ▲
+//!                        └── sweep: what the bus lost is read from the log
+//! ```
+//!
+//! Postgres carries correctness alone: whoever writes is fenced ([`crate::storage::send`]), whoever hears looks for gaps. So
+//! the bus may lose anything, and an owner that cannot be reached is not waited for: its commands are carried out beside it.
+//! [`members`] and [`forwards`] are the pure cores, [`envelope`] is what is said.
+
+pub mod envelope;
+pub mod forwards;
+pub mod members;
+pub mod status;
+mod sweep;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::Hub;
+use super::channel::ChannelMsg;
+use super::channel::room::UNKNOWN;
+use super::directory::Credit;
+use crate::bus::{Bus, Incoming, To};
+use crate::clock::Timestamp;
+use crate::domain::command::Command;
+use crate::domain::error::{Code, Refusal};
+use crate::domain::event::Event;
+use crate::domain::id::{NodeId, StreamId};
+use crate::storage::tokens::Revoked;
+use crate::storage::writer::{Answer, Claim, Work, Write};
+use crate::storage::{Store, StoreError, nodes};
+use envelope::{Beat, Message, Ran, Run, Seal, Typing};
+use forwards::{Forwards, PATIENCE};
+use members::{Members, Way};
+use status::Report;
+
+/// How often a node shows by the bus that it lives.
+const BEAT: Duration = Duration::from_millis(250);
+/// How often it does in the database.
+const STORE_BEAT: Duration = Duration::from_secs(2);
+/// How long the database may take to note that.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether an answer is late.
+const TICK: Duration = Duration::from_millis(50);
+/// The most commits that wait to be told to others.
+const COMMITS: usize = 4_096;
+/// About how many bytes of events go into one message.
+const MESSAGE: usize = 256 * 1_024;
+
+/// One node's part in the cluster.
+pub struct Cluster {
+    bus: Bus,
+    seal: Seal,
+    row: nodes::Row,
+    state: Mutex<State>,
+    /// There is somebody to tell what was committed.
+    has_others: AtomicBool,
+    leaves: AtomicBool,
+    commits: mpsc::Sender<Vec<Event>>,
+    /// Wakes the sweep.
+    wake: Notify,
+    counts: Counts,
+}
+
+struct State {
+    members: Members,
+    forwards: Forwards<Write>,
+}
+
+/// What happened since the start, for who looks at the cluster.
+#[derive(Debug, Default)]
+struct Counts {
+    forwarded: AtomicU64,
+    beside: AtomicU64,
+    taken_back: AtomicU64,
+    repaired: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, name: &'static str, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+    metrics::counter!(name).increment(by);
+}
+
+/// Returns what the nodes of a database prove themselves with.
+async fn secret(store: &Store) -> Result<Vec<u8>, StoreError> {
+    let mut proposed = [0; 32];
+    getrandom::fill(&mut proposed).expect("the system gives random bytes");
+    nodes::secret(&mut store.read().await?, &proposed).await
+}
+
+impl Cluster {
+    /// Joins the others: from now on they see this node, and it sees them.
+    pub(super) async fn start(
+        store: &Store,
+        bus: Bus,
+        id: NodeId,
+        name: &str,
+        started_at: Timestamp,
+        inflight: usize,
+    ) -> Result<(Cluster, mpsc::Receiver<Vec<Event>>), StoreError> {
+        let seal = Seal::new(id, &secret(store).await?);
+        let report = "{}".to_owned();
+        let row = nodes::Row { id, name: name.to_owned(), clustered: true, started_at, beat: 0, report };
+        let (commits, committed) = mpsc::channel(COMMITS);
+        let state = State { members: Members::new(id, name.to_owned()), forwards: Forwards::new(inflight) };
+        let cluster = Cluster {
+            bus,
+            seal,
+            row,
+            state: Mutex::new(state),
+            has_others: AtomicBool::new(false),
+            leaves: AtomicBool::new(false),
+            commits,
+            wake: Notify::new(),
+            counts: Counts::default(),
+        };
+        cluster.beat_in_store(store, &Report::default()).await?;
+        Ok((cluster, committed))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic under this lock")
+    }
+
+    fn say(&self, to: To, message: &Message) -> bool {
+        self.bus.publish(to, self.seal.seal(message))
+    }
+
+    /// Returns how many other nodes can be sent commands.
+    pub fn reachable(&self) -> usize {
+        let now = Instant::now();
+        self.state().members.peers().filter(|(_, peer)| peer.is_reachable(now)).count()
+    }
+
+    /// Returns whether this node owns a stream.
+    pub fn owns(&self, stream: StreamId) -> bool {
+        self.state().members.way(stream, Instant::now()) == Way::Here(Claim::Owner)
+    }
+
+    /// Sends a write on its way: to this node's own actor, or to the owner's.
+    ///
+    /// All of it is under one lock, which nobody holds for long: what one client asks is carried out in order, even if what it
+    /// asked before is just taken back from a node that was lost.
+    pub(super) fn route(&self, hub: &Hub, stream: StreamId, mut write: Write) {
+        let mut state = self.state();
+        let way = state.members.way(stream, Instant::now());
+        write.claim = match way {
+            Way::Here(claim) => claim,
+            Way::There(node) if state.forwards.has_room() => match self.forward(&mut state, node, write) {
+                None => return,
+                Some(back) => {
+                    write = back;
+                    Claim::Beside
+                }
+            },
+            Way::There(_) => Claim::Beside,
+        };
+        if write.claim == Claim::Beside {
+            count(&self.counts.beside, "colink_writes_beside_owner_total", 1);
+        }
+        hub.enter(stream, write);
+    }
+
+    /// Sends a write to its owner; returns it if that is not possible.
+    fn forward(&self, state: &mut State, node: NodeId, mut write: Write) -> Option<Write> {
+        let Work::Command(command) = &write.work else { return Some(write) };
+        let (name, body) = (command.name(), command.body());
+        // With a key, it can be carried out here if no answer comes.
+        let key = write.key.get_or_insert_with(|| format!("~{}", uuid::Uuid::now_v7().simple())).clone();
+        let (caller, within_ms) = (write.caller, PATIENCE.as_millis() as u64);
+        let number = state.forwards.begin(node, write, Instant::now());
+        let run = Run::new(number, within_ms, caller, name, body, key);
+        if self.say(To::Node(node), &Message::Run(run)) {
+            count(&self.counts.forwarded, "colink_commands_forwarded_total", 1);
+            return None;
+        }
+        state.forwards.end(number, node)
+    }
+
+    /// Tells the others what was committed here.
+    pub(super) fn tell_committed(&self, events: &[Event]) {
+        if !events.is_empty()
+            && self.has_others.load(Ordering::Relaxed)
+            && self.commits.try_send(events.to_vec()).is_err()
+        {
+            metrics::counter!("colink_bus_dropped_total", "why" => "commits").increment(1);
+        }
+    }
+
+    /// Tells the others which sign-ins ended.
+    pub(super) fn tell_revoked(&self, revoked: &[Revoked]) {
+        if !revoked.is_empty() && self.has_others.load(Ordering::Relaxed) {
+            self.say(To::Everyone, &Message::Revoked(revoked.to_vec()));
+        }
+    }
+
+    /// Tells the others that somebody is typing.
+    pub(super) fn tell_typing(&self, typing: Typing) {
+        if self.has_others.load(Ordering::Relaxed) {
+            self.say(To::Everyone, &Message::Typing(typing));
+        }
+    }
+
+    /// Leaves: this node owns nothing from now on, but goes on to serve who is here.
+    pub(super) fn leave(&self) {
+        self.leaves.store(true, Ordering::Release);
+        self.state().members.leave();
+        self.beat_by_bus();
+    }
+
+    /// Says in the database that this node is no more.
+    pub(super) async fn take_row_away(&self, store: &Store) {
+        if let Ok(mut db) = store.read().await {
+            let _ = tokio::time::timeout(STORE_PATIENCE, nodes::forget(&mut db, self.row.id, None)).await;
+        }
+    }
+
+    fn beat_by_bus(&self) {
+        let leaves = self.leaves.load(Ordering::Acquire);
+        let beat = Beat { name: self.row.name.clone(), leaves };
+        if self.say(To::Everyone, &Message::Beat(beat)) {
+            self.state().members.showed(Instant::now());
+        }
+    }
+
+    /// Notes in the database that this node lives, and reads who else does.
+    async fn beat_in_store(&self, store: &Store, report: &Report) -> Result<(), StoreError> {
+        let mut db = store.read().await?;
+        if !self.leaves.load(Ordering::Acquire) {
+            let report = serde_json::to_string(report).expect("a report has only string keys");
+            nodes::beat(&mut db, &nodes::Row { report, ..self.row.clone() }).await?;
+        }
+        let rows = nodes::all(&mut db).await?;
+        let dead = {
+            let (mut state, now) = (self.state(), Instant::now());
+            state.members.showed(now);
+            state.members.read(rows.iter().map(|row| (row.id, &*row.name, row.beat)), now);
+            state.members.forget_dead(now)
+        };
+        for (node, beat) in dead {
+            nodes::forget(&mut db, node, beat).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks who is there, and takes back what was sent to who is not.
+    fn tick(&self, hub: &Hub) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let State { members, forwards } = &mut *state;
+        if members.set_bus(*self.bus.up().borrow()) {
+            self.wake.notify_one();
+        }
+        let others = members.has_others(now);
+        if others != self.has_others.swap(others, Ordering::Relaxed) {
+            self.wake.notify_one();
+        }
+        let reachable: Vec<NodeId> =
+            members.peers().filter(|(_, peer)| peer.is_reachable(now)).map(|(id, _)| id).collect();
+        let bus = *self.bus.up().borrow();
+        let (late, back) = forwards.take_back(now, |node| !bus || !reachable.contains(&node));
+        for node in late {
+            tracing::warn!(node.id = %node, "a node does not answer: its commands are carried out here");
+            members.suspect(node);
+        }
+        count(&self.counts.taken_back, "colink_commands_taken_back_total", back.len() as u64);
+        for mut write in back {
+            let Work::Command(command) = &write.work else { continue };
+            let stream = command.stream(write.caller.user_id);
+            write.claim = Claim::Beside;
+            count(&self.counts.beside, "colink_writes_beside_owner_total", 1);
+            hub.enter(stream, write);
+        }
+        metrics::gauge!("colink_commands_forwarded_waiting").set(forwards.len() as f64);
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.state().members.is_degraded(Instant::now())
+    }
+}
+
+impl Hub {
+    /// Takes a message of another node.
+    fn hear(self: &Arc<Self>, cluster: &Cluster, bytes: &[u8]) {
+        let (from, message) = match cluster.seal.open(bytes) {
+            Ok(opened) => opened,
+            Err(why) => {
+                metrics::counter!("colink_bus_unread_total", "why" => why.as_str()).increment(1);
+                return;
+            }
+        };
+        match message {
+            Message::Beat(beat) => cluster.state().members.heard(from, &beat.name, beat.leaves, Instant::now()),
+            Message::Run(run) => self.run_for(cluster, from, run),
+            Message::Ran(ran) => self.ran(cluster, from, ran),
+            Message::Events(events) => self.heard(events),
+            Message::Revoked(revoked) => revoked.into_iter().for_each(|revoked| self.revoke(revoked)),
+            Message::Typing(typing) => self.heard_typing(&typing),
+        }
+    }
+
+    /// Carries out a command that another node sent here, and answers it.
+    fn run_for(self: &Arc<Self>, cluster: &Cluster, from: NodeId, run: Run) {
+        let (number, caller) = (run.number, run.caller());
+        let (bus, seal) = (cluster.bus.clone(), cluster.seal.clone());
+        let answer = Answer::new(move |result| {
+            bus.publish(To::Node(from), seal.seal(&Message::Ran(Ran::new(number, result))));
+        });
+        let command = match Command::decode(&run.command, run.body.get()) {
+            Some(Ok(command)) => command,
+            // Of another release: the sender knows better what to do with it.
+            Some(Err(_)) | None => return answer.give(Err(cannot())),
+        };
+        let stream = command.stream(caller.user_id);
+        let claim = if cluster.owns(stream) { Claim::Owner } else { Claim::Beside };
+        self.enter(stream, Write { caller, work: Work::Command(command), claim, key: Some(run.key), answer });
+    }
+
+    /// Takes the answer of the owner.
+    fn ran(&self, cluster: &Cluster, from: NodeId, ran: Ran) {
+        let mut state = cluster.state();
+        let Some(mut write) = state.forwards.end(ran.number, from) else { return };
+        match ran.result() {
+            // The owner does not know what became of it, or what it is: that can be found out here.
+            None => {}
+            Some(Err(refusal)) if refusal.code == Code::Timeout => {}
+            Some(result) => {
+                drop(state);
+                return write.answer.give(result);
+            }
+        }
+        let Work::Command(command) = &write.work else { return };
+        let stream = command.stream(write.caller.user_id);
+        write.claim = Claim::Beside;
+        count(&cluster.counts.beside, "colink_writes_beside_owner_total", 1);
+        self.enter(stream, write);
+    }
+
+    /// Takes events that another node committed: what is of interest to somebody here goes to the stream's actor.
+    fn heard(&self, events: Vec<Event>) {
+        let at = Instant::now();
+        let mut streams: Vec<(StreamId, Vec<Event>)> = Vec::new();
+        for event in events {
+            let watched = self.directory.slot(event.stream).is_some_and(|slot| slot.is_watched());
+            if !watched {
+                continue;
+            }
+            self.note(&event);
+            match streams.iter_mut().find(|(stream, _)| *stream == event.stream) {
+                Some((_, events)) => events.push(event),
+                None => streams.push((event.stream, vec![event])),
+            }
+        }
+        for (stream, events) in streams {
+            self.tell(stream, ChannelMsg::Committed { events, at });
+        }
+    }
+
+    fn heard_typing(&self, typing: &Typing) {
+        let Typing { channel, user, thread_seq } = *typing;
+        let Some(slot) = self.directory.slot(channel.into()).filter(|slot| slot.is_watched()) else { return };
+        if let Some(credit) = Credit::take(&slot, self.config.channels.mailbox) {
+            self.tell(channel.into(), ChannelMsg::Typing { user, thread_seq, credit });
+        }
+    }
+}
+
+fn cannot() -> Refusal {
+    Refusal::new(Code::Timeout, "this node cannot carry the command out")
+}
+
+/// Starts the tasks. They live until `stop` is cancelled or the node is gone; a panic in one is the node's end.
+pub(super) fn start(
+    hub: &Arc<Hub>,
+    incoming: Incoming,
+    committed: mpsc::Receiver<Vec<Event>>,
+    stop: CancellationToken,
+) {
+    let hub = Arc::downgrade(hub);
+    let tasks: [(&'static str, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>); 5] = [
+        ("ear", Box::pin(ear(hub.clone(), incoming))),
+        ("mouth", Box::pin(mouth(hub.clone(), committed))),
+        ("pulse", Box::pin(pulse(hub.clone()))),
+        ("store pulse", Box::pin(store_pulse(hub.clone()))),
+        ("sweep", Box::pin(sweep::sweep(hub.clone()))),
+    ];
+    for (name, task) in tasks {
+        let (stop, hub) = (stop.clone(), hub.clone());
+        tokio::spawn(async move {
+            if tokio::spawn(async move { stop.run_until_cancelled(task).await }).await.is_err()
+                && let Some(hub) = hub.upgrade()
+            {
+                tracing::error!("the cluster's {name} failed, and nothing works without it");
+                hub.failed.cancel();
+            }
+        });
+    }
+}
+
+async fn ear(hub: Weak<Hub>, mut incoming: Incoming) {
+    while let Some(bytes) = incoming.recv().await {
+        let Some(hub) = hub.upgrade() else { return };
+        let Some(cluster) = hub.cluster.clone() else { return };
+        hub.hear(&cluster, &bytes);
+    }
+}
+
+async fn mouth(hub: Weak<Hub>, mut committed: mpsc::Receiver<Vec<Event>>) {
+    let mut waiting = Vec::new();
+    while committed.recv_many(&mut waiting, 64).await > 0 {
+        let Some(cluster) = hub.upgrade().and_then(|hub| hub.cluster.clone()) else { return };
+        let events: Vec<Event> = waiting.drain(..).flatten().collect();
+        let (mut first, mut bytes) = (0, 0);
+        for (at, event) in events.iter().enumerate() {
+            bytes += event.payload.len() + 200;
+            if bytes >= MESSAGE || at + 1 == events.len() {
+                cluster.bus.publish(To::Everyone, cluster.seal.seal_events(&events[first..=at]));
+                (first, bytes) = (at + 1, 0);
+            }
+        }
+    }
+}
+
+async fn pulse(hub: Weak<Hub>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut beat: Option<Instant> = None;
+    loop {
+        ticks.tick().await;
+        let Some(hub) = hub.upgrade() else { return };
+        let Some(cluster) = hub.cluster.clone() else { return };
+        if beat.is_none_or(|at| at.elapsed() >= BEAT) {
+            beat = Some(Instant::now());
+            cluster.beat_by_bus();
+        }
+        cluster.tick(&hub);
+    }
+}
+
+async fn store_pulse(hub: Weak<Hub>) {
+    let mut ticks = tokio::time::interval(STORE_BEAT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failing = false;
+    loop {
+        ticks.tick().await;
+        let Some(hub) = hub.upgrade() else { return };
+        let Some(cluster) = hub.cluster.clone() else { return };
+        let done = tokio::time::timeout(STORE_PATIENCE, cluster.beat_in_store(&hub.store, &hub.report())).await;
+        let failed = !matches!(done, Ok(Ok(())));
+        if failed && !failing {
+            tracing::warn!("cannot note in the database that this node lives: it is tried again");
+        }
+        failing = failed;
+    }
+}
+
+impl super::directory::Slot {
+    /// Returns whether somebody here listens to the stream, so that what is committed elsewhere matters.
+    fn is_watched(&self) -> bool {
+        self.delivered.load(Ordering::Acquire) != UNKNOWN
+    }
+}
