@@ -22,13 +22,16 @@ pub mod presence;
 pub mod router;
 pub mod session;
 pub mod supervisor;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -72,6 +75,10 @@ pub struct Hub {
     pub writer: Writer,
     /// What of the store is remembered for a moment.
     pub cache: Cache,
+    /// Wakes who looks for what was committed and nobody told: see [`sweep`].
+    look_for_moves: Notify,
+    /// Streams of which nothing had told what was committed, since the start.
+    repaired: AtomicU64,
     /// This node's part in the cluster; nothing, if it has the database for itself.
     pub cluster: Option<Arc<Cluster>>,
     /// Which actors live here.
@@ -123,7 +130,8 @@ impl Hub {
     ) -> anyhow::Result<Arc<Hub>> {
         let id = joins.as_ref().map_or_else(|| NodeId::new(clock.now()), |joins| joins.id);
         let writing = CancellationToken::new();
-        let limits = writer::Limits { queue: config.database.queue, batch: config.database.batch };
+        let patience = Duration::from_millis(config.database.timeout_ms);
+        let limits = writer::Limits { queue: config.database.queue, batch: config.database.batch, patience };
         let listener: Arc<OnceLock<Weak<Hub>>> = Arc::default();
         let sink: writer::Sink = {
             let listener = listener.clone();
@@ -152,6 +160,8 @@ impl Hub {
             store,
             writer,
             cache,
+            look_for_moves: Notify::new(),
+            repaired: AtomicU64::new(0),
             cluster,
             directory: Directory::default(),
             operator,
@@ -172,6 +182,7 @@ impl Hub {
         Actor::spawn_linked(None, PresenceActor, hub.clone(), root.get_cell()).await?;
         let _ = hub.actors.set(Actors { root, channels, sessions });
         housekeeping::start(&hub, hub.writing.clone());
+        sweep::start(&hub, hub.writing.clone());
         if let Some((incoming, committed)) = ears {
             cluster::start(&hub, incoming, committed, hub.writing.clone());
         }
@@ -200,7 +211,11 @@ impl Hub {
 
     /// Hands the events of a commit to the actors of their streams, in order, and ends what it revoked.
     fn committed(&self, committed: Committed) {
-        let Committed { events, revoked, at } = committed;
+        let Committed { events, revoked, at, in_doubt } = committed;
+        if in_doubt {
+            self.cache.forget_all();
+            self.look_for_moves.notify_one();
+        }
         if let Some(cluster) = &self.cluster {
             cluster.tell_committed(&events);
             cluster.tell_revoked(&revoked);

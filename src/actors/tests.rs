@@ -251,7 +251,7 @@ async fn what_a_channel_was_handed_first_survives_its_death() {
 
     // Another process of the same store commits; the events are handed over when the actor is about to die.
     let store = open_store(world.dir.path()).await;
-    let limits = writer::Limits { queue: 16, batch: 16 };
+    let limits = writer::Limits { queue: 16, batch: 16, patience: Duration::from_secs(5) };
     let (elsewhere, _) = Writer::start(
         store.clone(),
         Clock::default(),

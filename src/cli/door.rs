@@ -64,7 +64,8 @@ impl Door {
             );
         };
         let store = app::open_store(&config).await?;
-        let limits = Limits { queue: config.database.queue, batch: config.database.batch };
+        let patience = app::store_options(&config).timeout;
+        let limits = Limits { queue: config.database.queue, batch: config.database.batch, patience };
         let nobody_listens = Arc::new(|_| ());
         let clock = Clock::default();
         let node = NodeId::new(clock.now());

@@ -186,6 +186,20 @@ impl Cache {
         pages.facts.insert((channel, user), facts);
     }
 
+    /// Forgets everything.
+    pub fn forget_all(&self) {
+        let mut sign_ins = self.sign_ins.lock().expect("no panic under this lock");
+        sign_ins.changes += 1;
+        sign_ins.known.clear();
+        drop(sign_ins);
+        let mut pages = self.pages.lock().expect("no panic under this lock");
+        pages.changes += 1;
+        pages.rendered.clear();
+        pages.facts.clear();
+        pages.bytes = 0;
+        pages.tell_size();
+    }
+
     /// Forgets what an event changes.
     pub fn committed(&self, event: &Event) {
         if event.kind.audience() != Audience::Members {

@@ -46,19 +46,6 @@ pub(super) async fn lock_all(db: &mut Db, streams: &[StreamId]) -> Result<(), St
     Ok(())
 }
 
-/// Raises the epochs of streams, so that whoever wrote as their owner has to ask again who that is.
-pub(super) async fn raise_epochs(db: &mut Db, streams: &[StreamId]) -> Result<(), StoreError> {
-    let ids = serde_json::to_string(streams).expect("identifiers are strings");
-    let sql = by_dialect!(db,
-        postgres: "UPDATE streams SET owner_epoch = owner_epoch + 1 WHERE id = \
-                   ANY(ARRAY(SELECT value::uuid FROM json_array_elements_text($1::json)))",
-        sqlite: "UPDATE streams SET owner_epoch = owner_epoch + 1 WHERE id IN \
-                 (SELECT unhex(value, '-') FROM json_each($1))",
-    );
-    on!(db, c => { sqlx::query(sql).bind(ids).execute(c).await?; });
-    Ok(())
-}
-
 /// Appends an event to a stream and returns its number.
 pub(super) async fn append(
     scope: &mut Scope<'_>,

@@ -1,31 +1,26 @@
-//! How a batch of writes ends that was not committed, and what became of it if the database did not say.
+//! How a batch of writes ends that was not committed.
 //!
-//! A connection may break while it commits. Its callers are told that the outcome is not known; others must hear of what
-//! was stored all the same, before they hear of anything later. So the writer keeps the news of that commit, and its next
-//! connection asks for them first ([`settle`]), in a way after which they are stored or never will be.
+//! A connection may break while it commits, or not answer any more. Its callers are told that the outcome is not known, and
+//! may repeat with the same key. What took effect all the same is found in the database: by who looks for the streams that
+//! moved on, at the latest when something later shows a gap.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
-
-use super::writer::News;
-use super::{Db, StoreError, events, on};
-use crate::domain::id::{EventId, StreamId};
+use super::StoreError;
 
 /// How a batch ended when it was not committed.
 pub(super) enum Failure {
     /// Nothing was written: it may be tried again.
     RolledBack(StoreError),
-    /// The database did not say whether it committed; if it did, there is this to tell. The writer keeps that for itself.
-    Unknown(StoreError, News),
+    /// The database did not say whether it committed.
+    Unknown(StoreError),
 }
 
 impl Failure {
     /// Tells what became of a transaction whose last statement, which commits it, failed.
-    pub(super) fn of_commit(error: sqlx::Error, news: News) -> Self {
+    pub(super) fn of_commit(error: sqlx::Error) -> Self {
         let broken_rule =
             error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other));
         let rolled_back = broken_rule || gave_up(&error);
-        if rolled_back { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into(), news) }
+        if rolled_back { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into()) }
     }
 
     /// Returns whether the database refused a statement because of what is stored, such as a key that is there already.
@@ -40,7 +35,7 @@ impl Failure {
         match self {
             Failure::RolledBack(StoreError::Database(error)) => !is_locked(error),
             Failure::RolledBack(_) => true,
-            Failure::Unknown(..) => false,
+            Failure::Unknown(_) => false,
         }
     }
 
@@ -49,7 +44,7 @@ impl Failure {
         match self {
             Failure::RolledBack(StoreError::Database(error)) => error.as_database_error().is_none() || gave_up(error),
             Failure::RolledBack(_) => false,
-            Failure::Unknown(..) => true,
+            Failure::Unknown(_) => true,
         }
     }
 }
@@ -80,45 +75,4 @@ fn is_locked(error: &sqlx::Error) -> bool {
 fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| codes.contains(&&*code))
-}
-
-/// Finds out what of the news is true, and will stay so. On Postgres the connection that was cut off may still be at work:
-/// what it has begun, it holds locks for, which are waited for here; what has not begun does not pass the fence when it does
-/// ([`super::send`]), for the epochs are raised. SQLite's connections live in this process and are closed when they are
-/// given up.
-pub(super) async fn settle(db: &mut Db, news: News) -> Result<News, StoreError> {
-    if matches!(db, Db::Sqlite(_)) {
-        return stored(db, news).await;
-    }
-    let streams: BTreeSet<StreamId> = news.events.iter().map(|event| event.stream).collect();
-    let streams: Vec<StreamId> = streams.into_iter().collect();
-    db.run("BEGIN").await?;
-    let settled = async {
-        events::lock_all(db, &streams).await?;
-        events::raise_epochs(db, &streams).await?;
-        let stored = stored(db, news).await?;
-        db.run("COMMIT").await?;
-        Ok(stored)
-    };
-    settled.await
-}
-
-/// Returns what of the news is true. A commit is stored as a whole, but messages on Postgres: there it leaves out a channel
-/// that another process wrote to, so each stream is looked at. Sign-ins that ended without an event are taken for ended:
-/// whoever hung on one signs in again.
-pub(super) async fn stored(db: &mut Db, mut news: News) -> Result<News, StoreError> {
-    let mut found: HashMap<StreamId, bool> = HashMap::new();
-    for event in &news.events {
-        if let Entry::Vacant(stream) = found.entry(event.stream) {
-            let sql = "SELECT event_id FROM events WHERE stream_id = $1 AND seq = $2";
-            let stored: Option<EventId> =
-                on!(db, c => sqlx::query_scalar(sql).bind(event.stream).bind(event.seq).fetch_optional(c).await?);
-            stream.insert(stored == Some(event.id));
-        }
-    }
-    if !found.is_empty() && !found.values().any(|stored| *stored) {
-        return Ok(News::default());
-    }
-    news.events.retain(|event| found[&event.stream]);
-    Ok(news)
 }

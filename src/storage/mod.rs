@@ -195,7 +195,7 @@ pub struct Options {
     pub url: String,
     /// Connections for reads.
     pub connections: u32,
-    /// How long to wait for a connection.
+    /// How long to wait for a connection, and for an answer in all.
     pub timeout: Duration,
     /// How long one statement may take on Postgres; zero: no limit.
     pub statement: Duration,
@@ -246,6 +246,8 @@ pub enum Store {
         readers: PgPool,
         /// The connection that writes, opened by the writer's own runtime.
         writer: PgPool,
+        /// How long a question may take.
+        patience: Duration,
     },
     /// A SQLite file.
     Sqlite {
@@ -253,6 +255,8 @@ pub enum Store {
         readers: SqlitePool,
         /// The one connection that writes.
         writer: SqlitePool,
+        /// How long a question may take.
+        patience: Duration,
     },
 }
 
@@ -299,7 +303,7 @@ impl Store {
                 return Err(OpenError::NotDurable(format!("{setting} = off")));
             }
         }
-        Ok(Store::Postgres { readers, writer })
+        Ok(Store::Postgres { readers, writer, patience: options.timeout })
     }
 
     async fn open_sqlite(path: &Path, options: &Options) -> Result<Store, OpenError> {
@@ -324,7 +328,7 @@ impl Store {
             .max_connections(options.connections)
             .acquire_timeout(options.timeout)
             .connect_lazy_with(connect.pragma("query_only", "on").pragma("cache_size", "-2000"));
-        Ok(Store::Sqlite { readers, writer })
+        Ok(Store::Sqlite { readers, writer, patience: options.timeout })
     }
 
     /// Brings the schema up to date. Safe to run again, and on several nodes at once.
@@ -348,6 +352,15 @@ impl Store {
             Store::Postgres { readers, .. } => Db::Postgres(readers.acquire().await?),
             Store::Sqlite { readers, .. } => Db::Sqlite(readers.acquire().await?),
         })
+    }
+
+    /// Gives a question up that takes longer than `database.timeout_ms` in all, whatever it waits for.
+    pub async fn in_time<T, E: From<StoreError>>(&self, question: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let (Store::Postgres { patience, .. } | Store::Sqlite { patience, .. }) = self;
+        match tokio::time::timeout(*patience, question).await {
+            Ok(answer) => answer,
+            Err(_) => Err(StoreError::Database(sqlx::Error::PoolTimedOut).into()),
+        }
     }
 
     /// Returns the connection that writes; on SQLite there is only one.
@@ -385,11 +398,11 @@ impl Store {
     /// Closes every connection.
     pub async fn close(&self) {
         match self {
-            Store::Postgres { readers, writer } => {
+            Store::Postgres { readers, writer, .. } => {
                 readers.close().await;
                 writer.close().await;
             }
-            Store::Sqlite { readers, writer } => {
+            Store::Sqlite { readers, writer, .. } => {
                 readers.close().await;
                 writer.close().await;
             }

@@ -1,7 +1,7 @@
 //! Nodes that share the database: who runs, what they prove themselves to each other with, and what one may have missed of
 //! the others.
 
-use super::{Db, StoreError, by_dialect, from_row, on};
+use super::{Db, StoreError, from_row, on};
 use crate::clock::Timestamp;
 use crate::domain::id::{NodeId, StreamId, UserId};
 
@@ -69,18 +69,29 @@ pub struct Moved {
     pub users: Vec<(UserId, i64)>,
 }
 
-/// Returns which of these streams and accounts are ahead of what is known of them. Of SQLite, which has one writer, all is
-/// known.
+/// Returns which of these streams and accounts are ahead of what is known of them.
 pub async fn moved(db: &mut Db, streams: &[(StreamId, i64)], users: &[(UserId, i64)]) -> Result<Moved, StoreError> {
-    let Db::Postgres(connection) = db else { return Ok(Moved::default()) };
-    let sql = "SELECT TRUE, s.id, s.last_seq FROM UNNEST($1::uuid[], $2::bigint[]) AS known(id, n) \
-               JOIN streams s ON s.id = known.id WHERE s.last_seq > known.n \
-               UNION ALL SELECT FALSE, u.id, u.version FROM UNNEST($3::uuid[], $4::bigint[]) AS known(id, n) \
-               JOIN users u ON u.id = known.id WHERE u.version > known.n";
     let (ids, heads): (Vec<_>, Vec<_>) = streams.iter().map(|(id, head)| (id.0, *head)).unzip();
     let (people, versions): (Vec<_>, Vec<_>) = users.iter().map(|(id, version)| (id.0, *version)).unzip();
-    let query = sqlx::query_as(sql).bind(ids).bind(heads).bind(people).bind(versions);
-    let rows: Vec<(bool, uuid::Uuid, i64)> = query.fetch_all(&mut **connection).await?;
+    let rows: Vec<(bool, uuid::Uuid, i64)> = match db {
+        Db::Postgres(c) => {
+            let sql = "SELECT TRUE, s.id, s.last_seq FROM UNNEST($1::uuid[], $2::bigint[]) AS known(id, n) \
+                       JOIN streams s ON s.id = known.id WHERE s.last_seq > known.n \
+                       UNION ALL SELECT FALSE, u.id, u.version FROM UNNEST($3::uuid[], $4::bigint[]) AS known(id, n) \
+                       JOIN users u ON u.id = known.id WHERE u.version > known.n";
+            sqlx::query_as(sql).bind(ids).bind(heads).bind(people).bind(versions).fetch_all(&mut **c).await?
+        }
+        Db::Sqlite(c) => {
+            let sql = "SELECT TRUE, s.id, s.last_seq FROM json_each($1) known \
+                       JOIN streams s ON s.id = unhex(known.value ->> 0, '-') WHERE s.last_seq > known.value ->> 1 \
+                       UNION ALL SELECT FALSE, u.id, u.version FROM json_each($2) known \
+                       JOIN users u ON u.id = unhex(known.value ->> 0, '-') WHERE u.version > known.value ->> 1";
+            let list = |rows: Vec<_>| serde_json::to_string(&rows).expect("lists have no keys");
+            let streams = list(std::iter::zip(ids, heads).collect());
+            let users = list(std::iter::zip(people, versions).collect());
+            sqlx::query_as(sql).bind(streams).bind(users).fetch_all(&mut **c).await?
+        }
+    };
     let mut moved = Moved::default();
     for (is_stream, id, n) in rows {
         if is_stream {
@@ -94,9 +105,6 @@ pub async fn moved(db: &mut Db, streams: &[(StreamId, i64)], users: &[(UserId, i
 
 /// Returns how many channels each run owns by the database, and under which epoch the one that changed hands most often.
 pub async fn owners(db: &mut Db) -> Result<Vec<(NodeId, i64, i64)>, StoreError> {
-    let sql = by_dialect!(db,
-        postgres: "SELECT owner, COUNT(*), MAX(owner_epoch) FROM streams WHERE owner IS NOT NULL GROUP BY owner",
-        sqlite: "SELECT owner, COUNT(*), MAX(owner_epoch) FROM streams WHERE owner IS NOT NULL GROUP BY owner",
-    );
+    let sql = "SELECT owner, COUNT(*), MAX(owner_epoch) FROM streams WHERE owner IS NOT NULL GROUP BY owner";
     Ok(on!(db, c => sqlx::query_as(sql).fetch_all(c).await?))
 }

@@ -21,7 +21,7 @@ use super::apply::{Created, find_mentions};
 use super::channels::EVERYBODY;
 use super::failure::Failure;
 use super::remembered::Remembered;
-use super::writer::{Claim, News, Reply, Results};
+use super::writer::{Claim, Reply, Results};
 use super::{Db, StoreError, by_dialect, idempotency};
 use crate::clock::Timestamp;
 use crate::domain::channel::{ChannelKind, ChannelRole, Posting};
@@ -297,9 +297,7 @@ async fn store(
         Batch { node: remembered.node(), rows: &rows, heads: &heads, named: &named, keys: &keys, versions: &versions };
     let stored = match insert(db, now, &batch, transaction).await {
         Ok(stored) => stored,
-        Err(error) if transaction != Transaction::Open => {
-            return Err(Failure::of_commit(error, News { events: appended, revoked: Vec::new() }));
-        }
+        Err(error) if transaction != Transaction::Open => return Err(Failure::of_commit(error)),
         Err(error) => return Err(error.into()),
     };
 

@@ -6,10 +6,14 @@
 //! items are tried once more, each alone ([`failure`]). Top-level messages go together, by [`send`]; a batch of nothing
 //! else needs no `BEGIN` and no `COMMIT` of its own.
 //!
+//! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does: who waited so long is told that
+//! the outcome is not known, and who comes while it does not answer is refused at once. A commit whose outcome is not known
+//! may have taken effect; what it changed is found by looking into the database ([`Committed::in_doubt`]).
+//!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -18,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::accounts::Account;
 use super::apply::Scope;
-use super::failure::{self, Failure};
+use super::failure::Failure;
 use super::remembered::{Remembered, Tally};
 use super::send::Transaction;
 use super::tokens::Revoked;
@@ -70,31 +74,46 @@ pub enum Work {
 /// Receives the answer, exactly once, after the commit. It must not block.
 ///
 /// If it is dropped on the way, because an actor that held it died, the caller is told that the outcome is not known.
-pub struct Answer(Option<Receive>);
+pub struct Answer {
+    receive: Mutex<Option<Receive>>,
+    since: Instant,
+}
 
-type Receive = Box<dyn FnOnce(Result<Reply, Refusal>) + Send + Sync>;
+type Receive = Box<dyn FnOnce(Result<Reply, Refusal>) + Send>;
 
 impl Answer {
-    /// Makes an answer that goes to `receive`.
-    pub fn new(receive: impl FnOnce(Result<Reply, Refusal>) + Send + Sync + 'static) -> Self {
-        Answer(Some(Box::new(receive)))
+    /// Makes an answer that goes to `receive`, which waits for it from now on.
+    pub fn new(receive: impl FnOnce(Result<Reply, Refusal>) + Send + 'static) -> Self {
+        Answer { receive: Mutex::new(Some(Box::new(receive))), since: Instant::now() }
     }
 
-    /// Gives the answer.
-    pub fn give(mut self, result: Result<Reply, Refusal>) {
-        if let Some(receive) = self.0.take() {
+    fn take(&self) -> Option<Receive> {
+        self.receive.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives the answer; a second one is nobody's.
+    pub fn give(&self, result: Result<Reply, Refusal>) {
+        if let Some(receive) = self.take() {
             receive(result);
         }
+    }
+
+    fn is_given(&self) -> bool {
+        self.receive.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if let Some(receive) = self.0.take() {
-            let why = "the request was interrupted and may have taken effect: repeat it with the same key";
-            receive(Err(Refusal::new(Code::Timeout, why).retry_after(1.0)));
+        if let Some(receive) = self.take() {
+            receive(Err(interrupted()));
         }
     }
+}
+
+fn interrupted() -> Refusal {
+    let why = "the request was interrupted and may have taken effect: repeat it with the same key";
+    Refusal::new(Code::Timeout, why).retry_after(1.0)
 }
 
 /// In whose name a node writes to a channel. Every write is right either way: the claim decides who may remember what it
@@ -129,6 +148,8 @@ pub struct Committed {
     pub revoked: Vec<Revoked>,
     /// When the commit came back.
     pub at: Instant,
+    /// Something may have been committed that this does not tell: it is to be looked for in the database.
+    pub in_doubt: bool,
 }
 
 /// Receives what every commit did, in the order of the commits. It must not block.
@@ -161,9 +182,9 @@ impl Writer {
             clock,
             sink,
             db: None,
-            doubt: None,
             remembered: Remembered::new(node, tally.clone()),
             batch: limits.batch,
+            patience: limits.patience,
             written: 0,
             checkpoint: None,
         };
@@ -215,6 +236,8 @@ pub struct Limits {
     pub queue: usize,
     /// Most writes in one commit.
     pub batch: usize,
+    /// The longest that an answer may take.
+    pub patience: Duration,
 }
 
 struct Task {
@@ -222,10 +245,9 @@ struct Task {
     clock: Clock,
     sink: Sink,
     db: Option<Db>,
-    /// What is to be told if a commit that was cut off took effect after all. Nothing is written before that is known.
-    doubt: Option<News>,
     remembered: Remembered,
     batch: usize,
+    patience: Duration,
     /// Writes since the last checkpoint began.
     written: usize,
     checkpoint: Option<tokio::task::JoinHandle<()>>,
@@ -238,8 +260,9 @@ const CHECKPOINT: usize = 4_000;
 /// How often a batch is tried when another process writes to the same channels.
 const TRIES: usize = 3;
 
-/// How long to wait before it is asked again what became of a commit.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a database that does not answer is waited for before its connection is given up: longer than any statement may
+/// take.
+const GIVE_UP: Duration = Duration::from_secs(30);
 
 /// From how many members on the making of a channel ends its batch, so that what came before is not kept waiting by more
 /// than one of them.
@@ -272,13 +295,6 @@ impl Task {
                     waiting.close();
                     continue;
                 }
-                () = tokio::time::sleep(ASK_AGAIN), if self.doubt.is_some() => {
-                    match self.open().await {
-                        Ok(db) => self.db = Some(db),
-                        Err(error) => tracing::warn!(%error, "cannot find out yet what became of a commit"),
-                    }
-                    continue;
-                }
             };
             if received == 0 {
                 return;
@@ -287,7 +303,7 @@ impl Task {
             let mut writes = std::mem::take(&mut batch);
             while !writes.is_empty() {
                 let behind = writes.split_off(until_heavy(&writes));
-                self.commit_all(std::mem::replace(&mut writes, behind)).await;
+                self.commit_all(std::mem::replace(&mut writes, behind), &mut waiting).await;
             }
             batch.reserve(self.batch.min(64));
             self.written += received;
@@ -310,31 +326,31 @@ impl Task {
         }));
     }
 
-    async fn commit_all(&mut self, batch: Vec<Write>) {
+    async fn commit_all(&mut self, batch: Vec<Write>, waiting: &mut mpsc::Receiver<Write>) {
         let started = Instant::now();
-        match self.commit_or_repeat(batch).await {
+        match self.commit_or_repeat(batch, waiting).await {
             Ok(()) => {}
             Err((batch, failure)) if batch.len() > 1 && failure.may_be_one_item() => {
-                let (Failure::RolledBack(error) | Failure::Unknown(error, _)) = failure;
+                let (Failure::RolledBack(error) | Failure::Unknown(error)) = failure;
                 tracing::warn!(%error, writes = batch.len(), "a commit failed: trying its writes one by one");
-                Box::pin(self.commit_each(batch)).await;
+                Box::pin(self.commit_each(batch, waiting)).await;
             }
-            Err((batch, failure)) => refuse(batch, &failure),
+            Err((batch, failure)) => self.refuse(batch, &failure),
         }
         metrics::histogram!("colink_commit_seconds").record(started.elapsed().as_secs_f64());
     }
 
     /// Commits writes one by one. One of them may be too much for the database; if a second is too, the fault is not
     /// theirs, and the rest is refused without waiting as long for each.
-    async fn commit_each(&mut self, batch: Vec<Write>) {
+    async fn commit_each(&mut self, batch: Vec<Write>, waiting: &mut mpsc::Receiver<Write>) {
         let mut not_theirs = 0;
-        let mut waiting = batch.into_iter();
-        while let Some(write) = waiting.next() {
-            if let Err((one, failure)) = self.commit_or_repeat(vec![write]).await {
-                refuse(one, &failure);
+        let mut rest = batch.into_iter();
+        while let Some(write) = rest.next() {
+            if let Err((one, failure)) = self.commit_or_repeat(vec![write], waiting).await {
+                self.refuse(one, &failure);
                 not_theirs += usize::from(failure.may_be_the_database());
                 if not_theirs == 2 {
-                    return refuse(waiting.collect(), &failure);
+                    return self.refuse(rest.collect(), &failure);
                 }
             }
         }
@@ -342,14 +358,20 @@ impl Task {
 
     /// Commits writes, and those again that another process came before. Returns those that have no
     /// answer when it failed.
-    async fn commit_or_repeat(&mut self, mut batch: Vec<Write>) -> Result<(), (Vec<Write>, Failure)> {
+    async fn commit_or_repeat(
+        &mut self,
+        mut batch: Vec<Write>,
+        waiting: &mut mpsc::Receiver<Write>,
+    ) -> Result<(), (Vec<Write>, Failure)> {
         for _ in 0..TRIES {
-            match self.commit(&batch).await {
-                Ok((results, news)) => batch = self.conclude(batch, results, news),
-                Err(failure) => return Err((batch, failure)),
-            }
+            // Who had no patience any more was told so: nothing more is done for them.
+            batch.retain(|write| !write.answer.is_given());
             if batch.is_empty() {
                 return Ok(());
+            }
+            match self.commit(&batch, waiting).await {
+                Ok((results, news)) => batch = self.conclude(batch, results, news),
+                Err(failure) => return Err((batch, failure)),
             }
         }
         for write in batch {
@@ -374,55 +396,77 @@ impl Task {
 
     fn tell(&self, News { events, revoked }: News) {
         if !events.is_empty() || !revoked.is_empty() {
-            (self.sink)(Committed { events, revoked, at: Instant::now() });
+            (self.sink)(Committed { events, revoked, at: Instant::now(), in_doubt: false });
         }
     }
 
-    /// Opens the connection that writes. Before it does, what is not known of the last one is found out and told.
-    async fn open(&mut self) -> Result<Db, StoreError> {
-        let mut db = self.store.write().await?;
-        if let Some(news) = &self.doubt {
-            let stored = match failure::settle(&mut db, news.clone()).await {
-                Ok(stored) => stored,
-                Err(error) => {
-                    db.discard();
-                    return Err(error);
+    /// Commits a batch within the patience of those who wait for it.
+    async fn commit(
+        &mut self,
+        batch: &[Write],
+        waiting: &mut mpsc::Receiver<Write>,
+    ) -> Result<(Results, News), Failure> {
+        let now = Instant::now();
+        let since = batch.iter().map(|write| write.answer.since).min().unwrap_or(now);
+        let (answer_by, give_up_at) = (since + self.patience, now + GIVE_UP.max(self.patience));
+        let local = self.store.dialect() == Dialect::Sqlite;
+        let mut late = false;
+        let done = {
+            let mut work = std::pin::pin!(self.try_to_commit(batch));
+            loop {
+                tokio::select! {
+                    biased;
+                    done = &mut work => break Some(done),
+                    () = tokio::time::sleep_until(answer_by.into()), if !late => {
+                        late = true;
+                        tracing::warn!(writes = batch.len(), "the database does not answer in time");
+                        batch.iter().for_each(|write| write.answer.give(Err(interrupted())));
+                    }
+                    Some(write) = waiting.recv(), if late => {
+                        write.answer.give(Err(unavailable("the database does not answer now")));
+                    }
+                    () = tokio::time::sleep_until(give_up_at.into()), if !local => break None,
                 }
-            };
-            let (events, of) = (stored.events.len(), news.events.len());
-            tracing::info!(events, of, "found out what is stored of the commit that was cut off");
-            self.doubt = None;
-            self.tell(stored);
-        }
-        Ok(db)
+            }
+        };
+        done.unwrap_or_else(|| {
+            self.remembered.forget_all();
+            let why = "the database did not answer at all";
+            Err(Failure::Unknown(StoreError::Refused(Refusal::new(Code::Timeout, why))))
+        })
     }
 
-    async fn commit(&mut self, batch: &[Write]) -> Result<(Results, News), Failure> {
-        let mut db = match self.db.take() {
-            Some(db) => db,
-            None => self.open().await?,
-        };
+    async fn try_to_commit(&mut self, batch: &[Write]) -> Result<(Results, News), Failure> {
+        let mut held = Held(match self.db.take() {
+            Some(db) => Some(db),
+            None => Some(self.store.write().await?),
+        });
         // A panic while applying must not take the writer with it; the transaction is given up with its connection.
-        let applied = AssertUnwindSafe(self.apply(&mut db, batch)).catch_unwind().await;
-        let mut applied = applied.unwrap_or_else(|_| {
+        let applied = AssertUnwindSafe(self.apply(held.db(), batch)).catch_unwind().await;
+        let applied = applied.unwrap_or_else(|_| {
             tracing::error!("applying a batch of writes panicked");
             Err(StoreError::Refused(Refusal::new(Code::Internal, "the server failed on this request")).into())
         });
+        let whole = match &applied {
+            Ok(_) => true,
+            Err(Failure::Unknown(_)) => false,
+            Err(Failure::RolledBack(_)) => held.db().run("ROLLBACK").await.is_ok(),
+        };
         if applied.is_err() {
             self.remembered.forget_all();
         }
-        match &mut applied {
-            Ok(_) => self.db = Some(db),
-            Err(Failure::Unknown(_, news)) => {
-                self.doubt = Some(std::mem::take(news));
-                db.discard();
-            }
-            Err(Failure::RolledBack(_)) => match db.run("ROLLBACK").await {
-                Ok(()) => self.db = Some(db),
-                Err(_) => db.discard(),
-            },
+        if whole {
+            self.db = held.0.take();
         }
         applied
+    }
+
+    fn refuse(&self, batch: Vec<Write>, failure: &Failure) {
+        if matches!(failure, Failure::Unknown(_)) {
+            let (events, revoked, at) = (Vec::new(), Vec::new(), Instant::now());
+            (self.sink)(Committed { events, revoked, at, in_doubt: true });
+        }
+        refuse(batch, failure);
     }
 
     /// Applies a batch and commits it.
@@ -463,7 +507,7 @@ impl Task {
                 }
             }
             if let Err(error) = db.run("COMMIT").await {
-                return Err(Failure::of_commit(error, news));
+                return Err(Failure::of_commit(error));
             }
             self.remembered.note(&news.events);
         }
@@ -485,6 +529,23 @@ async fn lock_streams(db: &mut Db, batch: &[Write]) -> Result<(), StoreError> {
         events::lock_all(db, &streams).await?;
     }
     Ok(())
+}
+
+/// A connection in the middle of something: whoever lets go of it gives it up.
+struct Held(Option<Db>);
+
+impl Held {
+    fn db(&mut self) -> &mut Db {
+        self.0.as_mut().expect("it is held until it is given back")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(db) = self.0.take() {
+            db.discard();
+        }
+    }
 }
 
 fn top_level(write: &Write) -> Option<&SendMessage> {
@@ -580,7 +641,7 @@ fn refuse(batch: Vec<Write>, failure: &Failure) {
             tracing::error!(%error, writes = batch.len(), "a write failed and was rolled back");
             unavailable("the database does not take writes now")
         }
-        Failure::Unknown(error, _) => {
+        Failure::Unknown(error) => {
             tracing::error!(%error, writes = batch.len(), "a commit was cut off: its outcome is not known");
             Refusal::new(Code::Timeout, "the database did not confirm the write: repeat it with the same key")
                 .retry_after(1.0)

@@ -149,33 +149,39 @@ impl State {
     /// Its audience is that of the last delivery, whatever was committed since: whoever left in between still hears that.
     async fn room(&mut self) -> Result<&mut Room, StoreError> {
         if self.room.is_none() {
-            let mut db = self.hub.store.read().await?;
-            let audience = if self.stream == StreamId::WORKSPACE {
-                users::workspace_audience(&mut db).await?
-            } else {
-                let mut members = channels::member_ids(&mut db, self.stream.into()).await?;
-                if members.is_empty() {
-                    // No channel: a user's own stream, heard by that user alone.
-                    members.push(self.stream.into());
-                }
-                members
-            };
-            let delivered = self.slot.delivered.load(Ordering::Acquire);
-            let mut moves = Moves::default();
-            let mut more = delivered != UNKNOWN;
-            while more {
-                let after = moves.seen().max(delivered);
-                let read = events::after(&mut db, self.stream, after, READ_MAX).await?;
-                moves.note(&read);
-                more = !read.is_empty();
-            }
-            let audience = moves.take_back(audience);
+            let loaded = self.hub.store.in_time(self.load());
+            let (audience, delivered) = loaded.await?;
             let mut room = Room::new(self.stream, audience, delivered);
             let listening: Vec<_> = room.audience().flat_map(|user| self.hub.directory.sessions_of(user)).collect();
             listening.into_iter().for_each(|session| room.subscribe(session));
             self.room = Some(room);
         }
         Ok(self.room.as_mut().expect("it was just loaded"))
+    }
+
+    /// Reads who may hear, as of the last delivery.
+    async fn load(&self) -> Result<(Vec<UserId>, i64), StoreError> {
+        let mut db = self.hub.store.read().await?;
+        let audience = if self.stream == StreamId::WORKSPACE {
+            users::workspace_audience(&mut db).await?
+        } else {
+            let mut members = channels::member_ids(&mut db, self.stream.into()).await?;
+            if members.is_empty() {
+                // No channel: a user's own stream, heard by that user alone.
+                members.push(self.stream.into());
+            }
+            members
+        };
+        let delivered = self.slot.delivered.load(Ordering::Acquire);
+        let mut moves = Moves::default();
+        let mut more = delivered != UNKNOWN;
+        while more {
+            let after = moves.seen().max(delivered);
+            let read = events::after(&mut db, self.stream, after, READ_MAX).await?;
+            moves.note(&read);
+            more = !read.is_empty();
+        }
+        Ok((moves.take_back(audience), delivered))
     }
 
     async fn committed(&mut self, myself: &ActorRef<ChannelMsg>, events: Vec<Event>, at: Instant) {
@@ -207,15 +213,13 @@ impl State {
         if room.audience_changed() {
             for user in room.take_joined() {
                 for session in self.hub.directory.sessions_of(user) {
-                    if self.hub.cluster.is_some() {
-                        session.hears(self.slot.clone(), event.seq);
-                    }
+                    session.hears(self.slot.clone(), event.seq);
                     room.subscribe(session);
                 }
             }
             self.flush();
         }
-        if event.kind == EventKind::UserChannelAdded && self.hub.cluster.is_some() {
+        if event.kind == EventKind::UserChannelAdded {
             self.listen_to(event);
         }
         heard
@@ -239,11 +243,11 @@ impl State {
         metrics::counter!("colink_gap_repairs_total").increment(1);
         loop {
             let Some(delivered) = self.room.as_ref().map(Room::delivered) else { return false };
-            let read = match self.hub.store.read().await {
-                Ok(mut db) => events::after(&mut db, self.stream, delivered, READ_MAX).await,
-                Err(error) => Err(error),
-            };
-            let read = match read {
+            let read = self.hub.store.in_time(async {
+                let mut db = self.hub.store.read().await?;
+                events::after(&mut db, self.stream, delivered, READ_MAX).await
+            });
+            let read = match read.await {
                 Ok(read) => read,
                 Err(error) => {
                     tracing::warn!(stream.id = %self.stream, %error, "cannot read missing events");

@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn the_score_is_the_same_in_every_release() {
-        assert_eq!(score("hub-1", StreamId::WORKSPACE), 10_637_399_410_399_396_486);
+        assert_eq!(score("hub-1", StreamId::WORKSPACE), 16_374_679_095_499_242_489);
     }
 
     #[test]

@@ -17,13 +17,12 @@ pub mod envelope;
 pub mod forwards;
 pub mod members;
 pub mod status;
-mod sweep;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -68,8 +67,6 @@ pub struct Cluster {
     has_others: AtomicBool,
     leaves: AtomicBool,
     commits: mpsc::Sender<Vec<Event>>,
-    /// Wakes the sweep.
-    wake: Notify,
     counts: Counts,
 }
 
@@ -84,7 +81,6 @@ struct Counts {
     forwarded: AtomicU64,
     beside: AtomicU64,
     taken_back: AtomicU64,
-    repaired: AtomicU64,
 }
 
 fn count(counter: &AtomicU64, name: &'static str, by: u64) {
@@ -122,7 +118,6 @@ impl Cluster {
             has_others: AtomicBool::new(false),
             leaves: AtomicBool::new(false),
             commits,
-            wake: Notify::new(),
             counts: Counts::default(),
         };
         cluster.beat_in_store(store, &Report::default()).await?;
@@ -259,12 +254,10 @@ impl Cluster {
         let now = Instant::now();
         let mut state = self.state();
         let State { members, forwards } = &mut *state;
-        if members.set_bus(*self.bus.up().borrow()) {
-            self.wake.notify_one();
-        }
         let others = members.has_others(now);
-        if others != self.has_others.swap(others, Ordering::Relaxed) {
-            self.wake.notify_one();
+        let changed = members.set_bus(*self.bus.up().borrow());
+        if others != self.has_others.swap(others, Ordering::Relaxed) || changed {
+            hub.look_for_moves.notify_one();
         }
         let reachable: Vec<NodeId> =
             members.peers().filter(|(_, peer)| peer.is_reachable(now)).map(|(id, _)| id).collect();
@@ -285,7 +278,7 @@ impl Cluster {
         metrics::gauge!("colink_commands_forwarded_waiting").set(forwards.len() as f64);
     }
 
-    fn is_degraded(&self) -> bool {
+    pub(super) fn is_degraded(&self) -> bool {
         self.state().members.is_degraded(Instant::now())
     }
 }
@@ -388,12 +381,11 @@ pub(super) fn start(
     stop: CancellationToken,
 ) {
     let hub = Arc::downgrade(hub);
-    let tasks: [(&'static str, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>); 5] = [
+    let tasks: [(&'static str, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>); 4] = [
         ("ear", Box::pin(ear(hub.clone(), incoming))),
         ("mouth", Box::pin(mouth(hub.clone(), committed))),
         ("pulse", Box::pin(pulse(hub.clone()))),
         ("store pulse", Box::pin(store_pulse(hub.clone()))),
-        ("sweep", Box::pin(sweep::sweep(hub.clone()))),
     ];
     for (name, task) in tasks {
         let (stop, hub) = (stop.clone(), hub.clone());

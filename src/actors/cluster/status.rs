@@ -94,6 +94,7 @@ impl Hub {
             streams: self.directory.watched().len(),
             taken_over: tally.taken_over.load(Ordering::Relaxed),
             fenced: tally.fenced.load(Ordering::Relaxed),
+            repaired: self.repaired.load(Ordering::Relaxed),
             ..Report::default()
         };
         if let Some(cluster) = &self.cluster {
@@ -102,7 +103,6 @@ impl Hub {
             report.forwarded = counts.forwarded.load(Ordering::Relaxed);
             report.beside = counts.beside.load(Ordering::Relaxed);
             report.taken_back = counts.taken_back.load(Ordering::Relaxed);
-            report.repaired = counts.repaired.load(Ordering::Relaxed);
         }
         report
     }

@@ -128,9 +128,7 @@ impl Hub {
         let heads = channels::heads_of_user(&mut db, session.user_id).await?;
         drop(db);
         for (stream, head) in heads {
-            if self.cluster.is_some() {
-                session.hears(self.directory.slot_or_new(stream), head);
-            }
+            session.hears(self.directory.slot_or_new(stream), head);
             if let Some(actor) = self.directory.slot(stream).and_then(|slot| slot.actor()) {
                 let _ = actor.cast(ChannelMsg::Subscribe(session.clone()));
             }
