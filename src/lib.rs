@@ -7,8 +7,8 @@
 //! | [`domain`] | users, channels, messages, commands, events and who may do what: no I/O |
 //! | [`config`] | one struct a section, put together from four layers |
 //! | [`protocol`] | the gateway's wire as types: frames, pushes, close codes |
+//! | [`bus`] | short messages between nodes, quick and without any promise: in memory or over Redis |
 //! | [`storage`] | the truth, in SQLite or Postgres; the one writer that commits what waits together |
-//! | [`bus`] | the port between nodes: Redis, or the memory of one process |
 //! | [`actors`] | what lives in memory: channels, sessions, presence, the cluster, and who finds them |
 //! | [`http`] | REST and the gateway, every URL on one page |
 //! | [`app`] | puts it all together |

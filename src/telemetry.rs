@@ -61,6 +61,10 @@ const COUNTERS: &[(&str, &str, &[&str])] = &[
     ("colink_writes_refused_total", "", &[]),
     ("colink_writes_failed_total", "", &[]),
     ("colink_pruned_rows_total", "what", &["keys", "tokens", "invites"]),
+    ("colink_bus_published_total", "", &[]),
+    ("colink_bus_received_total", "", &[]),
+    ("colink_bus_dropped_total", "why", &["down", "full", "lost", "slow", "size", "foreign"]),
+    ("colink_bus_reconnects_total", "", &[]),
     ("colink_channel_failures_total", "", &[]),
     ("colink_session_failures_total", "", &[]),
 ];
