@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Starts what the tests need and is not given by the environment, in a directory of its own.
 #
-#   eval "$(tests/services.sh start)"    sets COLINK_TEST_POSTGRES and COLINK_TEST_SERVICES
+#   eval "$(tests/services.sh start)"    sets the variables below, and COLINK_TEST_SERVICES
 #   tests/services.sh stop               stops what start started
 #
-# COLINK_TEST_POSTGRES=postgres://… in the environment is used as it is. Otherwise Debian's postgresql is used, and
-# installed first if this runs as root with apt-get at hand. What cannot be had is said on standard error and left out.
+#   COLINK_TEST_POSTGRES         postgres://user@host/db
+#   COLINK_TEST_REDIS            redis://host:port
+#   COLINK_TEST_REDIS_SENTINEL   redis-sentinel://host:port/SERVICE: one sentinel, a master and a replica
+#   COLINK_TEST_REDIS_CLUSTER    redis-cluster://host:port,host:port,host:port: three masters
+#
+# Each that is in the environment is used as it is. For the others Debian's postgresql, redis-server and redis-sentinel are
+# used, and installed first if this runs as root with apt-get at hand. What cannot be had is said on standard error and left out.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -18,15 +23,16 @@ postgres_bin() {
   return 1
 }
 
-install_postgres() {
-  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
-  say "tests: installing postgresql"
+has_redis() { command -v redis-server >/dev/null && command -v redis-sentinel >/dev/null && command -v redis-cli >/dev/null; }
+
+install() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
+  say "tests: installing $*"
   # Debian starts daemons on installation unless this file says no; put back what was there.
   local policy=/usr/sbin/policy-rc.d made=
   if [ ! -e "$policy" ]; then printf '#!/bin/sh\nexit 101\n' >"$policy"; chmod +x "$policy"; made=1; fi
-  { apt-get -o DPkg::Lock::Timeout=600 update && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends postgresql; } >&2 </dev/null || true
+  { apt-get -o DPkg::Lock::Timeout=600 update && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "$@"; } >&2 </dev/null || true
   [ -z "$made" ] || rm -f "$policy"
-  postgres_bin >/dev/null
 }
 
 # Postgres refuses to run as root.
@@ -34,8 +40,14 @@ as_postgres() {
   if [ "$(id -u)" = 0 ]; then su postgres -s /bin/sh -c "$1"; else sh -c "$1"; fi
 }
 
-free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])' 2>/dev/null || echo $((20000 + RANDOM % 20000))
+# Prints so many ports that nobody listens on, all different.
+free_ports() {
+  python3 - "$1" 2>/dev/null <<'PYTHON' || shuf -i 20000-32000 -n "$1" | tr '\n' ' '
+import socket, sys
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for s in held: s.bind(("127.0.0.1", 0))
+print(*(s.getsockname()[1] for s in held))
+PYTHON
 }
 
 start_postgres() {
@@ -45,9 +57,66 @@ start_postgres() {
       </dev/null >"$dir/start.log" 2>&1
 }
 
-# Stops a Postgres if it runs, and removes its directory.
+# Asks again and again, for ten seconds, until the answer has the word in it.
+until_says() {
+  local word=$1 tries=200
+  shift
+  until "$@" 2>/dev/null | grep -q -- "$word"; do
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || return 1
+    sleep 0.05
+  done
+}
+
+# Starts a redis-server or redis-sentinel; further arguments are settings.
+redis() {
+  local program=$1 dir=$2 port=$3
+  shift 3
+  mkdir -p "$dir/redis-$port"
+  # A sentinel keeps its settings in its file.
+  : >"$dir/redis-$port/conf"
+  "$program" "$dir/redis-$port/conf" --port "$port" --bind 127.0.0.1 --dir "$dir/redis-$port" --daemonize yes \
+    --pidfile "$dir/redis-$port/pid" --logfile "$dir/redis-$port.log" "$@" </dev/null >"$dir/redis-$port.start.log" 2>&1
+}
+
+redis_server() { redis redis-server "$@" --save '' --appendonly no --databases 1 --maxclients 1000 --maxmemory 64mb; }
+
+start_redis() {
+  local dir=$1 port=$2
+  redis_server "$dir" "$port" && until_says PONG redis-cli -p "$port" ping
+}
+
+start_sentinel() {
+  local dir=$1 sentinel=$2 master=$3 replica=$4
+  redis_server "$dir" "$master" && redis_server "$dir" "$replica" --replicaof 127.0.0.1 "$master" --repl-diskless-sync-delay 0 &&
+    redis redis-sentinel "$dir" "$sentinel" --sentinel monitor colink 127.0.0.1 "$master" 1 &&
+    until_says "^$master" redis-cli -p "$sentinel" sentinel get-master-addr-by-name colink
+}
+
+# By hand, in a second; `redis-cli --cluster create` takes three.
+start_cluster() {
+  local dir=$1 first=$2 n=0 port
+  shift
+  for port in "$1" "$2" "$3"; do
+    redis_server "$dir" "$port" --cluster-enabled yes --cluster-port "${@:4+n:1}" --cluster-node-timeout 5000 || return 1
+    n=$((n + 1))
+  done
+  n=0
+  for port in "$1" "$2" "$3"; do
+    until_says PONG redis-cli -p "$port" ping || return 1
+    printf 'cluster addslotsrange %s\ncluster set-config-epoch %s\ncluster meet 127.0.0.1 %s %s\n' \
+      "$((n * 5462)) $((n == 2 ? 16383 : n * 5462 + 5461))" "$((n + 1))" "$first" "$4" | redis-cli -p "$port" >/dev/null
+    n=$((n + 1))
+  done
+  for port in "$1" "$2" "$3"; do until_says cluster_state:ok redis-cli -p "$port" cluster info || return 1; done
+}
+
+# Stops what runs, and removes its directory.
 remove() {
-  local dir=$1 bin
+  local dir=$1 bin pid
+  for pid in "$dir"/redis-*/pid; do
+    if [ -s "$pid" ]; then kill -9 "$(cat "$pid")" 2>/dev/null || true; fi
+  done
   if bin=$(postgres_bin) && [ -d "$dir/postgres" ]; then
     as_postgres "$bin/pg_ctl -D $dir/postgres -m immediate stop" >/dev/null 2>&1 || true
   fi
@@ -55,31 +124,66 @@ remove() {
 }
 
 start() {
-  if [ -n "${COLINK_TEST_POSTGRES:-}" ]; then return 0; fi
-  local bin dir port
-  if ! bin=$(postgres_bin); then
-    if ! install_postgres || ! bin=$(postgres_bin); then
-      say "tests: no Postgres here: set COLINK_TEST_POSTGRES=postgres://user@host/db, or install postgresql"
-      return 0
-    fi
-  fi
+  local bin='' dir ports packages=() wanted=() started=() what
+  [ -n "${COLINK_TEST_POSTGRES:-}" ] || wanted+=(postgres)
+  [ -n "${COLINK_TEST_REDIS:-}" ] || wanted+=(redis)
+  [ -n "${COLINK_TEST_REDIS_SENTINEL:-}" ] || wanted+=(sentinel)
+  [ -n "${COLINK_TEST_REDIS_CLUSTER:-}" ] || wanted+=(cluster)
+  [ "${#wanted[@]}" -gt 0 ] || return 0
+  [[ " ${wanted[*]} " != *" postgres "* ]] || postgres_bin >/dev/null || packages+=(postgresql)
+  [ "${wanted[*]}" = postgres ] || has_redis || packages+=(redis-server redis-sentinel redis-tools)
+  [ "${#packages[@]}" = 0 ] || install "${packages[@]}"
+
   dir=$(mktemp -d "${TMPDIR:-/tmp}/colink-test-services.XXXXXX")
   chmod 755 "$dir"
-  [ "$(id -u)" != 0 ] || chown postgres "$dir"
   # Until it runs, whatever goes wrong leaves nothing behind.
   # shellcheck disable=SC2064 # the name is wanted as it is now: it is gone with this function
   trap "remove '$dir'" EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  port=$(free_port)
-  if ! start_postgres "$bin" "$dir" "$port"; then
-    say "tests: Postgres does not start; its logs say:"
-    tail -n 30 "$dir"/*.log >&2 || true
-    return 1
-  fi
+  read -r -a ports <<<"$(free_ports 11)"
+  for what in "${wanted[@]}"; do
+    case $what in
+      postgres)
+        if ! bin=$(postgres_bin); then
+          say "tests: no Postgres here: set COLINK_TEST_POSTGRES=postgres://user@host/db, or install postgresql"
+          continue
+        fi
+        [ "$(id -u)" != 0 ] || chown postgres "$dir"
+        start_postgres "$bin" "$dir" "${ports[0]}" &
+        ;;
+      *)
+        if ! has_redis; then
+          say "tests: no Redis here ($what): set COLINK_TEST_REDIS and its like, or install redis-server redis-sentinel redis-tools"
+          continue
+        fi
+        case $what in
+          redis) start_redis "$dir" "${ports[1]}" & ;;
+          sentinel) start_sentinel "$dir" "${ports[@]:2:3}" & ;;
+          cluster) start_cluster "$dir" "${ports[@]:5:6}" & ;;
+        esac
+        ;;
+    esac
+    started+=("$what:$!")
+  done
+  for what in "${started[@]+"${started[@]}"}"; do
+    if ! wait "${what#*:}"; then
+      say "tests: ${what%:*} does not start; the logs say:"
+      tail -n 30 "$dir"/*.log >&2 || true
+      return 1
+    fi
+  done
+  [ "${#started[@]}" -gt 0 ] || return 0
   trap - EXIT INT TERM HUP
   echo "export COLINK_TEST_SERVICES=$dir"
-  echo "export COLINK_TEST_POSTGRES=postgres://colink@127.0.0.1:$port/postgres"
+  for what in "${started[@]}"; do
+    case ${what%:*} in
+      postgres) echo "export COLINK_TEST_POSTGRES=postgres://colink@127.0.0.1:${ports[0]}/postgres" ;;
+      redis) echo "export COLINK_TEST_REDIS=redis://127.0.0.1:${ports[1]}" ;;
+      sentinel) echo "export COLINK_TEST_REDIS_SENTINEL=redis-sentinel://127.0.0.1:${ports[2]}/colink" ;;
+      cluster) echo "export COLINK_TEST_REDIS_CLUSTER=redis-cluster://127.0.0.1:${ports[5]},127.0.0.1:${ports[6]},127.0.0.1:${ports[7]}" ;;
+    esac
+  done
 }
 
 stop() {
@@ -89,5 +193,5 @@ stop() {
 case "${1:-}" in
   start) start ;;
   stop) stop ;;
-  *) sed -n '2,8p' "$0" >&2; exit 64 ;;
+  *) sed -n '2,14p' "$0" >&2; exit 64 ;;
 esac
