@@ -7,6 +7,9 @@
 pub mod memory;
 pub mod redis;
 
+#[cfg(test)]
+mod contract;
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
