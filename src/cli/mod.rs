@@ -9,6 +9,7 @@ mod cluster;
 mod config;
 mod doctor;
 mod door;
+mod health;
 pub mod load;
 mod seed;
 mod serve;
@@ -69,6 +70,8 @@ enum Command {
     Cluster(cluster::ClusterCommand),
     /// Look for what would keep the server from running well
     Doctor(Settings),
+    /// Ask the server of a data directory whether it answers
+    Health(health::HealthArgs),
 }
 
 /// Where the configuration comes from.
@@ -130,6 +133,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Token(command) => block_on(1, admin::token(command)),
         Command::Cluster(command) => block_on(1, cluster::run(command)),
         Command::Doctor(settings) => block_on(1, doctor::run(settings)),
+        Command::Health(args) => block_on(1, health::run(args)),
     }
 }
 

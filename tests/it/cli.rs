@@ -246,6 +246,26 @@ fn doctor_and_migrate_say_how_it_is() {
 }
 
 #[test]
+fn health_asks_the_server_that_runs() {
+    let data = tempfile::tempdir().unwrap();
+    let nobody = run(data.path(), &["health"]);
+    assert!(nobody.code == 1 && nobody.err.contains("no server runs on "), "{}", nobody.err);
+
+    let server = Serving::start(data.path(), &[]);
+    let well = run(data.path(), &["health"]);
+    assert_eq!((well.code, well.out.trim()), (0, r#"{"status":"ok"}"#), "{}", well.err);
+    let ready = run(data.path(), &["health", "--ready"]);
+    assert!(ready.code == 0 && ready.out.contains(r#""ready":true"#), "{}{}", ready.out, ready.err);
+
+    server.signal("-STOP");
+    let stuck = run(data.path(), &["health"]);
+    assert!(stuck.code == 1 && stuck.err.contains("took too long"), "{}", stuck.err);
+    server.signal("-CONT");
+    assert_eq!(server.stop("-TERM"), Some(0));
+    assert_eq!(run(data.path(), &["health"]).code, 1);
+}
+
+#[test]
 fn a_long_migration_shows_on_a_terminal_that_it_goes_on_and_in_a_pipe_nothing() {
     let data = tempfile::tempdir().unwrap();
     let (mut terminal, screen) = terminal();
