@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actors::{Hub, Joins};
 use crate::bus::memory::Network;
+use crate::bus::redis;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::id::NodeId;
@@ -235,7 +236,14 @@ impl App {
                 let (bus, incoming) = network.join(id);
                 Some(Joins { id, bus, incoming })
             }
-            None => None,
+            None if config.cluster.redis.expose().is_empty() => None,
+            None => {
+                let cluster = &config.cluster;
+                let (url, name) = (cluster.redis.expose().to_owned(), cluster.name.clone());
+                let settings = redis::Settings { url, name, node: id, queue: cluster.queue };
+                let (bus, incoming) = redis::join(settings).context("cannot use cluster.redis")?;
+                Some(Joins { id, bus, incoming })
+            }
         };
         let database = config.database.url.expose().to_owned();
         let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0), joins).await?;

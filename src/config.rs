@@ -174,8 +174,8 @@ sections! {
         url: Secret = Secret::default();
         /// Connections for reading; writing has its own.
         connections: u32 = 8, [1..=1_000];
-        /// Milliseconds to wait for a connection. There is no "off": a request would wait for ever.
-        timeout_ms: u64 = 3_000, [100..=HOUR_MS];
+        /// Milliseconds that a request waits for the database in all. There is no "off": it would wait for ever.
+        timeout_ms: u64 = 2_500, [100..=HOUR_MS];
         /// Milliseconds that one statement may take on Postgres; 0: no limit.
         statement_timeout_ms: u64 = 10_000, 0 or [100..=HOUR_MS];
         /// Milliseconds to wait for what another connection has locked. There is no "off".

@@ -63,7 +63,7 @@ impl Hub {
             drop(credit);
             answer.give(result);
         });
-        self.tell(stream, ChannelMsg::Run(Write { caller, work, claim, key, answer }));
+        self.tell(stream, ChannelMsg::Run(Box::new(Write { caller, work, claim, key, answer })));
     }
 
     /// Sends a command on its way and waits for the answer; how long that may take is the caller's to say.

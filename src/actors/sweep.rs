@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_millis(50);
 /// Starts the task. It lives until `stop` is cancelled or the node is gone.
 pub(super) fn start(hub: &Arc<Hub>, stop: CancellationToken) {
     let hub = Arc::downgrade(hub);
-    tokio::spawn(async move { stop.run_until_cancelled(sweep(hub)).await });
+    tokio::spawn(async move { stop.run_until_cancelled(Box::pin(sweep(hub))).await });
 }
 
 /// Looks again and again.

@@ -84,9 +84,11 @@ pub async fn identify(hub: &Hub, token: &str) -> Result<Principal, Refusal> {
         return Ok(known.principal);
     }
     let mark = hub.cache.mark_identity();
-    let mut db = hub.store.read().await.map_err(refusal)?;
-    let found = tokens::identify(&mut db, &hash, now).await.map_err(refusal)?.ok_or_else(unauthenticated)?;
-    drop(db);
+    let found = hub.store.in_time(async {
+        let mut db = hub.store.read().await?;
+        tokens::identify(&mut db, &hash, now).await
+    });
+    let found = found.await.map_err(refusal)?.ok_or_else(unauthenticated)?;
     hub.cache.keep_identity(mark, hash, found);
     prolong(hub, &hash, found).await;
     Ok(found.principal)

@@ -310,8 +310,22 @@ async fn body_fields(hub: &Hub, headers: &HeaderMap, body: Body) -> Result<Map<S
     }
 }
 
-/// A read.
+/// A read, which does not wait for longer than the database may take.
 pub fn query<Q, A, F, Fut>(path: &'static str, summary: &'static str, run: F) -> Endpoint
+where
+    Q: DeserializeOwned + JsonSchema + Send + 'static,
+    A: Answer,
+    F: Fn(Arc<Hub>, Principal, Params, Q) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<A, Refused>> + Send,
+{
+    waiting_query(path, summary, move |hub: Arc<Hub>, caller, path, query| {
+        let answer = run(hub.clone(), caller, path, query);
+        async move { hub.store.in_time(answer).await }
+    })
+}
+
+/// A read that waits for as long as it likes.
+pub fn waiting_query<Q, A, F, Fut>(path: &'static str, summary: &'static str, run: F) -> Endpoint
 where
     Q: DeserializeOwned + JsonSchema + Send + 'static,
     A: Answer,

@@ -26,7 +26,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
-use endpoint::{Endpoint, action, command, json_response, keyed_action, open, public, query, stream};
+use endpoint::{Endpoint, action, command, json_response, keyed_action, open, public, query, stream, waiting_query};
 use error::Refused;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -284,7 +284,7 @@ pub fn endpoints() -> Vec<Endpoint> {
             "Opens a session for long-poll or server-sent events",
             fallback::register,
         ),
-        query("/v1/events", "Waits for a session's next events", fallback::poll),
+        waiting_query("/v1/events", "Waits for a session's next events", fallback::poll),
         stream::<fallback::Stream, _, _>(
             "/v1/events/stream",
             "Sends a session's events as they come: `id` is `s`, `data` is the frame",

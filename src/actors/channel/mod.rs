@@ -32,7 +32,7 @@ const READ_MAX: i64 = 500;
 /// What a channel is told.
 pub enum ChannelMsg {
     /// Carry out a command.
-    Run(Write),
+    Run(Box<Write>),
     /// These events of the stream were committed, in order, at this time.
     Committed {
         /// The events.
@@ -113,7 +113,7 @@ impl Actor for Channel {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            ChannelMsg::Run(write) => state.run(write),
+            ChannelMsg::Run(write) => state.run(*write),
             ChannelMsg::Committed { events, at } => state.committed(&myself, events, at).await,
             ChannelMsg::Subscribe(session) => state.subscribe(session),
             ChannelMsg::Typing { user, thread_seq, credit } => {

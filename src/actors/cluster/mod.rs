@@ -83,9 +83,9 @@ struct Counts {
     taken_back: AtomicU64,
 }
 
-fn count(counter: &AtomicU64, name: &'static str, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
-    metrics::counter!(name).increment(by);
+fn count(here: &AtomicU64, metric: metrics::Counter, by: u64) {
+    here.fetch_add(by, Ordering::Relaxed);
+    metric.increment(by);
 }
 
 /// Returns what the nodes of a database prove themselves with.
@@ -162,7 +162,7 @@ impl Cluster {
             Way::There(_) => Claim::Beside,
         };
         if write.claim == Claim::Beside {
-            count(&self.counts.beside, "colink_writes_beside_owner_total", 1);
+            count(&self.counts.beside, metrics::counter!("colink_writes_beside_owner_total"), 1);
         }
         hub.enter(stream, write);
     }
@@ -172,12 +172,12 @@ impl Cluster {
         let Work::Command(command) = &write.work else { return Some(write) };
         let (name, body) = (command.name(), command.body());
         // With a key, it can be carried out here if no answer comes.
-        let key = write.key.get_or_insert_with(|| format!("~{}", uuid::Uuid::now_v7().simple())).clone();
+        let key = write.key.get_or_insert_with(|| format!("~{:032x}", random())).clone();
         let (caller, within_ms) = (write.caller, PATIENCE.as_millis() as u64);
         let number = state.forwards.begin(node, write, Instant::now());
         let run = Run::new(number, within_ms, caller, name, body, key);
         if self.say(To::Node(node), &Message::Run(run)) {
-            count(&self.counts.forwarded, "colink_commands_forwarded_total", 1);
+            count(&self.counts.forwarded, metrics::counter!("colink_commands_forwarded_total"), 1);
             return None;
         }
         state.forwards.end(number, node)
@@ -267,12 +267,12 @@ impl Cluster {
             tracing::warn!(node.id = %node, "a node does not answer: its commands are carried out here");
             members.suspect(node);
         }
-        count(&self.counts.taken_back, "colink_commands_taken_back_total", back.len() as u64);
+        count(&self.counts.taken_back, metrics::counter!("colink_commands_taken_back_total"), back.len() as u64);
         for mut write in back {
             let Work::Command(command) = &write.work else { continue };
             let stream = command.stream(write.caller.user_id);
             write.claim = Claim::Beside;
-            count(&self.counts.beside, "colink_writes_beside_owner_total", 1);
+            count(&self.counts.beside, metrics::counter!("colink_writes_beside_owner_total"), 1);
             hub.enter(stream, write);
         }
         metrics::gauge!("colink_commands_forwarded_waiting").set(forwards.len() as f64);
@@ -336,7 +336,7 @@ impl Hub {
         let Work::Command(command) = &write.work else { return };
         let stream = command.stream(write.caller.user_id);
         write.claim = Claim::Beside;
-        count(&cluster.counts.beside, "colink_writes_beside_owner_total", 1);
+        count(&cluster.counts.beside, metrics::counter!("colink_writes_beside_owner_total"), 1);
         self.enter(stream, write);
     }
 
@@ -369,6 +369,12 @@ impl Hub {
     }
 }
 
+fn random() -> u128 {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    u128::from_ne_bytes(bytes)
+}
+
 fn cannot() -> Refusal {
     Refusal::new(Code::Timeout, "this node cannot carry the command out")
 }
@@ -381,23 +387,27 @@ pub(super) fn start(
     stop: CancellationToken,
 ) {
     let hub = Arc::downgrade(hub);
-    let tasks: [(&'static str, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>); 4] = [
-        ("ear", Box::pin(ear(hub.clone(), incoming))),
-        ("mouth", Box::pin(mouth(hub.clone(), committed))),
-        ("pulse", Box::pin(pulse(hub.clone()))),
-        ("store pulse", Box::pin(store_pulse(hub.clone()))),
-    ];
-    for (name, task) in tasks {
-        let (stop, hub) = (stop.clone(), hub.clone());
-        tokio::spawn(async move {
-            if tokio::spawn(async move { stop.run_until_cancelled(task).await }).await.is_err()
-                && let Some(hub) = hub.upgrade()
-            {
-                tracing::error!("the cluster's {name} failed, and nothing works without it");
-                hub.failed.cancel();
-            }
-        });
-    }
+    watched(&hub, &stop, "ear", ear(hub.clone(), incoming));
+    watched(&hub, &stop, "mouth", mouth(hub.clone(), committed));
+    watched(&hub, &stop, "pulse", pulse(hub.clone()));
+    watched(&hub, &stop, "store pulse", store_pulse(hub.clone()));
+}
+
+fn watched(
+    hub: &Weak<Hub>,
+    stop: &CancellationToken,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    let (stop, hub) = (stop.clone(), hub.clone());
+    tokio::spawn(async move {
+        if tokio::spawn(async move { stop.run_until_cancelled(task).await }).await.is_err()
+            && let Some(hub) = hub.upgrade()
+        {
+            tracing::error!("the cluster's {name} failed, and nothing works without it");
+            hub.failed.cancel();
+        }
+    });
 }
 
 async fn ear(hub: Weak<Hub>, mut incoming: Incoming) {

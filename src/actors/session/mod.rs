@@ -513,7 +513,8 @@ impl State {
 
     /// Typing is told by the channel's actor, which alone knows who may hear. Nothing of it is stored.
     async fn typing(&mut self, channel: ChannelId, thread_seq: Option<i64>) -> Result<&'static str, Refusal> {
-        let facts = self.hub.facts(self.handle.user_id, channel).await.map_err(|error| match error {
+        let facts = self.hub.store.in_time(self.hub.facts(self.handle.user_id, channel));
+        let facts = facts.await.map_err(|error| match error {
             StoreError::Refused(refusal) => refusal,
             StoreError::Database(_) => unavailable("the database does not answer now"),
         })?;
@@ -536,8 +537,8 @@ impl State {
         if most > 0 && users.len() > most {
             return Err(invalid(format!("user_ids has more than {most} entries")));
         }
-        let users = users::seen_by(&self.hub.store, self.handle.principal(), users).await;
-        let users = users.map_err(|_| unavailable("the database does not answer now"))?;
+        let seen = users::seen_by(&self.hub.store, self.handle.principal(), users);
+        let users = self.hub.store.in_time(seen).await.map_err(|_| unavailable("the database does not answer now"))?;
         self.set_watches(users);
         Ok("{}")
     }
@@ -553,7 +554,8 @@ impl State {
         let users = self.handle.watches().into_vec();
         let watched = users.len();
         // Nobody, if the database does not say whom.
-        let seen = users::seen_by(&self.hub.store, self.handle.principal(), users).await.unwrap_or_default();
+        let seen = users::seen_by(&self.hub.store, self.handle.principal(), users);
+        let seen = self.hub.store.in_time(seen).await.unwrap_or_default();
         if seen.len() < watched {
             self.set_watches(seen);
         }

@@ -154,7 +154,8 @@ impl Connection {
             Ok(principal) => principal,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        match self.hub.open_session(principal, identify.intents.as_deref(), self.number).await {
+        let opened = self.hub.open_session(principal, identify.intents.as_deref(), self.number);
+        match self.hub.store.in_time(opened).await {
             Ok((session, ready)) => {
                 self.send(&ready).await?;
                 Ok(Ok(Opened::Session(session)))
@@ -168,7 +169,7 @@ impl Connection {
             Ok(principal) => principal,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        match self.hub.resume_session(principal, &resume, self.number).await {
+        match self.hub.store.in_time(self.hub.resume_session(principal, &resume, self.number)).await {
             Ok(Resumed::Yes { session, text }) => {
                 self.send(&text).await?;
                 Ok(Ok(Opened::Session(session)))

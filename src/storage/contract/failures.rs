@@ -5,7 +5,7 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
-    let limit = Duration::from_millis(500);
+    let limit = Duration::from_millis(300);
     let Some(world) = on_postgres(|options| options.statement = limit).await else { return };
     let ana = world.user("ana", Role::Member).await;
     let room = world.channel(ana, "room", &[]).await;
