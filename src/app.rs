@@ -257,8 +257,8 @@ impl App {
     /// Stops the node in order: nothing that was accepted is lost.
     pub async fn stop(self) {
         let _ = std::fs::remove_file(self.data.join(RUNNING));
-        self.hub.drain().await;
-        self.hub.drained().await;
+        self.hub.drain();
+        tokio::join!(self.hub.drained(), self.hub.left());
         self.stop.cancel();
         let _ = self.serving.await;
         self.hub.stop().await;

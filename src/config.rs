@@ -175,7 +175,7 @@ sections! {
         /// Connections for reading; writing has its own.
         connections: u32 = 8, [1..=1_000];
         /// Milliseconds that a request waits for the database in all. There is no "off": it would wait for ever.
-        timeout_ms: u64 = 2_500, [100..=HOUR_MS];
+        timeout_ms: u64 = 2_000, [100..=HOUR_MS];
         /// Milliseconds that one statement may take on Postgres; 0: no limit.
         statement_timeout_ms: u64 = 10_000, 0 or [100..=HOUR_MS];
         /// Milliseconds to wait for what another connection has locked. There is no "off".

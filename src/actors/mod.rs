@@ -57,6 +57,10 @@ const MOVES_WITHIN: Duration = Duration::from_secs(3);
 const GOODBYE_MIN: Duration = Duration::from_millis(100);
 const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
+/// How long a stopping node waits for what is to be written, and for its actors.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
+const STOPPED_WITHIN: Duration = Duration::from_secs(2);
+
 /// What the parts of a running node share.
 pub struct Hub {
     /// The configuration.
@@ -271,7 +275,7 @@ impl Hub {
     }
 
     /// Asks every session to move elsewhere, and opens none from now on. Those that are open are served on.
-    pub async fn drain(&self) {
+    pub fn drain(&self) {
         if let Some(cluster) = &self.cluster {
             cluster.leave();
         }
@@ -281,6 +285,10 @@ impl Hub {
         for session in self.directory.all_sessions() {
             self.ask_to_reconnect(&session);
         }
+    }
+
+    /// Says in the database that this node is no more.
+    pub async fn left(&self) {
         if let Some(cluster) = &self.cluster {
             cluster.take_row_away(&self.store).await;
         }
@@ -313,10 +321,10 @@ impl Hub {
     /// Writes what waits, then stops the actors.
     pub async fn stop(&self) {
         self.writing.cancel();
-        let _ = tokio::time::timeout(Duration::from_secs(10), self.written.cancelled()).await;
+        let _ = tokio::time::timeout(WRITTEN_WITHIN, self.written.cancelled()).await;
         let root = &self.actors().root;
         root.stop(None);
-        let _ = tokio::time::timeout(Duration::from_secs(5), root.wait(None)).await;
+        let _ = tokio::time::timeout(STOPPED_WITHIN, root.wait(None)).await;
     }
 }
 

@@ -59,10 +59,7 @@ impl Hub {
             metrics::counter!("colink_channel_mailbox_full_total").increment(1);
             return answer.give(Err(unavailable("this channel has more to do than it can: slow down")));
         };
-        let answer = Answer::new(move |result| {
-            drop(credit);
-            answer.give(result);
-        });
+        let answer = answer.then(move || drop(credit));
         self.tell(stream, ChannelMsg::Run(Box::new(Write { caller, work, claim, key, answer })));
     }
 
@@ -137,7 +134,7 @@ impl Hub {
             let delivered = &self.directory.slot_or_new(stream).delivered;
             let _ = delivered.compare_exchange(UNKNOWN, first.seq - 1, Ordering::AcqRel, Ordering::Acquire);
         }
-        self.tell(stream, ChannelMsg::Committed { events, at });
+        self.tell(stream, ChannelMsg::Committed { events, at, credit: None });
     }
 
     /// Tells a stream's actor something, starting it first if it does not live. What one caller tells it arrives in order.

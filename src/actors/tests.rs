@@ -444,7 +444,7 @@ async fn a_session_that_is_opened_while_the_node_drains_is_asked_to_move() {
     let world = World::open(|_| {}).await;
     let ana = world.user("ana").await;
     let early = world.listen(ana, 1).await;
-    world.hub.drain().await;
+    world.hub.drain();
     for ear in [early, world.listen(ana, 2).await] {
         let mut told = Vec::new();
         ear.session.queue.take(ear.connection, usize::MAX, |_, frame| told.extend_from_slice(frame));

@@ -84,7 +84,7 @@ pub async fn identify(hub: &Hub, token: &str) -> Result<Principal, Refusal> {
         return Ok(known.principal);
     }
     let mark = hub.cache.mark_identity();
-    let found = hub.store.in_time(async {
+    let found = hub.store.in_half_the_time(async {
         let mut db = hub.store.read().await?;
         tokens::identify(&mut db, &hash, now).await
     });

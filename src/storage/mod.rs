@@ -217,6 +217,16 @@ impl Options {
     }
 }
 
+async fn within<T, E: From<StoreError>>(
+    patience: Duration,
+    question: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match tokio::time::timeout(patience, question).await {
+        Ok(answer) => answer,
+        Err(_) => Err(StoreError::Database(sqlx::Error::PoolTimedOut).into()),
+    }
+}
+
 /// Why the store could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -357,10 +367,16 @@ impl Store {
     /// Gives a question up that takes longer than `database.timeout_ms` in all, whatever it waits for.
     pub async fn in_time<T, E: From<StoreError>>(&self, question: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let (Store::Postgres { patience, .. } | Store::Sqlite { patience, .. }) = self;
-        match tokio::time::timeout(*patience, question).await {
-            Ok(answer) => answer,
-            Err(_) => Err(StoreError::Database(sqlx::Error::PoolTimedOut).into()),
-        }
+        within(*patience, question).await
+    }
+
+    /// Gives a question up that takes longer than half of that: what is asked for comes behind it.
+    pub async fn in_half_the_time<T, E: From<StoreError>>(
+        &self,
+        question: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let (Store::Postgres { patience, .. } | Store::Sqlite { patience, .. }) = self;
+        within(*patience / 2, question).await
     }
 
     /// Returns the connection that writes; on SQLite there is only one.

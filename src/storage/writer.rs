@@ -3,7 +3,7 @@
 //! One task owns the writing connection. It takes everything that waits (up to a batch), applies it, commits, and only
 //! then answers and tells. While it commits, the next batch gathers: the busier it is, the more share an fsync. An item
 //! that is refused rolls back to its savepoint and does not disturb its neighbours; if the database itself fails, the
-//! items are tried once more, each alone ([`failure`]). Top-level messages go together, by [`send`]; a batch of nothing
+//! items are tried once more, each alone ([`super::failure`]). Top-level messages go together, by [`send`]; a batch of nothing
 //! else needs no `BEGIN` and no `COMMIT` of its own.
 //!
 //! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does: who waited so long is told that
@@ -77,6 +77,8 @@ pub enum Work {
 pub struct Answer {
     receive: Mutex<Option<Receive>>,
     since: Instant,
+    /// From when on nobody waits for it any more.
+    until: Option<Instant>,
 }
 
 type Receive = Box<dyn FnOnce(Result<Reply, Refusal>) + Send>;
@@ -84,7 +86,26 @@ type Receive = Box<dyn FnOnce(Result<Reply, Refusal>) + Send>;
 impl Answer {
     /// Makes an answer that goes to `receive`, which waits for it from now on.
     pub fn new(receive: impl FnOnce(Result<Reply, Refusal>) + Send + 'static) -> Self {
-        Answer { receive: Mutex::new(Some(Box::new(receive))), since: Instant::now() }
+        Answer { receive: Mutex::new(Some(Box::new(receive))), since: Instant::now(), until: None }
+    }
+
+    /// Says for how long somebody waits for it: what was not begun by then is not done.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Self {
+        Answer { until: Some(self.since + patience), receive: Mutex::new(self.take()), since: self.since }
+    }
+
+    /// Has something done just before it is given.
+    #[must_use]
+    pub fn then(self, first: impl FnOnce() + Send + 'static) -> Self {
+        let receive = self.take().map(|receive| {
+            let both: Receive = Box::new(move |result| {
+                first();
+                receive(result);
+            });
+            both
+        });
+        Answer { receive: Mutex::new(receive), since: self.since, until: self.until }
     }
 
     fn take(&self) -> Option<Receive> {
@@ -98,7 +119,11 @@ impl Answer {
         }
     }
 
-    fn is_given(&self) -> bool {
+    /// Returns whether nobody waits for it any more; who does not, is told so.
+    fn is_over(&self) -> bool {
+        if self.until.is_some_and(|until| until <= Instant::now()) {
+            self.give(Err(interrupted()));
+        }
         self.receive.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 }
@@ -365,7 +390,7 @@ impl Task {
     ) -> Result<(), (Vec<Write>, Failure)> {
         for _ in 0..TRIES {
             // Who had no patience any more was told so: nothing more is done for them.
-            batch.retain(|write| !write.answer.is_given());
+            batch.retain(|write| !write.answer.is_over());
             if batch.is_empty() {
                 return Ok(());
             }

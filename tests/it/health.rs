@@ -30,7 +30,7 @@ async fn health_readiness_and_the_gateways_address_need_no_token() {
     .await;
     assert_eq!(quiet.stranger().get("/v1/gateway").await.good()["url"], "wss://chat.example.com/v1/ws");
     assert_eq!(quiet.stranger().get("/metrics").await.code(), "not_found");
-    quiet.app().hub.drain().await;
+    quiet.app().hub.drain();
     assert_eq!(quiet.stranger().get("/ready").await.status, 503);
     assert_eq!(quiet.stranger().get("/health").await.status, 200);
 }

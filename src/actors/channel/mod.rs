@@ -39,6 +39,8 @@ pub enum ChannelMsg {
         events: Vec<Event>,
         /// When the commit came back.
         at: Instant,
+        /// What bounds those of other nodes that wait.
+        credit: Option<Credit>,
     },
     /// Let a session hear from now on.
     Subscribe(Arc<SessionHandle>),
@@ -114,7 +116,10 @@ impl Actor for Channel {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             ChannelMsg::Run(write) => state.run(*write),
-            ChannelMsg::Committed { events, at } => state.committed(&myself, events, at).await,
+            ChannelMsg::Committed { events, at, credit } => {
+                state.committed(&myself, events, at).await;
+                drop(credit);
+            }
             ChannelMsg::Subscribe(session) => state.subscribe(session),
             ChannelMsg::Typing { user, thread_seq, credit } => {
                 state.typing(user, thread_seq).await;

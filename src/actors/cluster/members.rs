@@ -94,13 +94,15 @@ impl Members {
         std::mem::replace(&mut self.bus, up) != up
     }
 
-    /// Notes a sign of life by the bus, and whether the node is leaving.
-    pub fn heard(&mut self, node: NodeId, name: &str, leaves: bool, now: Instant) {
+    /// Notes a sign of life by the bus, and whether the node is leaving; returns whether it is the first one.
+    pub fn heard(&mut self, node: NodeId, name: &str, leaves: bool, now: Instant) -> bool {
         if node == self.me {
-            return;
+            return false;
         }
         let peer = self.peer(node, name);
+        let is_new = peer.by_bus.is_none();
         (peer.by_bus, peer.suspect, peer.left) = (Some(now), false, leaves);
+        is_new
     }
 
     /// Notes what the database says.

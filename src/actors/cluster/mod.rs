@@ -294,7 +294,12 @@ impl Hub {
             }
         };
         match message {
-            Message::Beat(beat) => cluster.state().members.heard(from, &beat.name, beat.leaves, Instant::now()),
+            Message::Beat(beat) => {
+                let is_new = cluster.state().members.heard(from, &beat.name, beat.leaves, Instant::now());
+                if is_new && beat.name == cluster.row.name {
+                    tracing::warn!(node = %beat.name, node.id = %from, "another node has this one's name: give each its own");
+                }
+            }
             Message::Run(run) => self.run_for(cluster, from, run),
             Message::Ran(ran) => self.ran(cluster, from, ran),
             Message::Events(events) => self.heard(events),
@@ -310,6 +315,7 @@ impl Hub {
         let answer = Answer::new(move |result| {
             bus.publish(To::Node(from), seal.seal(&Message::Ran(Ran::new(number, result))));
         });
+        let answer = answer.within(Duration::from_millis(run.within_ms));
         let command = match Command::decode(&run.command, run.body.get()) {
             Some(Ok(command)) => command,
             // Of another release: the sender knows better what to do with it.
@@ -356,7 +362,13 @@ impl Hub {
             }
         }
         for (stream, events) in streams {
-            self.tell(stream, ChannelMsg::Committed { events, at });
+            let slot = self.directory.slot_or_new(stream);
+            // A channel that cannot follow reads the log when it can.
+            if let Some(credit) = Credit::take(&slot, self.config.channels.mailbox) {
+                self.tell(stream, ChannelMsg::Committed { events, at, credit: Some(credit) });
+            } else {
+                metrics::counter!("colink_bus_dropped_total", "why" => "slow").increment(1);
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::queue::READ_AHEAD;
 use super::{Attached, OpenError, SessionHandle};
@@ -20,6 +21,10 @@ use crate::storage::{StoreError, channels, events};
 
 /// The most events of the log that are read at once.
 const PAGE: i64 = READ_AHEAD as i64;
+
+/// How long a database that does not answer is asked again for the next page; then the client has to resume anew.
+const PATIENCE: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// How a resume ended.
 pub enum Resumed {
@@ -152,25 +157,28 @@ impl Hub {
     /// Reads what was missed, page by page, as the client takes it.
     async fn replay(self: Arc<Self>, session: Arc<SessionHandle>, ranges: Vec<Range>) {
         for mut range in ranges {
+            let mut since = Instant::now();
             while range.events() > 0 {
                 if !std::future::poll_fn(|cx| session.queue.poll_room(cx)).await {
                     return;
                 }
-                match self.page(session.principal(), &range).await {
+                match self.store.in_time(self.page(session.principal(), &range)).await {
                     Ok(Some(page)) => {
                         let read = page.frames.len();
                         range.after = page.frames.last().map_or(range.head, |event| event.seq);
                         session.queue.push_page(session.wanted(&page), read);
+                        since = Instant::now();
                     }
                     Ok(None) => {
                         session.queue.push_page(None, range.events());
                         break;
                     }
-                    Err(error) => {
+                    Err(error) if since.elapsed() < PATIENCE => {
                         let (user, id) = (session.user_id, session.id);
-                        tracing::warn!(user.id = %user, session.id = %id, %error, "cannot read on in the log: resume again");
-                        return session.queue.close(CloseCode::Unknown);
+                        tracing::warn!(user.id = %user, session.id = %id, %error, "cannot read on in the log: tried again");
+                        tokio::time::sleep(AGAIN).await;
                     }
+                    Err(_) => return session.queue.close(CloseCode::Unknown),
                 }
             }
         }
