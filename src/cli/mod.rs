@@ -13,6 +13,7 @@ mod health;
 pub mod load;
 mod seed;
 mod serve;
+mod store;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -68,6 +69,9 @@ enum Command {
     /// Look after a cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Move the data
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Look for what would keep the server from running well
     Doctor(Settings),
     /// Ask the server of a data directory whether it answers
@@ -132,6 +136,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Channel(command) => block_on(1, admin::channel(command)),
         Command::Token(command) => block_on(1, admin::token(command)),
         Command::Cluster(command) => block_on(1, cluster::run(command)),
+        Command::Store(command) => block_on(1, store::run(command)),
         Command::Doctor(settings) => block_on(1, doctor::run(settings)),
         Command::Health(args) => block_on(1, health::run(args)),
     }

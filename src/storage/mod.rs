@@ -3,7 +3,8 @@
 //! [`Store`] hands out connections ([`Db`]); every function here takes one, has its SQL beside its row type, and runs on
 //! both databases: [`on!`] compiles one body for each, [`by_dialect!`] names the rare differences. Writes go through
 //! [`writer`] alone, which commits what waits in one transaction; [`apply`] is what a command does inside it, [`send`] the
-//! short way of messages. Reads take a connection from the pool. [`lock`] keeps a second server off the database.
+//! short way of messages. Reads take a connection from the pool. [`lock`] keeps a second server off the database; [`copy`]
+//! takes a whole hub from one database to another.
 //!
 //! To add a table: a numbered file in `migrations/`, its name in [`migrations`], a file here with the SQL and the row
 //! types, and a test in `contract`, which runs on both databases.
@@ -14,6 +15,7 @@ pub mod cache;
 pub mod channels;
 #[cfg(test)]
 mod contract;
+pub mod copy;
 pub mod events;
 mod failure;
 pub mod idempotency;
@@ -245,6 +247,12 @@ pub enum OpenError {
     /// The database does not keep what it says it kept.
     #[error("the database runs with {0}: acknowledged messages could be lost; set it to `on`")]
     NotDurable(String),
+    /// Only a part of a hub is there, or what it was while others still wrote to it.
+    #[error(
+        "this database is a copy that is not finished: run the same `colink store copy` again, with no server on the \
+         source, until it says that the copy is complete"
+    )]
+    UnfinishedCopy,
 }
 
 /// The store. Cloning it shares it.
@@ -341,8 +349,13 @@ impl Store {
         Ok(Store::Sqlite { readers, writer, patience: options.timeout })
     }
 
-    /// Brings the schema up to date. Safe to run again, and on several nodes at once.
+    /// Brings the schema up to date. Safe to run again, and on several nodes at once. Refuses a copy that is not finished.
     pub async fn migrate(&self) -> Result<(), OpenError> {
+        copy::refuse_unfinished(self).await?;
+        self.bring_schema_up_to_date().await
+    }
+
+    async fn bring_schema_up_to_date(&self) -> Result<(), OpenError> {
         match self {
             Store::Postgres { readers, .. } => {
                 // A migration takes as long as it takes; and the connection is closed behind it, for no other is so patient.

@@ -65,7 +65,7 @@ macro_rules! from_uuid {
 from_uuid!(UserId, ChannelId, MessageId, StreamId, EventId, SessionId, TokenId, InviteId, NodeId);
 
 /// Microseconds from 1970-01-01 to 2000-01-01, where Postgres starts to count.
-const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+pub(super) const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 impl Type<Postgres> for Timestamp {
     fn type_info() -> PgTypeInfo {
