@@ -37,6 +37,7 @@ mod rest;
 mod resume;
 mod saved;
 mod slow;
+mod store_copy;
 mod threads;
 mod typing;
 mod writes;

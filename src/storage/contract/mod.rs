@@ -192,6 +192,7 @@ macro_rules! on_both {
     )*};
 }
 
+mod copy;
 mod cost;
 mod failures;
 mod log;
