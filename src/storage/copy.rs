@@ -58,6 +58,7 @@ pub const TABLES: &[&str] = &[
 pub const NOT_COPIED: &[(&str, &str)] = &[
     ("_sqlx_migrations", "each database has a history of its schema of its own"),
     ("nodes", "it tells which servers run on a database now"),
+    ("cluster", "its secret is that of the nodes on one database, and the first of them makes it"),
     (RECORD, "it tells of what a database is a copy"),
 ];
 

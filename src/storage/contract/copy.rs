@@ -260,18 +260,13 @@ on_both! {
 
     what_somebody_else_has_is_never_overwritten(world) {
         filled(&world).await;
-        for to in &Targets::new().await.urls {
-            // A hub of its own.
-            let store = opens(to).await.unwrap();
-            let nobody = Arc::new(|_| ());
-            let limits = Limits { queue: 16, batch: 16 };
-            let (writer, _) = Writer::start(store, world.clock.clone(), limits, nobody, CancellationToken::new()).unwrap();
-            let add = Account::Add { name: "eve".into(), display_name: None, role: Role::Admin, password_hash: None, first: false };
-            writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
-            let error = refused(&world.url, to).await;
+        for dialect in [Dialect::Sqlite, Dialect::Postgres] {
+            let Some(other) = World::open(dialect).await else { continue };
+            other.user("eve", Role::Admin).await;
+            let error = refused(&world.url, &other.url).await;
             assert!(error.contains("holds 1 accounts") && error.contains("Copy to an empty database"), "{error}");
-            assert_eq!(number(to, "SELECT count(*) FROM users").await, 1);
-            opens(to).await.unwrap();
+            assert_eq!(number(&other.url, "SELECT count(*) FROM users").await, 1);
+            opens(&other.url).await.unwrap();
         }
         for to in &Targets::new().await.urls {
             // A copy that a server has written to since.
