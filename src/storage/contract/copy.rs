@@ -154,7 +154,7 @@ on_both! {
     what_changed_since_the_first_run_is_brought_and_no_server_starts_before(world) {
         let hub = filled(&world).await;
         let targets = Targets::new().await;
-        let serving = Lock::take(&Options::new(&world.url)).await.unwrap().unwrap();
+        let serving = Lock::take(&Options::new(&world.url), false).await.unwrap().unwrap();
         for to in &targets.urls {
             let report = copied(&world.url, to).await;
             assert!(report.served);
@@ -238,7 +238,7 @@ on_both! {
                 said
             })
         };
-        let serving = Lock::take(&Options::new(&world.url)).await.unwrap().unwrap();
+        let serving = Lock::take(&Options::new(&world.url), false).await.unwrap().unwrap();
         let targets = Targets::new().await;
         for to in &targets.urls {
             for _ in 0..2 {
@@ -282,7 +282,7 @@ on_both! {
         for to in &Targets::new().await.urls {
             // A database that is served.
             let serving = opens(to).await.unwrap();
-            let lock = Lock::take(&Options::new(to)).await.unwrap().unwrap();
+            let lock = Lock::take(&Options::new(to), false).await.unwrap().unwrap();
             assert!(refused(&world.url, to).await.contains("a server runs on the target"));
             drop((serving, lock));
         }

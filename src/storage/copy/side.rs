@@ -73,7 +73,7 @@ impl Place {
 
     /// Takes the database for this process; nothing if a server has it.
     pub(super) async fn lock(&self) -> Result<Option<Lock>, CopyError> {
-        self.within("locked", Lock::take(&self.options)).await
+        self.within("locked", Lock::take(&self.options, false)).await
     }
 
     /// Opens a connection that only reads, for as long as it takes.
