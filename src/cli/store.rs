@@ -112,8 +112,7 @@ struct Progress {
 impl Progress {
     fn new() -> Progress {
         let bar = ProgressBar::new(0).with_message("opening the databases");
-        let style =
-            ProgressStyle::with_template("{msg:32} {wide_bar} {human_pos}/{human_len} rows, {per_sec}, {eta} left");
+        let style = ProgressStyle::with_template("{msg:43} {bar:20} {percent:>3} %, {human_pos} rows, {eta} left");
         bar.set_style(style.expect("the template is right"));
         bar.enable_steady_tick(Duration::from_millis(100));
         Progress { bar, lines: !std::io::stderr().is_terminal() }

@@ -225,7 +225,7 @@ pub async fn copy(from: &str, to: &str, watch: Watch<'_>) -> Result<Report, Copy
     step(Side::Target, RECORD, Record::begin(&mut writer, &origin)).await?;
 
     let mut both = Both { source, target, watch };
-    let tables = both.tables(3).await?;
+    let tables = both.tables(true).await?;
     let (mut written, mut removed) = (0, 0);
     for table in tables.iter().rev() {
         removed += both.clear(table, &mut writer).await?;
@@ -255,7 +255,7 @@ pub async fn verify(from: &str, to: &str, watch: Watch<'_>) -> Result<Report, Co
     newest_schema(&to, &mut target).await?;
     step(Side::Target, "BEGIN", side::begin_snapshot(&mut target)).await?;
     let mut both = Both { source, target, watch };
-    let tables = both.tables(1).await?;
+    let tables = both.tables(false).await?;
     let compared = both.compare(&tables).await?;
     let places = [from.told(), to.told()];
     Ok(Report { places, tables: compared, written: 0, removed: 0, served: false })
@@ -465,8 +465,8 @@ impl Record {
 struct Table {
     name: &'static str,
     shape: Shape,
-    /// How many rows the source has.
-    rows: u64,
+    /// Whether the target had none of it at the start.
+    fresh: bool,
 }
 
 /// Both databases, open to be read.
@@ -477,8 +477,8 @@ struct Both<'a> {
 }
 
 impl Both<'_> {
-    /// Returns what to copy, and announces how much that is in so many phases.
-    async fn tables(&mut self, phases: u64) -> Result<Vec<Table>, CopyError> {
+    /// Returns the tables, and announces how many rows will be read to compare them, and to copy them before if they are to be.
+    async fn tables(&mut self, copying: bool) -> Result<Vec<Table>, CopyError> {
         let (mut tables, mut planned) = (Vec::new(), 0);
         for name in TABLES {
             let mut shape = side::shape(&mut self.source, name).await?;
@@ -496,8 +496,14 @@ impl Both<'_> {
                 column.unique = there.columns.iter().any(|other| other.name == column.name && other.unique);
             }
             let rows = step(Side::Source, name, side::count(&mut self.source, name)).await?;
-            planned += rows * phases;
-            tables.push(Table { name, shape, rows });
+            let fresh = step(Side::Target, name, side::is_empty(&mut self.target, name)).await?;
+            planned += rows
+                * match (copying, fresh) {
+                    (false, _) => 1,
+                    (true, true) => 2,
+                    (true, false) => 3,
+                };
+            tables.push(Table { name, shape, fresh });
         }
         (self.watch)(Step::Planned(planned));
         Ok(tables)
@@ -512,8 +518,7 @@ impl Both<'_> {
     /// Removes from the target what the source does not have, and frees unique values that go to other rows. Returns how
     /// many rows are gone.
     async fn clear(&mut self, table: &Table, writer: &mut Db) -> Result<u64, CopyError> {
-        if step(Side::Target, table.name, side::is_empty(writer, table.name)).await? {
-            (self.watch)(Step::Read(table.rows));
+        if table.fresh {
             return Ok(0);
         }
         let shape = table.shape.narrowed(|column| column.unique);
@@ -541,7 +546,6 @@ impl Both<'_> {
 
     /// Brings to the target what it lacks, or has otherwise. Returns how many rows these were.
     async fn bring(&mut self, table: &Table, writer: &mut Db) -> Result<u64, CopyError> {
-        let fresh = step(Side::Target, table.name, side::is_empty(writer, table.name)).await?;
         let mut merge = self.merge(Phase::Copy, table.name, &table.shape);
         let (mut batch, mut written) = (Batch::default(), 0);
         loop {
@@ -553,7 +557,7 @@ impl Both<'_> {
             }
             if batch.is_due(pair.is_none()) {
                 written += batch.rows();
-                let put = side::put(writer, &table.shape, std::mem::take(&mut batch), fresh);
+                let put = side::put(writer, &table.shape, std::mem::take(&mut batch), table.fresh);
                 step(Side::Target, table.name, put).await?;
             }
             if pair.is_none() {
