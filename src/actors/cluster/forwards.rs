@@ -49,11 +49,11 @@ impl<T> Forwards<T> {
         self.pending.len() < self.most
     }
 
-    /// Notes one that goes out; returns its number.
-    pub fn begin(&mut self, node: NodeId, what: T, now: Instant) -> u64 {
+    /// Notes one that goes out; returns its number, and itself.
+    pub fn begin(&mut self, node: NodeId, what: T, now: Instant) -> (u64, &mut T) {
         self.next += 1;
-        self.pending.insert(self.next, Pending { node, sent: now, what });
-        self.next
+        let pending = self.pending.entry(self.next).or_insert(Pending { node, sent: now, what });
+        (self.next, &mut pending.what)
     }
 
     /// Takes the one that was answered by a node; nothing, if it was taken back before.
@@ -89,7 +89,7 @@ mod tests {
     fn what_is_answered_is_taken_once_and_only_from_whom_it_was_sent_to() {
         let (one, other, now) = (NodeId::new(Timestamp(1)), NodeId::new(Timestamp(2)), Instant::now());
         let mut forwards = Forwards::new(2);
-        let first = forwards.begin(one, 'a', now);
+        let (first, _) = forwards.begin(one, 'a', now);
         forwards.begin(other, 'b', now);
         assert!(!forwards.has_room());
         assert_eq!(forwards.end(first, other), None);

@@ -154,6 +154,12 @@ impl Members {
         dead
     }
 
+    /// Returns whether a node can be sent a command.
+    #[must_use]
+    pub fn is_reachable(&self, node: NodeId, now: Instant) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.is_reachable(now))
+    }
+
     /// Returns the other nodes that are known.
     pub fn peers(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
         self.peers.iter().map(|(id, peer)| (*id, peer))
@@ -191,9 +197,7 @@ impl Members {
     pub fn way(&self, stream: StreamId, now: Instant) -> Way {
         match self.owner(stream, now) {
             Some(owner) if owner == self.me => Way::Here(Claim::Owner),
-            Some(owner) if self.bus && self.peers.get(&owner).is_some_and(|peer| peer.is_reachable(now)) => {
-                Way::There(owner)
-            }
+            Some(owner) if self.bus && self.is_reachable(owner, now) => Way::There(owner),
             _ => Way::Here(Claim::Beside),
         }
     }

@@ -11,11 +11,14 @@
 //!
 //! Postgres carries correctness alone: whoever writes is fenced ([`crate::storage::send`]), whoever hears looks for gaps. So
 //! the bus may lose anything, and an owner that cannot be reached is not waited for: its commands are carried out beside it.
-//! [`members`] and [`forwards`] are the pure cores, [`envelope`] is what is said.
+//! [`core`] is what a node decides, made of [`members`] and [`forwards`], all pure; [`envelope`] is what is said.
 
+pub mod core;
 pub mod envelope;
 pub mod forwards;
 pub mod members;
+#[cfg(test)]
+mod simulation;
 pub mod status;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,9 +42,10 @@ use crate::domain::id::{NodeId, StreamId};
 use crate::storage::tokens::Revoked;
 use crate::storage::writer::{Answer, Claim, Work, Write};
 use crate::storage::{Store, StoreError, nodes};
+use core::{Core, Routed, Ticked};
 use envelope::{Beat, Message, Ran, Run, Seal, Typing};
-use forwards::{Forwards, PATIENCE};
-use members::{Members, Way};
+use forwards::PATIENCE;
+use members::Way;
 use status::Report;
 
 /// How often a node shows by the bus that it lives.
@@ -62,17 +66,12 @@ pub struct Cluster {
     bus: Bus,
     seal: Seal,
     row: nodes::Row,
-    state: Mutex<State>,
+    core: Mutex<Core<Write>>,
     /// There is somebody to tell what was committed.
     has_others: AtomicBool,
     leaves: AtomicBool,
     commits: mpsc::Sender<Vec<Event>>,
     counts: Counts,
-}
-
-struct State {
-    members: Members,
-    forwards: Forwards<Write>,
 }
 
 /// What happened since the start, for who looks at the cluster.
@@ -109,12 +108,12 @@ impl Cluster {
         let report = "{}".to_owned();
         let row = nodes::Row { id, name: name.to_owned(), clustered: true, started_at, beat: 0, report };
         let (commits, committed) = mpsc::channel(COMMITS);
-        let state = State { members: Members::new(id, name.to_owned()), forwards: Forwards::new(inflight) };
+        let core = Core::new(id, name.to_owned(), inflight);
         let cluster = Cluster {
             bus,
             seal,
             row,
-            state: Mutex::new(state),
+            core: Mutex::new(core),
             has_others: AtomicBool::new(false),
             leaves: AtomicBool::new(false),
             commits,
@@ -124,8 +123,8 @@ impl Cluster {
         Ok((cluster, committed))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic under this lock")
+    fn core(&self) -> MutexGuard<'_, Core<Write>> {
+        self.core.lock().expect("no panic under this lock")
     }
 
     fn say(&self, to: To, message: &Message) -> bool {
@@ -135,52 +134,50 @@ impl Cluster {
     /// Returns how many other nodes can be sent commands.
     pub fn reachable(&self) -> usize {
         let now = Instant::now();
-        self.state().members.peers().filter(|(_, peer)| peer.is_reachable(now)).count()
+        self.core().members.peers().filter(|(_, peer)| peer.is_reachable(now)).count()
     }
 
     /// Returns whether this node owns a stream.
     pub fn owns(&self, stream: StreamId) -> bool {
-        self.state().members.way(stream, Instant::now()) == Way::Here(Claim::Owner)
+        self.core().members.way(stream, Instant::now()) == Way::Here(Claim::Owner)
     }
 
     /// Sends a write on its way: to this node's own actor, or to the owner's.
     ///
     /// All of it is under one lock, which nobody holds for long: what one client asks is carried out in order, even if what it
     /// asked before is just taken back from a node that was lost.
-    pub(super) fn route(&self, hub: &Hub, stream: StreamId, mut write: Write) {
-        let mut state = self.state();
-        let way = state.members.way(stream, Instant::now());
-        write.claim = match way {
-            Way::Here(claim) => claim,
-            Way::There(node) if state.forwards.has_room() => match self.forward(&mut state, node, write) {
-                None => return,
-                Some(back) => {
-                    write = back;
-                    Claim::Beside
+    pub(super) fn route(&self, hub: &Hub, stream: StreamId, write: Write) {
+        let mut core = self.core();
+        let back = match core.route(stream, write, Instant::now()) {
+            Routed::Here(claim, write) => Some((claim, write)),
+            Routed::There(node, number, write) => {
+                if self.forward(node, number, write) {
+                    count(&self.counts.forwarded, metrics::counter!("colink_commands_forwarded_total"), 1);
+                    return;
                 }
-            },
-            Way::There(_) => Claim::Beside,
+                core.answered(number, node).map(|write| (Claim::Beside, write))
+            }
         };
+        if let Some((claim, write)) = back {
+            self.enter(hub, stream, Write { claim, ..write });
+        }
+    }
+
+    /// Sends a write to its owner; returns whether it is on its way.
+    fn forward(&self, node: NodeId, number: u64, write: &mut Write) -> bool {
+        let Work::Command(command) = &write.work else { return false };
+        // With a key, it can be carried out here if no answer comes.
+        let key = write.key.get_or_insert_with(|| format!("~{:032x}", random())).clone();
+        let within_ms = PATIENCE.as_millis() as u64;
+        let run = Run::new(number, within_ms, write.caller, command.name(), command.body(), key);
+        self.say(To::Node(node), &Message::Run(run))
+    }
+
+    fn enter(&self, hub: &Hub, stream: StreamId, write: Write) {
         if write.claim == Claim::Beside {
             count(&self.counts.beside, metrics::counter!("colink_writes_beside_owner_total"), 1);
         }
         hub.enter(stream, write);
-    }
-
-    /// Sends a write to its owner; returns it if that is not possible.
-    fn forward(&self, state: &mut State, node: NodeId, mut write: Write) -> Option<Write> {
-        let Work::Command(command) = &write.work else { return Some(write) };
-        let (name, body) = (command.name(), command.body());
-        // With a key, it can be carried out here if no answer comes.
-        let key = write.key.get_or_insert_with(|| format!("~{:032x}", random())).clone();
-        let (caller, within_ms) = (write.caller, PATIENCE.as_millis() as u64);
-        let number = state.forwards.begin(node, write, Instant::now());
-        let run = Run::new(number, within_ms, caller, name, body, key);
-        if self.say(To::Node(node), &Message::Run(run)) {
-            count(&self.counts.forwarded, metrics::counter!("colink_commands_forwarded_total"), 1);
-            return None;
-        }
-        state.forwards.end(number, node)
     }
 
     /// Tells the others what was committed here.
@@ -210,7 +207,7 @@ impl Cluster {
     /// Leaves: this node owns nothing from now on, but goes on to serve who is here.
     pub(super) fn leave(&self) {
         self.leaves.store(true, Ordering::Release);
-        self.state().members.leave();
+        self.core().members.leave();
         self.beat_by_bus();
     }
 
@@ -225,7 +222,7 @@ impl Cluster {
         let leaves = self.leaves.load(Ordering::Acquire);
         let beat = Beat { name: self.row.name.clone(), leaves };
         if self.say(To::Everyone, &Message::Beat(beat)) {
-            self.state().members.showed(Instant::now());
+            self.core().members.showed(Instant::now());
         }
     }
 
@@ -238,10 +235,10 @@ impl Cluster {
         }
         let rows = nodes::all(&mut db).await?;
         let dead = {
-            let (mut state, now) = (self.state(), Instant::now());
-            state.members.showed(now);
-            state.members.read(rows.iter().map(|row| (row.id, &*row.name, row.beat)), now);
-            state.members.forget_dead(now)
+            let (mut core, now) = (self.core(), Instant::now());
+            core.members.showed(now);
+            core.members.read(rows.iter().map(|row| (row.id, &*row.name, row.beat)), now);
+            core.members.forget_dead(now)
         };
         for (node, beat) in dead {
             nodes::forget(&mut db, node, beat).await?;
@@ -252,34 +249,28 @@ impl Cluster {
     /// Looks who is there, and takes back what was sent to who is not.
     fn tick(&self, hub: &Hub) {
         let now = Instant::now();
-        let mut state = self.state();
-        let State { members, forwards } = &mut *state;
-        let others = members.has_others(now);
-        let changed = members.set_bus(*self.bus.up().borrow());
-        if others != self.has_others.swap(others, Ordering::Relaxed) || changed {
+        let mut core = self.core();
+        let Ticked { late, back, changed } =
+            core.tick(*self.bus.up().borrow(), self.has_others.load(Ordering::Relaxed), now);
+        self.has_others.store(core.members.has_others(now), Ordering::Relaxed);
+        if changed {
             hub.look_for_moves.notify_one();
         }
-        let reachable: Vec<NodeId> =
-            members.peers().filter(|(_, peer)| peer.is_reachable(now)).map(|(id, _)| id).collect();
-        let bus = *self.bus.up().borrow();
-        let (late, back) = forwards.take_back(now, |node| !bus || !reachable.contains(&node));
         for node in late {
             tracing::warn!(node.id = %node, "a node does not answer: its commands are carried out here");
-            members.suspect(node);
         }
         count(&self.counts.taken_back, metrics::counter!("colink_commands_taken_back_total"), back.len() as u64);
-        for mut write in back {
-            let Work::Command(command) = &write.work else { continue };
-            let stream = command.stream(write.caller.user_id);
-            write.claim = Claim::Beside;
-            count(&self.counts.beside, metrics::counter!("colink_writes_beside_owner_total"), 1);
-            hub.enter(stream, write);
+        for write in back {
+            if let Work::Command(command) = &write.work {
+                let stream = command.stream(write.caller.user_id);
+                self.enter(hub, stream, Write { claim: Claim::Beside, ..write });
+            }
         }
-        metrics::gauge!("colink_commands_forwarded_waiting").set(forwards.len() as f64);
+        metrics::gauge!("colink_commands_forwarded_waiting").set(core.waiting() as f64);
     }
 
     pub(super) fn is_degraded(&self) -> bool {
-        self.state().members.is_degraded(Instant::now())
+        self.core().members.is_degraded(Instant::now())
     }
 }
 
@@ -295,7 +286,7 @@ impl Hub {
         };
         match message {
             Message::Beat(beat) => {
-                let is_new = cluster.state().members.heard(from, &beat.name, beat.leaves, Instant::now());
+                let is_new = cluster.core().members.heard(from, &beat.name, beat.leaves, Instant::now());
                 if is_new && beat.name == cluster.row.name {
                     tracing::warn!(node = %beat.name, node.id = %from, "another node has this one's name: give each its own");
                 }
@@ -328,22 +319,21 @@ impl Hub {
 
     /// Takes the answer of the owner.
     fn ran(&self, cluster: &Cluster, from: NodeId, ran: Ran) {
-        let mut state = cluster.state();
-        let Some(mut write) = state.forwards.end(ran.number, from) else { return };
+        let mut core = cluster.core();
+        let Some(write) = core.answered(ran.number, from) else { return };
         match ran.result() {
             // The owner does not know what became of it, or what it is: that can be found out here.
             None => {}
             Some(Err(refusal)) if refusal.code == Code::Timeout => {}
             Some(result) => {
-                drop(state);
+                drop(core);
                 return write.answer.give(result);
             }
         }
-        let Work::Command(command) = &write.work else { return };
-        let stream = command.stream(write.caller.user_id);
-        write.claim = Claim::Beside;
-        count(&cluster.counts.beside, metrics::counter!("colink_writes_beside_owner_total"), 1);
-        self.enter(stream, write);
+        if let Work::Command(command) = &write.work {
+            let stream = command.stream(write.caller.user_id);
+            cluster.enter(self, stream, Write { claim: Claim::Beside, ..write });
+        }
     }
 
     /// Takes events that another node committed: what is of interest to somebody here goes to the stream's actor.

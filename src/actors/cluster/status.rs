@@ -146,8 +146,8 @@ impl Hub {
     fn standing_of(&self, node: NodeId) -> Standing {
         let now = Instant::now();
         let Some(cluster) = &self.cluster else { return Standing::Gone };
-        let state = cluster.state();
-        let Some((_, peer)) = state.members.peers().find(|(id, _)| *id == node) else { return Standing::Gone };
+        let core = cluster.core();
+        let Some((_, peer)) = core.members.peers().find(|(id, _)| *id == node) else { return Standing::Gone };
         match (peer.is_live(now), peer.is_reachable(now)) {
             (true, true) => Standing::Up,
             (true, false) => Standing::Unreachable,
