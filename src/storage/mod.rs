@@ -292,7 +292,9 @@ impl Store {
         let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
         let connect = connect.application_name("colink");
         let limits = format!(
-            "SET statement_timeout = {}; SET lock_timeout = {}",
+            // Who is cut off in the middle of something keeps others waiting no longer than they have patience for.
+            "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 5000; \
+             SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3",
             options.statement.as_millis(),
             options.lock.as_millis()
         );
