@@ -64,7 +64,7 @@ impl Hub {
             }
             session.end();
         }
-        self.resume_from_log(principal, resume, connection).await
+        Box::pin(self.resume_from_log(principal, resume, connection)).await
     }
 
     async fn resume_from_log(
