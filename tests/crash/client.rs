@@ -6,17 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use colink::client::{Client, Error, Event, Gateway, Options, Position, Start, Step};
 use colink::domain::channel::Membership;
 use colink::domain::command::{
     AddPin, AddReaction, DeleteMessage, Done, EditMessage, MarkRead, MarkUnread, SendMessage, Spec,
 };
 use colink::domain::id::{ChannelId, StreamId, UserId};
-use colink::domain::message::Sent;
 use futures_util::future::join_all;
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -24,9 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checker::{Answer, Attempted, Change, Entry, Reader};
 use crate::random::Random;
+use crate::sending::{answer_of, is_definite, post};
+use crate::stored::{Person, Room};
 
 /// How long anything may take while the server is up in the end.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client waits before it tries a dead server again.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -34,21 +34,6 @@ const AGAIN: Duration = Duration::from_millis(20);
 async fn before_another_try(deadline: Instant, why: impl FnOnce() -> String) {
     assert!(Instant::now() < deadline, "{}", why());
     tokio::time::sleep(AGAIN).await;
-}
-
-/// One user.
-#[derive(Clone)]
-pub(crate) struct Person {
-    pub(crate) id: UserId,
-    pub(crate) name: String,
-    pub(crate) token: String,
-}
-
-/// One channel and who is in it.
-#[derive(Clone)]
-pub(crate) struct Room {
-    pub(crate) id: ChannelId,
-    pub(crate) members: Vec<UserId>,
 }
 
 /// A message that was acknowledged, for others to reply to, to edit, to react to.
@@ -113,25 +98,6 @@ impl World {
         let recent = list.len().saturating_sub(20);
         let from = if random.once_in(5) { 0 } else { recent };
         list[from..].get(random.below(list.len() - from)).map(|p| **p)
-    }
-}
-
-/// Whether an error leaves open what came of the request.
-fn is_definite(error: &Error) -> bool {
-    match error {
-        Error::Refused { code, status, .. } => {
-            let temporary = ["timeout", "internal", "unavailable", "rate_limited"].contains(&code.as_str());
-            !temporary && status.is_none_or(|status| status < 500)
-        }
-        _ => false,
-    }
-}
-
-fn answer_of(result: Result<Sent, Error>) -> Answer {
-    match result {
-        Ok(sent) => Answer::Ok { seq: sent.seq, message_id: sent.message_id, duplicate: sent.duplicate },
-        Err(error) if is_definite(&error) => Answer::Refused(error.to_string()),
-        Err(_) => Answer::Unknown,
     }
 }
 
@@ -228,7 +194,8 @@ impl Writer {
     async fn attempt(&mut self, sends: Vec<&SendMessage>) -> Vec<Answer> {
         if matches!(self.door, Door::Rest) {
             let (url, token) = (&self.world.url, &self.me.token);
-            return join_all(sends.into_iter().map(async |send| answer_of(post(url, token, send).await))).await;
+            return join_all(sends.into_iter().map(async |send| answer_of(post(url, token, send, PATIENCE).await)))
+                .await;
         }
         let Some(gateway) = self.gateway().await else { return vec![Answer::Unknown; sends.len()] };
         let answers = join_all(sends.into_iter().map(async |send| answer_of(gateway.call(send.clone()).await))).await;
@@ -344,44 +311,6 @@ impl Writer {
             self.world.changes.lock().unwrap().push(Change { actor: self.me.id, channel, seq, kind });
         }
     }
-}
-
-/// Posts over REST with an `Idempotency-Key`, on a connection of its own.
-async fn post(url: &str, token: &str, send: &SendMessage) -> Result<Sent, Error> {
-    let broken = |error: hyper::Error| Error::Io(std::io::Error::other(error));
-    let key = send.text.split(' ').next().unwrap_or_default();
-    let body = json!({"text": send.text, "thread_seq": send.thread_seq, "also_in_channel": send.also_in_channel});
-    let host = url.trim_start_matches("http://");
-    let stream = tokio::net::TcpStream::connect(host).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let driven = tokio::spawn(connection);
-    let request = hyper::Request::post(format!("/v1/channels/{}/messages", send.channel_id))
-        .header("host", host)
-        .header("authorization", format!("Bearer {token}"))
-        .header("content-type", "application/json")
-        .header("idempotency-key", key)
-        .body(Full::new(Bytes::from(body.to_string())))
-        .unwrap();
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.map_err(broken)?.to_bytes();
-        let unreadable = |error: serde_json::Error| Error::Protocol(error.to_string());
-        if head.status.is_success() {
-            return serde_json::from_slice(&body).map_err(unreadable);
-        }
-        let problem: Value = serde_json::from_slice(&body).map_err(unreadable)?;
-        Err(Error::Refused {
-            code: problem["code"].as_str().unwrap_or_default().to_owned(),
-            message: problem["detail"].as_str().unwrap_or_default().to_owned(),
-            status: Some(head.status.as_u16()),
-            retry_after: problem["retry_after"].as_f64(),
-        })
-    };
-    let late = |_| Error::Io(std::io::ErrorKind::TimedOut.into());
-    let result = tokio::time::timeout(Duration::from_secs(10), exchange).await.map_err(late).flatten();
-    driven.abort();
-    result
 }
 
 /// Somebody who reads: applies each event once and in order, whatever happens to the connection.

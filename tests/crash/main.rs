@@ -4,8 +4,10 @@
 //! ```text
 //! server.rs    the program and its database; starts and kills it
 //! client.rs    writers that repeat until answered, readers that resume and repair; both record what they see
-//! checker.rs   what must hold of all that was recorded and is stored
 //! ```
+//!
+//! `tests/common/` has what must hold of all that was recorded and is stored (`checker.rs`), and what else it shares with
+//! the fault harness.
 //!
 //! `COLINK_CRASH_SECONDS` sets how long it runs (20), `COLINK_CRASH_SEED` repeats its choices; the seed is printed.
 //! Postgres is the one that `COLINK_TEST_POSTGRES` names.
@@ -14,30 +16,35 @@
 #![expect(clippy::print_stderr, reason = "it says which seed repeats the run and what came of it")]
 #![expect(clippy::large_enum_variant, reason = "there are a few of them, each for the whole test")]
 
+#[path = "../common/checker.rs"]
 mod checker;
 mod client;
+#[path = "../common/random.rs"]
 mod random;
+#[path = "../common/sending.rs"]
+mod sending;
 mod server;
+#[path = "../common/stored.rs"]
+mod stored;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use colink::client::{Client, Window};
+use colink::client::Client;
 use colink::domain::command::CreateChannel;
 use colink::domain::id::{ChannelId, UserId};
-use colink::domain::message::Message;
 use colink::domain::user::Role;
-use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use checker::{Entry, Place, Recorded, Stored};
-use client::{Door, Listener, Person, Room, World, Writer};
+use checker::{Recorded, Stored};
+use client::{Door, Listener, World, Writer};
 use random::Random;
 use server::Server;
+use stored::{Person, Room, read_back};
 
 const PEOPLE: [&str; 5] = ["ana", "bob", "cleo", "dan", "eve"];
 
@@ -87,7 +94,7 @@ async fn run(postgres: Option<&str>) {
     while let Some(ended) = tokio::time::timeout(client::LIMIT, writers.join_next()).await.expect("writers end") {
         ended.unwrap();
     }
-    let stored = read_back(&world).await;
+    let stored = read_back(&world.url, &world.people, &world.rooms).await;
     let last = |(id, channel): (&ChannelId, &Stored)| (*id, channel.log.len() as i64);
     heads.send(Some(stored.iter().map(last).collect())).unwrap();
     let readers = readers.join_all().await;
@@ -156,66 +163,6 @@ async fn populate(url: &str, admin: &str) -> Arc<World> {
         rooms.push(Room { id, members: members.to_vec() });
     }
     World::new(url.to_owned(), people, rooms)
-}
-
-/// Reads every channel over REST: its log, its messages with their replies, and its members' places.
-async fn read_back(world: &World) -> BTreeMap<ChannelId, Stored> {
-    let mut stored = BTreeMap::new();
-    for room in &world.rooms {
-        let reader = world.people.iter().find(|person| room.members.contains(&person.id)).unwrap();
-        let client = world.client(reader);
-        let log = client.events(room.id, 0).await.unwrap();
-        let log = log.iter().map(|event| Entry::of(event).expect("a durable event").1).collect();
-        let messages = read_messages(&client, room.id).await;
-        stored.insert(room.id, Stored { log, messages, places: Vec::new() });
-    }
-    for person in &world.people {
-        for membership in world.client(person).my_channels().await.unwrap() {
-            let place = Place {
-                user: person.id,
-                last_seq: membership.channel.last_seq,
-                last_message_no: membership.channel.last_message_no,
-                read_seq: membership.read_seq,
-                unread_count: membership.unread_count,
-                mention_count: membership.mention_count,
-            };
-            stored.get_mut(&membership.channel.id).expect("no other channel was made").places.push(place);
-        }
-    }
-    stored
-}
-
-#[derive(Deserialize)]
-struct Replies {
-    items: Vec<Message>,
-    has_more: bool,
-}
-
-async fn read_messages(client: &Client, channel: ChannelId) -> Vec<Message> {
-    let mut by_seq: BTreeMap<i64, Message> = BTreeMap::new();
-    let mut after = 0;
-    loop {
-        let page = client.messages(channel, Window::After(after), 200).await.unwrap();
-        after = page.items.last().map_or(after, |message| message.seq);
-        by_seq.extend(page.items.into_iter().map(|message| (message.seq, message)));
-        if !page.has_more {
-            break;
-        }
-    }
-    let roots: Vec<i64> = by_seq.values().filter(|m| m.reply_count > 0).map(|m| m.seq).collect();
-    for root in roots {
-        let mut after = 0;
-        loop {
-            let path = format!("/v1/channels/{channel}/messages/{root}/replies?limit=200&after_seq={after}");
-            let page: Replies = client.get(&path).await.unwrap();
-            after = page.items.last().map_or(after, |message| message.seq);
-            by_seq.extend(page.items.into_iter().map(|message| (message.seq, message)));
-            if !page.has_more {
-                break;
-            }
-        }
-    }
-    by_seq.into_values().collect()
 }
 
 fn report(postgres: bool, kills: usize, world: &World, recorded: &Recorded, stored: &BTreeMap<ChannelId, Stored>) {
