@@ -54,7 +54,7 @@ impl Process {
 
     pub(crate) fn signal(&self, signal: Signal) {
         // One that ended meanwhile takes none.
-        drop(kill_process(self.pid, signal));
+        let _ = kill_process(self.pid, signal);
     }
 
     /// Returns its resident memory, in bytes.
@@ -66,9 +66,9 @@ impl Process {
     /// Kills it and all that it started, and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         let children = children_of(self.pid);
-        drop(kill_process_group(self.pid, Signal::KILL));
+        let _ = kill_process_group(self.pid, Signal::KILL);
         for child in children {
-            drop(kill_process(child, Signal::KILL));
+            let _ = kill_process(child, Signal::KILL);
         }
         self.child.wait().unwrap();
     }
