@@ -116,6 +116,11 @@ impl Remembered {
                 archived: known.archived,
                 who: HashMap::new(),
             });
+            if (room.last_seq, room.epoch) != (known.last_seq, known.epoch) {
+                // Somebody else wrote, and may have removed whom this does not ask about.
+                self.people -= room.who.len();
+                room.who.clear();
+            }
             (room.last_seq, room.last_message_no) = (known.last_seq, known.last_message_no);
             (room.epoch, room.mine) = (known.epoch, known.owner == Owner::Me);
             (room.kind, room.posting, room.archived) = (known.kind, known.posting, known.archived);

@@ -57,6 +57,19 @@ async fn a_channel_is_taken_over_when_it_is_due_and_the_old_owner_is_fenced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_was_removed_by_another_writer_stays_out_when_a_third_person_asks() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
+    let eve = world.user("eve", Role::Member).await;
+    let room = world.channel(ana, "room", &[bob, eve]).await;
+    let other = another(&world).await;
+    assert_eq!(send(&other, bob, room, "one").await.unwrap(), 2);
+    world.ask(ana, command::RemoveMember { channel_id: room, user_id: bob.user_id }).await.unwrap();
+    assert_eq!(send(&other, eve, room, "two").await.unwrap(), 4, "asked, for she is not remembered");
+    assert_eq!(send(&other, bob, room, "three").await.unwrap_err().code, Code::Forbidden, "nor is what he was before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_epoch_that_was_raised_fences_what_is_remembered() {
     let Some(world) = on_postgres(|_| {}).await else { return };
     let ana = world.user("ana", Role::Member).await;
