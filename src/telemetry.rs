@@ -72,6 +72,8 @@ const COUNTERS: &[(&str, &str, &[&str])] = &[
     ("colink_writes_fenced_total", "why", &["head", "epoch"]),
     ("colink_channels_taken_over_total", "", &[]),
     ("colink_sweep_repairs_total", "", &[]),
+    ("colink_presence_told_total", "", &[]),
+    ("colink_presence_asks_total", "", &[]),
     ("colink_channel_failures_total", "", &[]),
     ("colink_session_failures_total", "", &[]),
 ];

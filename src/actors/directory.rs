@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use ractor::{ActorCell, ActorId, ActorRef};
+use ractor::rpc::CallResult;
+use ractor::{ActorCell, ActorId, ActorRef, RpcReplyPort};
 
 use super::channel::ChannelMsg;
 use super::channel::room::UNKNOWN;
 use super::presence::PresenceMsg;
 use super::session::SessionHandle;
 use super::supervisor::{Failures, Intensity};
+use crate::clock::Timestamp;
 use crate::domain::id::{SessionId, StreamId, UserId};
 use crate::domain::user::Presence;
 
@@ -248,10 +250,28 @@ impl Directory {
 
     /// Asks what others see of users; nothing, if the tracker does not answer.
     pub async fn ask_presence(&self, users: Vec<UserId>) -> Option<Vec<(UserId, Presence)>> {
+        self.call_presence(Duration::from_secs(3), |reply| PresenceMsg::Ask(users, reply)).await
+    }
+
+    /// Asks when users last did something here, of those of whom that is not stored yet.
+    pub async fn last_seen_here(&self, users: Vec<UserId>) -> Vec<(UserId, Timestamp)> {
+        let seen = self.call_presence(Duration::from_secs(3), |reply| PresenceMsg::LastSeen(users, reply)).await;
+        seen.unwrap_or_default()
+    }
+
+    /// Has it stored who was here; waits so long for that at most.
+    pub(super) async fn remember_seen(&self, patience: Duration) {
+        self.call_presence(patience, |reply| PresenceMsg::Remember(Some(reply))).await;
+    }
+
+    async fn call_presence<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        ask: impl FnOnce(RpcReplyPort<T>) -> PresenceMsg,
+    ) -> Option<T> {
         let presence = self.presence.read().expect("no panic under this lock").clone()?;
-        let patience = Some(Duration::from_secs(3));
-        match presence.call(|reply| PresenceMsg::Ask(users, reply), patience).await {
-            Ok(ractor::rpc::CallResult::Success(seen)) => Some(seen),
+        match presence.call(ask, Some(patience)).await {
+            Ok(CallResult::Success(answer)) => Some(answer),
             _ => None,
         }
     }

@@ -320,6 +320,7 @@ impl Hub {
 
     /// Writes what waits, then stops the actors.
     pub async fn stop(&self) {
+        self.remember_seen().await;
         self.writing.cancel();
         let _ = tokio::time::timeout(WRITTEN_WITHIN, self.written.cancelled()).await;
         let root = &self.actors().root;

@@ -72,16 +72,18 @@ text_enum! {
 }
 
 text_enum! {
-    /// What others see.
+    /// What others see; of what several nodes of a cluster see, the highest counts.
     Presence {
         /// No session.
         Offline = "offline",
+        /// Connected to a node that lives, but of which nothing is heard.
+        Unknown = "unknown",
         /// Connected, but idle or marked away.
         Away = "away",
-        /// Connected, and not to be disturbed.
-        Dnd = "dnd",
         /// Connected and active.
         Online = "online",
+        /// Connected, and not to be disturbed.
+        Dnd = "dnd",
     }
 }
 

@@ -1,5 +1,6 @@
 //! Users, as REST reads them. What changes them are commands.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -10,11 +11,12 @@ use super::channels::{List, cut, name_cursor, page_size, sought};
 use super::endpoint::Params;
 use super::error::Refused;
 use crate::actors::Hub;
+use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{invalid, not_found, unavailable};
 use crate::domain::id::UserId;
 use crate::domain::user::{Presence, User, handle};
-use crate::storage::users;
+use crate::storage::{last_seen, users};
 
 /// Which users.
 #[derive(Deserialize, JsonSchema)]
@@ -67,8 +69,11 @@ pub struct PresenceQuery {
 pub struct Seen {
     /// The user.
     pub user_id: UserId,
-    /// Online, away, dnd or offline.
+    /// Online, away, dnd, unknown or offline.
     pub presence: Presence,
+    /// When they last did something while they were there, to about a minute; of who is offline or unknown, and ever was there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_seen_at: Option<Timestamp>,
 }
 
 /// `GET /v1/presence`
@@ -88,5 +93,24 @@ pub async fn presence(
     }
     let ids = users::seen_by(&hub.store, caller, ids).await?;
     let seen = hub.directory.ask_presence(ids).await.ok_or_else(|| unavailable("presence is not known now"))?;
-    Ok(Items { items: seen.into_iter().map(|(user_id, presence)| Seen { user_id, presence }).collect() })
+    let gone = seen.iter().filter(|(_, presence)| *presence <= Presence::Unknown).map(|(user, _)| *user).collect();
+    let last = last_seen_of(&hub, gone).await?;
+    let item = |(user_id, presence)| Seen { user_id, presence, last_seen_at: last.get(&user_id).copied() };
+    Ok(Items { items: seen.into_iter().map(item).collect() })
+}
+
+/// Returns when users last did something, by the store, and by what is not stored yet.
+async fn last_seen_of(hub: &Hub, users: Vec<UserId>) -> Result<HashMap<UserId, Timestamp>, Refused> {
+    if users.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut db = hub.store.read().await?;
+    let stored = last_seen::of(&mut db, &users).await?;
+    drop(db);
+    let mut last: HashMap<UserId, Timestamp> = HashMap::new();
+    for (user, at) in stored.into_iter().chain(hub.directory.last_seen_here(users).await) {
+        let known = last.entry(user).or_insert(at);
+        *known = at.max(*known);
+    }
+    Ok(last)
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::apply::{Scope, make_user};
 use super::tokens::{self, Token};
 use super::writer::Reply;
-use super::{StoreError, events, idempotency, users};
+use super::{StoreError, events, idempotency, last_seen, users};
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, conflict, forbidden, not_found};
@@ -95,6 +95,11 @@ pub enum Account {
     },
     /// Ends custom statuses and manual presence whose time is over, of up to a hundred users.
     EndStatuses,
+    /// Keeps when users last did something; at most [`SEEN_MAX`], in the order of their identifiers.
+    Seen {
+        /// Who, and when.
+        users: Vec<(UserId, Timestamp)>,
+    },
     /// Looks for the first answer to an idempotency key; changes nothing.
     FirstAnswer {
         /// Whose key.
@@ -160,6 +165,9 @@ pub const PROLONGED_EVERY_S: i64 = 60 * 60;
 /// The most rows that one [`Account::Prune`] deletes, so that no other write waits for long.
 pub const PRUNED_MAX: u64 = 1_000;
 
+/// The most users in one [`Account::Seen`], so that no other write waits for long.
+pub const SEEN_MAX: usize = 1_000;
+
 /// Carries account work out; the answer is JSON: the user, the first answer, or `{}`.
 pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<String, StoreError> {
     let now = scope.now;
@@ -218,6 +226,10 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             for id in users::ended_status(scope.db, now).await? {
                 end_status(scope, id).await?;
             }
+            Ok("{}".to_owned())
+        }
+        Account::Seen { users } => {
+            last_seen::keep(scope.db, users).await?;
             Ok("{}".to_owned())
         }
         Account::FirstAnswer { user, key, hash } => {

@@ -38,6 +38,7 @@ pub use self::row::Sum;
 pub const TABLES: &[&str] = &[
     "streams",
     "users",
+    "last_seen",
     "channels",
     "members",
     "tokens",

@@ -14,6 +14,7 @@ const FILES: &[(i64, &str, &str)] = &[
     (5, "status_ends", include_str!("../../migrations/0005_status_ends.sql")),
     (6, "drafts_in_the_log", include_str!("../../migrations/0006_drafts_in_the_log.sql")),
     (7, "cluster", include_str!("../../migrations/0007_cluster.sql")),
+    (8, "last_seen", include_str!("../../migrations/0008_last_seen.sql")),
 ];
 
 /// Returns the migrations as `dialect` runs them.

@@ -19,6 +19,7 @@ pub mod copy;
 pub mod events;
 mod failure;
 pub mod idempotency;
+pub mod last_seen;
 pub mod lock;
 pub mod messages;
 mod migrations;

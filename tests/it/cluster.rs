@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use colink::bus::memory::Network;
+use colink::clock::Clock;
 use colink::config::Config;
 use colink::domain::command as c;
 use colink::domain::id::ChannelId;
@@ -13,8 +14,10 @@ use crate::socket::Socket;
 use crate::world::{Person, World, eventually, new_postgres_database, postgres_is_there};
 
 /// Nodes, and the network between them.
-struct Nodes {
-    nodes: Vec<World>,
+pub(crate) struct Nodes {
+    pub(crate) nodes: Vec<World>,
+    database: String,
+    clock: Clock,
     network: Network,
 }
 
@@ -28,22 +31,32 @@ impl std::ops::Index<usize> for Nodes {
 
 impl Nodes {
     /// Starts three nodes, if there is a Postgres for them.
-    async fn start(change: impl Fn(&mut Config)) -> Option<Nodes> {
+    pub(crate) async fn start(change: impl Fn(&mut Config)) -> Option<Nodes> {
+        Nodes::at(Clock::default(), change).await
+    }
+
+    /// Starts three nodes that tell the time by a clock.
+    pub(crate) async fn at(clock: Clock, change: impl Fn(&mut Config)) -> Option<Nodes> {
         if !postgres_is_there() {
             return None;
         }
-        let (database, network) = (new_postgres_database().await, Network::default());
-        let mut nodes = Vec::new();
-        for n in 0..3 {
-            let named = |config: &mut Config| {
-                config.cluster.node = format!("hub-{n}");
-                change(config);
-            };
-            nodes.push(World::joins(&database, &network, named).await);
+        let database = new_postgres_database().await;
+        let mut nodes = Nodes { nodes: Vec::new(), database, clock, network: Network::default() };
+        for _ in 0..3 {
+            nodes.one_more(&change).await;
         }
-        let nodes = Nodes { nodes, network };
         nodes.see_each_other().await;
         Some(nodes)
+    }
+
+    /// Starts another node.
+    pub(crate) async fn one_more(&mut self, change: impl Fn(&mut Config)) {
+        let named = |config: &mut Config| {
+            config.cluster.node = format!("hub-{}", self.nodes.len());
+            change(config);
+        };
+        let node = World::joins(&self.database, &self.network, self.clock.clone(), named).await;
+        self.nodes.push(node);
     }
 
     async fn see_each_other(&self) {
@@ -54,7 +67,7 @@ impl Nodes {
     }
 
     /// Cuts a node off the network, or puts it back.
-    fn cut(&self, at: usize, cut: bool) {
+    pub(crate) fn cut(&self, at: usize, cut: bool) {
         self.network.cut(self[at].app().hub.id, cut);
     }
 

@@ -18,6 +18,7 @@ mod channels;
 mod cli;
 mod client;
 mod cluster;
+mod cluster_presence;
 mod drafts;
 mod durability;
 mod ending;

@@ -7,11 +7,12 @@ use colink::actors::session::SessionHandle;
 use colink::domain::command as c;
 use colink::domain::id::{SessionId, UserId};
 use colink::domain::user::{PresenceMode, Role};
+use colink::storage::last_seen;
 use serde_json::{Value, json};
 
 use crate::away::{shown, watches};
 use crate::socket::{CLOSE, Socket};
-use crate::world::{Database, Person, World, eventually, standing_clock};
+use crate::world::{Database, Person, World, eventually, on_both, standing_clock};
 
 async fn shows(person: &Person, mode: PresenceMode) {
     let _: Value = person.does(c::SetPresence { mode, until: None }).await;
@@ -214,4 +215,35 @@ async fn who_polls_is_online_while_a_poll_waits_and_for_a_while_behind_it() {
     }
     shows(&ana, PresenceMode::Dnd).await;
     assert_eq!(told_before(&mut screen, &ana, "dnd").await, [""; 0]);
+}
+
+on_both! {
+    when_somebody_was_last_seen_is_told_of_those_who_are_gone(database) {
+        let clock = standing_clock();
+        let world = World::at(database, clock.clone(), |config| config.presence.linger_s = 0).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let seen = async || {
+            let items = bob.http.get(&format!("/v1/presence?user_ids={}", ana.id())).await.items();
+            (items[0]["presence"].clone(), items[0].get("last_seen_at").cloned())
+        };
+        assert_eq!(seen().await, (json!("offline"), None), "she never was there");
+        let mut screen = watches(&bob, &ana).await;
+        for stored in [false, true] {
+            let mut tab = ana.connects().await;
+            screen.sees(&ana, "online").await;
+            clock.advance(Duration::from_secs(60));
+            assert_eq!(tab.call("user.update", json!({})).await["ok"], true);
+            let at = clock.now();
+            clock.advance(Duration::from_secs(3_600));
+            assert_eq!(seen().await, (json!("online"), None));
+            closes_tab(tab).await;
+            screen.sees(&ana, "offline").await;
+            if stored {
+                world.app().hub.remember_seen().await;
+            }
+            assert_eq!(seen().await, (json!("offline"), Some(json!(at))));
+        }
+        let mut db = world.app().hub.store.read().await.unwrap();
+        assert_eq!(last_seen::of(&mut db, &[ana.id(), bob.id()]).await.unwrap().len(), 2, "it outlives the node");
+    }
 }

@@ -173,13 +173,18 @@ impl World {
     }
 
     /// Starts a node that is one of several, which share a database and a network.
-    pub(crate) async fn joins(database: &str, network: &Network, change: impl FnOnce(&mut Config)) -> World {
+    pub(crate) async fn joins(
+        database: &str,
+        network: &Network,
+        clock: Clock,
+        change: impl FnOnce(&mut Config),
+    ) -> World {
         let data = tempfile::tempdir().unwrap();
         let mut config = config(data.path());
         config.database.url = database.to_owned().into();
         change(&mut config);
         config.validate().expect("the test's settings are valid");
-        let app = Box::pin(App::start_on(config.clone(), Clock::default(), Some(network))).await.unwrap();
+        let app = Box::pin(App::start_on(config.clone(), clock, Some(network))).await.unwrap();
         World { url: format!("http://{}", app.address), config, app: Some(app), _data: data }
     }
 

@@ -16,7 +16,7 @@ use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{ChannelId, EventId, NodeId, StreamId, TokenId, UserId};
-use crate::domain::user::Role;
+use crate::domain::user::{Presence, Role};
 use crate::storage::tokens::Revoked;
 use crate::storage::writer::Reply;
 
@@ -32,6 +32,9 @@ pub struct Beat {
     /// Whether it is on its way out.
     #[serde(default)]
     pub leaves: bool,
+    /// The number of what it told last of who is there; 0, if it does not.
+    #[serde(default)]
+    pub presence: u64,
 }
 
 /// Please carry this out, as the owner of its stream.
@@ -145,6 +148,28 @@ pub struct Typing {
     pub thread_seq: Option<i64>,
 }
 
+/// Users who are shown in another way on the node that says so.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Changes {
+    /// One more than that of the changes before.
+    pub version: u64,
+    /// Who, and how.
+    pub users: Vec<(UserId, Presence)>,
+}
+
+/// A part of all users who are there on the node that says so.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct All {
+    /// The number of the changes that it goes up to.
+    pub version: u64,
+    /// Which part, from 0.
+    pub part: usize,
+    /// Of how many.
+    pub parts: usize,
+    /// Who, and how.
+    pub users: Vec<(UserId, Presence)>,
+}
+
 /// What one node says.
 #[derive(Debug)]
 pub enum Message {
@@ -160,6 +185,14 @@ pub enum Message {
     Revoked(Vec<Revoked>),
     /// Somebody is typing.
     Typing(Typing),
+    /// Who is shown in another way.
+    Presence(Changes),
+    /// All who are there.
+    PresenceAll(All),
+    /// Please tell all who are there.
+    PresenceAsk,
+    /// Somebody who is there did something here.
+    PresenceActive(UserId),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -216,6 +249,10 @@ impl Seal {
             Message::Ran(d) => self.write("ran", d),
             Message::Revoked(d) => self.write("revoked", d),
             Message::Typing(d) => self.write("typing", d),
+            Message::Presence(d) => self.write("presence", d),
+            Message::PresenceAll(d) => self.write("presence_all", d),
+            Message::PresenceAsk => self.write("presence_ask", &()),
+            Message::PresenceActive(d) => self.write("presence_active", d),
             Message::Events(events) => self.seal_events(events),
         }
     }
@@ -254,6 +291,10 @@ impl Seal {
             "ran" => Message::Ran(read(d)?),
             "revoked" => Message::Revoked(read(d)?),
             "typing" => Message::Typing(read(d)?),
+            "presence" => Message::Presence(read(d)?),
+            "presence_all" => Message::PresenceAll(read(d)?),
+            "presence_ask" => Message::PresenceAsk,
+            "presence_active" => Message::PresenceActive(read(d)?),
             "events" => Message::Events(events(read(d)?)?),
             _ => return Err(Unread::Unknown),
         };
@@ -305,6 +346,19 @@ mod tests {
         let Message::Run(run) = seal.open(&seal.seal(&Message::Run(run))).unwrap().1 else { panic!("a run") };
         assert_eq!((run.number, run.within_ms, run.caller(), run.body.get()), (9, 2_000, caller, r#"{"text":"hi"}"#));
 
+        let users = vec![(user_id, Presence::Dnd), (UserId::new(Timestamp(5)), Presence::Offline)];
+        let all = All { version: 7, part: 1, parts: 2, users: users.clone() };
+        let Message::PresenceAll(told) = seal.open(&seal.seal(&Message::PresenceAll(all.clone()))).unwrap().1 else {
+            panic!("all")
+        };
+        assert_eq!(told, all);
+        let changes = Changes { version: 8, users };
+        let Message::Presence(told) = seal.open(&seal.seal(&Message::Presence(changes.clone()))).unwrap().1 else {
+            panic!("changes")
+        };
+        assert_eq!(told, changes);
+        assert!(matches!(seal.open(&seal.seal(&Message::PresenceAsk)).unwrap().1, Message::PresenceAsk));
+
         let refusal = Refusal::new(Code::Archived, "it is archived").retry_after(1.5);
         for result in [Ok(Reply { json: r#"{"seq":1}"#.to_owned(), duplicate: true }), Err(refusal)] {
             let sealed = seal.seal(&Message::Ran(Ran::new(9, result.clone())));
@@ -316,7 +370,7 @@ mod tests {
     #[test]
     fn who_does_not_know_the_secret_says_nothing() {
         let (seal, other) = (seal(), Seal::new(NodeId::new(Timestamp(1)), b"another"));
-        let beat = Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false });
+        let beat = Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false, presence: 0 });
         let mut sealed = seal.seal(&beat).to_vec();
         assert!(seal.open(&sealed).is_ok());
         assert_eq!(other.open(&sealed).unwrap_err(), Unread::Forged);

@@ -17,6 +17,21 @@ pub const SILENT: Duration = Duration::from_millis(800);
 /// After so long without a sign of life a node is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(60);
 
+/// Whose row moved on so often since the bus brought anything lives, but cannot be heard. Of one that died it moves on once
+/// at most.
+const MISSES: u8 = 2;
+
+/// Whether what a node told is still believed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lease {
+    /// Yes: it would be heard if it were not so.
+    Holds,
+    /// It lives, but it is not heard; or nobody is.
+    Doubtful,
+    /// It is no more.
+    Over,
+}
+
 /// Where a command goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
@@ -35,6 +50,8 @@ pub struct Peer {
     pub by_bus: Option<Instant>,
     /// What its row's beat was, and when it was first seen to be that.
     pub by_store: Option<(i64, Instant)>,
+    /// How often that moved on since the bus last brought a sign of life.
+    misses: u8,
     /// It did not answer a command in time; it is sent nothing until it is heard again.
     suspect: bool,
     /// It leaves: it owns nothing any more.
@@ -69,6 +86,8 @@ pub struct Members {
     showed: Option<Instant>,
     left: bool,
     bus: bool,
+    /// When the database was last read.
+    read: Option<Instant>,
     peers: BTreeMap<NodeId, Peer>,
 }
 
@@ -76,7 +95,7 @@ impl Members {
     /// Makes the view of a node that just started.
     #[must_use]
     pub fn new(me: NodeId, name: String) -> Self {
-        Members { me, name, showed: None, left: false, bus: false, peers: BTreeMap::new() }
+        Members { me, name, showed: None, left: false, bus: false, read: None, peers: BTreeMap::new() }
     }
 
     /// Notes that this node showed that it lives.
@@ -101,20 +120,24 @@ impl Members {
         }
         let peer = self.peer(node, name);
         let is_new = peer.by_bus.is_none();
-        (peer.by_bus, peer.suspect, peer.left) = (Some(now), false, leaves);
+        (peer.by_bus, peer.misses, peer.suspect, peer.left) = (Some(now), 0, false, leaves);
         is_new
     }
 
     /// Notes what the database says.
     pub fn read<'a>(&mut self, rows: impl IntoIterator<Item = (NodeId, &'a str, i64)>, now: Instant) {
+        self.read = Some(now);
         let mut there = Vec::new();
         for (node, name, beat) in rows {
             there.push(node);
             if node != self.me {
                 let peer = self.peer(node, name);
-                if peer.by_store.is_none_or(|(known, _)| known != beat) {
-                    peer.by_store = Some((beat, now));
+                match peer.by_store {
+                    Some((known, _)) if known == beat => continue,
+                    Some(_) => peer.misses = peer.misses.saturating_add(1),
+                    None => {}
                 }
+                peer.by_store = Some((beat, now));
             }
         }
         for (node, peer) in &mut self.peers {
@@ -129,6 +152,7 @@ impl Members {
             name: name.to_owned(),
             by_bus: None,
             by_store: None,
+            misses: 0,
             suspect: false,
             left: false,
         })
@@ -163,6 +187,19 @@ impl Members {
     /// Returns the other nodes that are known.
     pub fn peers(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
         self.peers.iter().map(|(id, peer)| (*id, peer))
+    }
+
+    /// Returns whether what a node told is still believed. That it leaves changes nothing: its users move one by one.
+    #[must_use]
+    pub fn lease(&self, node: NodeId, now: Instant) -> Lease {
+        let is_recent = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < DEAD);
+        let Some(peer) = self.peers.get(&node) else { return Lease::Over };
+        match is_recent(peer.last_sign()) {
+            true if peer.misses < MISSES => Lease::Holds,
+            true => Lease::Doubtful,
+            false if self.bus || is_recent(self.read) => Lease::Over,
+            false => Lease::Doubtful,
+        }
     }
 
     /// Returns whether there is any other member.
@@ -331,6 +368,29 @@ mod tests {
         assert!(!members.has_others(now));
         assert!(members.forget_dead(now).is_empty());
         assert_eq!(members.forget_dead(now + FORGOTTEN).len(), 1);
+    }
+
+    #[test]
+    fn who_lives_and_is_not_heard_is_doubted_and_who_is_dead_is_not() {
+        let (all, now) = (nodes(2), Instant::now());
+        let after = |s| now + Duration::from_secs(s);
+        let mut members = view(all[0], &all, now);
+        members.read([(all[1], "hub-1", 1)], now);
+        assert_eq!(members.lease(all[1], now), Lease::Holds);
+        members.read([(all[1], "hub-1", 2)], after(2));
+        assert_eq!(members.lease(all[1], after(6)), Lease::Holds, "it may have died behind that");
+        members.read([(all[1], "hub-1", 2)], after(7));
+        assert_eq!(members.lease(all[1], after(7)), Lease::Over);
+        members.read([(all[1], "hub-1", 3)], after(8));
+        assert_eq!(members.lease(all[1], after(8)), Lease::Doubtful);
+        members.heard(all[1], "hub-1", true, after(9));
+        members.read([], after(9));
+        assert_eq!(members.lease(all[1], after(9)), Lease::Holds, "it leaves, and tells until it is gone");
+        assert_eq!(members.lease(all[1], after(14)), Lease::Over);
+        members.set_bus(false);
+        assert_eq!(members.lease(all[1], after(14)), Lease::Doubtful, "nobody is heard, and nothing is read");
+        members.read([], after(14));
+        assert_eq!(members.lease(all[1], after(14)), Lease::Over);
     }
 
     #[test]

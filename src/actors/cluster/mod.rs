@@ -33,6 +33,7 @@ use super::Hub;
 use super::channel::ChannelMsg;
 use super::channel::room::UNKNOWN;
 use super::directory::Credit;
+use super::presence::{PresenceMsg, Word};
 use crate::bus::{Bus, Incoming, To};
 use crate::clock::Timestamp;
 use crate::domain::command::Command;
@@ -45,7 +46,7 @@ use crate::storage::{Store, StoreError, nodes};
 use core::{Core, Routed, Ticked};
 use envelope::{Beat, Message, Ran, Run, Seal, Typing};
 use forwards::PATIENCE;
-use members::Way;
+use members::{Lease, Way};
 use status::Report;
 
 /// How often a node shows by the bus that it lives.
@@ -71,6 +72,8 @@ pub struct Cluster {
     has_others: AtomicBool,
     leaves: AtomicBool,
     commits: mpsc::Sender<Vec<Event>>,
+    /// The number of what this node told last of who is there.
+    pub(super) presence: AtomicU64,
     counts: Counts,
 }
 
@@ -117,6 +120,7 @@ impl Cluster {
             has_others: AtomicBool::new(false),
             leaves: AtomicBool::new(false),
             commits,
+            presence: AtomicU64::new(0),
             counts: Counts::default(),
         };
         cluster.beat_in_store(store, &Report::default()).await?;
@@ -127,7 +131,8 @@ impl Cluster {
         self.core.lock().expect("no panic under this lock")
     }
 
-    fn say(&self, to: To, message: &Message) -> bool {
+    /// Says something; whether it is heard is not known.
+    pub(super) fn say(&self, to: To, message: &Message) -> bool {
         self.bus.publish(to, self.seal.seal(message))
     }
 
@@ -135,6 +140,11 @@ impl Cluster {
     pub fn reachable(&self) -> usize {
         let now = Instant::now();
         self.core().members.peers().filter(|(_, peer)| peer.is_reachable(now)).count()
+    }
+
+    /// Returns whether what a node told of its users is still believed.
+    pub(super) fn lease(&self, node: NodeId) -> Lease {
+        self.core().members.lease(node, Instant::now())
     }
 
     /// Returns whether this node owns a stream.
@@ -220,7 +230,8 @@ impl Cluster {
 
     fn beat_by_bus(&self) {
         let leaves = self.leaves.load(Ordering::Acquire);
-        let beat = Beat { name: self.row.name.clone(), leaves };
+        let presence = self.presence.load(Ordering::Acquire);
+        let beat = Beat { name: self.row.name.clone(), leaves, presence };
         if self.say(To::Everyone, &Message::Beat(beat)) {
             self.core().members.showed(Instant::now());
         }
@@ -290,12 +301,17 @@ impl Hub {
                 if is_new && beat.name == cluster.row.name {
                     tracing::warn!(node = %beat.name, node.id = %from, "another node has this one's name: give each its own");
                 }
+                self.heard_of_users(from, Word::Beat(beat.presence));
             }
             Message::Run(run) => self.run_for(cluster, from, run),
             Message::Ran(ran) => self.ran(cluster, from, ran),
             Message::Events(events) => self.heard(events),
             Message::Revoked(revoked) => revoked.into_iter().for_each(|revoked| self.revoke(revoked)),
             Message::Typing(typing) => self.heard_typing(&typing),
+            Message::Presence(changes) => self.heard_of_users(from, Word::Changes(changes)),
+            Message::PresenceAll(all) => self.heard_of_users(from, Word::All(all)),
+            Message::PresenceAsk => self.heard_of_users(from, Word::Ask),
+            Message::PresenceActive(user) => self.heard_of_users(from, Word::Active(user)),
         }
     }
 
@@ -360,6 +376,10 @@ impl Hub {
                 metrics::counter!("colink_bus_dropped_total", "why" => "slow").increment(1);
             }
         }
+    }
+
+    fn heard_of_users(&self, from: NodeId, word: Word) {
+        self.directory.tell_presence(PresenceMsg::Elsewhere(from, word));
     }
 
     fn heard_typing(&self, typing: &Typing) {
@@ -447,6 +467,7 @@ async fn pulse(hub: Weak<Hub>) {
         if beat.is_none_or(|at| at.elapsed() >= BEAT) {
             beat = Some(Instant::now());
             cluster.beat_by_bus();
+            hub.directory.tell_presence(PresenceMsg::LookAtPeers);
         }
         cluster.tick(&hub);
     }

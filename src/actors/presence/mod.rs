@@ -1,27 +1,58 @@
 //! The presence tracker: who is online, away or not to be disturbed, told to those who asked.
 //!
-//! Nothing of it is stored: it is rebuilt from the sessions. One counts while it is connected, and for `presence.linger_s`
-//! behind that: whoever only moves, or polls, is there all the time. Changes are merged for `presence.merge_ms` before they are
-//! told, so a reconnect storm is one word for each user. [`table`] is its pure core.
+//! Nothing of it is stored: it is rebuilt from the sessions, and from what other nodes tell of theirs. A session counts while it
+//! is connected, and for `presence.linger_s` behind that: whoever only moves, or polls, is there all the time. Changes are merged
+//! for `presence.merge_ms` before they are told, so a reconnect storm is one word for each user. [`table`], [`peers`] and [`view`]
+//! are its pure cores.
+//!
+//! When users last did something is stored every minute: it is what is left of them when they are gone.
 
+pub mod peers;
 pub mod table;
+pub mod view;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use super::Hub;
+use super::cluster::envelope::{All, Changes, Message};
 use super::session::SessionHandle;
-use crate::domain::id::{SessionId, UserId};
+use crate::bus::To;
+use crate::clock::Timestamp;
+use crate::domain::id::{NodeId, SessionId, UserId};
 use crate::domain::user::{Presence, PresenceMode, Role};
 use crate::protocol::push::{self, Ephemeral};
+use crate::storage::accounts::{Account, SEEN_MAX, SYSTEM};
 use crate::storage::users;
-use table::Table;
+use crate::storage::writer::Work;
+use peers::Voice;
+use view::View;
 
 /// How often idle users are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
+/// How often it is stored who was there.
+const REMEMBER: Duration = Duration::from_secs(60);
+/// How long a node that stops waits for that.
+const LAST_WORD: Duration = Duration::from_secs(3);
+
+/// What another node says of who is there.
+#[derive(Debug)]
+pub enum Word {
+    /// The number of what it told last.
+    Beat(u64),
+    /// What changed.
+    Changes(Changes),
+    /// A part of all.
+    All(All),
+    /// It asks for all.
+    Ask,
+    /// Somebody who may be here did something there.
+    Active(UserId),
+}
 
 /// What the tracker is told.
 pub enum PresenceMsg {
@@ -44,6 +75,11 @@ pub enum PresenceMsg {
     },
     /// A user did something.
     Active {
+        /// Who.
+        user: UserId,
+    },
+    /// A user without a session here did something here.
+    ActiveBeside {
         /// Who.
         user: UserId,
     },
@@ -71,6 +107,16 @@ pub enum PresenceMsg {
     },
     /// Say what others see of these users.
     Ask(Vec<UserId>, RpcReplyPort<Vec<(UserId, Presence)>>),
+    /// Say when these users last did something here, of those of whom that is not stored yet.
+    LastSeen(Vec<UserId>, RpcReplyPort<Vec<(UserId, Timestamp)>>),
+    /// Store who was there, and say when that is done.
+    Remember(Option<RpcReplyPort<()>>),
+    /// It is stored who was there when.
+    Remembered(Vec<(UserId, Timestamp)>),
+    /// Another node says something.
+    Elsewhere(NodeId, Word),
+    /// Look which nodes are believed, and ask those of whom something is missing.
+    LookAtPeers,
     /// A user's mode was read from the store.
     Loaded(UserId, PresenceMode),
     /// Tell what changed.
@@ -88,10 +134,15 @@ pub struct PresenceActor;
 /// Its state.
 pub struct State {
     hub: Arc<Hub>,
-    table: Table,
+    view: View,
     watchers: HashMap<UserId, Vec<Weak<SessionHandle>>>,
     watching: HashMap<SessionId, Box<[UserId]>>,
-    changed: HashSet<UserId>,
+    /// It was noted that there is something to tell.
+    tells: bool,
+    /// When users last did something, of whom that is not stored yet.
+    active: HashMap<UserId, Timestamp>,
+    /// Users on other nodes who did something here since the last sweep: those nodes were told.
+    active_beside: HashSet<UserId>,
 }
 
 impl Actor for PresenceActor {
@@ -103,17 +154,24 @@ impl Actor for PresenceActor {
         // First of all: what happens from here on is told to this one, what happened before is seen below.
         hub.directory.set_presence(myself.clone());
         myself.send_interval(SWEEP, || PresenceMsg::Sweep);
+        myself.send_interval(REMEMBER, || PresenceMsg::Remember(None));
+        // What was told before this one started may not be so any more: the others see that a number is missing, and ask.
+        let voice = hub.cluster.as_ref().map(|cluster| Voice::new(cluster.presence.load(Ordering::Acquire)));
         let mut state = State {
-            table: Table::default(),
+            view: View::new(voice),
             watchers: HashMap::new(),
             watching: HashMap::new(),
-            changed: HashSet::new(),
+            tells: false,
+            active: HashMap::new(),
+            active_beside: HashSet::new(),
             hub,
         };
+        state.show_version();
         for session in state.hub.directory.all_sessions() {
             state.look(&myself, session.user_id);
             state.watch(&session);
         }
+        state.tell_soon(&myself);
         Ok(state)
     }
 
@@ -126,45 +184,99 @@ impl Actor for PresenceActor {
         match message {
             PresenceMsg::Opened { user } => {
                 state.look(&myself, user);
-                state.active(&myself, user);
+                state.active(user);
             }
             PresenceMsg::Look { user } => state.look(&myself, user),
             PresenceMsg::Closed { user, session } => state.closed(&myself, user, session),
-            PresenceMsg::Active { user } => state.active(&myself, user),
+            PresenceMsg::Active { user } => state.active(user),
+            PresenceMsg::ActiveBeside { user } => state.active_beside(user),
             PresenceMsg::Profile { user, mode } | PresenceMsg::Loaded(user, mode) => {
-                let change = state.table.set_mode(user, mode);
-                state.note(&myself, user, change);
+                let change = state.view.here.set_mode(user, mode);
+                state.note(user, change);
             }
             PresenceMsg::Watch { session } => state.watch(&session),
             PresenceMsg::Parted { user } => state.parted(user),
             PresenceMsg::Show { session } => state.show(&session, &session.watches()),
             PresenceMsg::Ask(users, reply) => {
-                let seen = users.into_iter().map(|user| (user, state.table.shown(user))).collect();
+                let seen = users.into_iter().map(|user| (user, state.view.seen(user))).collect();
                 let _ = reply.send(seen);
             }
+            PresenceMsg::LastSeen(users, reply) => {
+                let seen = users.into_iter().filter_map(|user| Some((user, *state.active.get(&user)?))).collect();
+                let _ = reply.send(seen);
+            }
+            PresenceMsg::Remember(reply) => state.remember(&myself, reply),
+            PresenceMsg::Remembered(stored) => {
+                for (user, at) in stored {
+                    if state.active.get(&user) == Some(&at) {
+                        state.active.remove(&user);
+                    }
+                }
+            }
+            PresenceMsg::Elsewhere(node, word) => state.hear(node, word),
+            PresenceMsg::LookAtPeers => state.look_at_peers(),
             PresenceMsg::Tell => state.tell(),
-            PresenceMsg::Sweep => state.sweep(&myself),
+            PresenceMsg::Sweep => state.sweep(),
             #[cfg(test)]
             PresenceMsg::Panic => panic!("told to"),
         }
+        state.tell_soon(&myself);
         Ok(())
     }
 }
 
 impl State {
     fn look(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
-        let known = self.table.shown(user) != Presence::Offline;
+        let known = self.view.here.has(user);
         let present = self.hub.directory.is_present(user);
-        let change = self.table.set_present(user, present, PresenceMode::Auto, self.hub.clock.now());
-        self.note(myself, user, change);
+        let change = self.view.here.set_present(user, present, PresenceMode::Auto, self.hub.clock.now());
+        self.note(user, change);
         if !known && present {
             self.load_mode(myself, user);
         }
     }
 
-    fn active(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
-        let change = self.table.set_active(user, self.hub.clock.now());
-        self.note(myself, user, change);
+    fn active(&mut self, user: UserId) {
+        if self.view.here.has(user) {
+            let now = self.hub.clock.now();
+            self.active.insert(user, now);
+            let change = self.view.here.set_active(user, now);
+            self.note(user, change);
+        }
+    }
+
+    /// Tells the nodes on which a user is that they did something here; once between two sweeps is enough.
+    fn active_beside(&mut self, user: UserId) {
+        let Some(cluster) = &self.hub.cluster else { return };
+        let mut nodes = self.view.peers.nodes_of(user).peekable();
+        if nodes.peek().is_some() && self.active_beside.insert(user) {
+            for node in nodes {
+                cluster.say(To::Node(node), &Message::PresenceActive(user));
+            }
+        }
+    }
+
+    /// Stores when users last did something, beside the mailbox. What is not stored is tried again the next time.
+    fn remember(&self, myself: &ActorRef<PresenceMsg>, reply: Option<RpcReplyPort<()>>) {
+        let mut active: Vec<_> = self.active.iter().map(|(user, at)| (*user, *at)).collect();
+        // In one order on all nodes: none waits for a row of another one that waits for one of its own.
+        active.sort_unstable();
+        let (hub, myself) = (self.hub.clone(), myself.clone());
+        tokio::spawn(async move {
+            for piece in active.chunks(SEEN_MAX) {
+                let work = Work::Account(Account::Seen { users: piece.to_vec() });
+                match hub.writer.write(SYSTEM, work, None).await {
+                    Ok(_) => drop(myself.cast(PresenceMsg::Remembered(piece.to_vec()))),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot store who was there: it is tried again");
+                        break;
+                    }
+                }
+            }
+            if let Some(reply) = reply {
+                let _ = reply.send(());
+            }
+        });
     }
 
     /// Reads what a user chose to be shown as, beside the mailbox.
@@ -191,6 +303,7 @@ impl State {
                 watchers.retain(|w| w.upgrade().is_some_and(|s| s.id != session));
                 if watchers.is_empty() {
                     self.watchers.remove(user);
+                    self.view.unwatch(*user);
                 }
             }
         }
@@ -203,6 +316,7 @@ impl State {
         }
         for user in &users {
             self.watchers.entry(*user).or_default().push(Arc::downgrade(session));
+            self.view.watch(*user);
         }
         self.show(session, &users);
         if !users.is_empty() {
@@ -224,42 +338,138 @@ impl State {
         }
     }
 
-    fn show(&self, session: &SessionHandle, users: &[UserId]) {
+    /// Tells a session how users are now. So do all learn it who watch them: what is told next is told to all, or to none.
+    fn show(&mut self, session: &SessionHandle, users: &[UserId]) {
         for user in users {
-            let frame = push::presence(*user, self.table.shown(*user));
+            if let Some(presence) = self.view.take_news_of(*user) {
+                self.push(*user, presence);
+            }
+            let frame = push::presence(*user, self.view.seen(*user));
             session.queue.push_ephemeral(Ephemeral::Presence(*user), frame);
         }
     }
 
-    fn note(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId, change: Option<Presence>) {
-        if change.is_none() || !self.watchers.contains_key(&user) {
-            return;
+    /// Tells those who watch a user.
+    fn push(&self, user: UserId, presence: Presence) {
+        let frame = push::presence(user, presence);
+        let mut told = 0;
+        for session in self.watchers.get(&user).into_iter().flatten().filter_map(Weak::upgrade) {
+            session.queue.push_ephemeral(Ephemeral::Presence(user), frame.clone());
+            told += 1;
         }
-        if self.changed.is_empty() {
+        metrics::counter!("colink_presence_told_total").increment(told);
+    }
+
+    fn note(&mut self, user: UserId, change: Option<Presence>) {
+        if change.is_some() {
+            self.view.changed_here(user);
+        }
+    }
+
+    /// Gathers what there is to tell for a moment.
+    fn tell_soon(&mut self, myself: &ActorRef<PresenceMsg>) {
+        if !self.tells && self.view.has_news() {
+            self.tells = true;
             let merge = Duration::from_millis(self.hub.config.presence.merge_ms);
             myself.send_after(merge, || PresenceMsg::Tell);
         }
-        self.changed.insert(user);
     }
 
     fn tell(&mut self) {
-        for user in std::mem::take(&mut self.changed) {
-            let frame = push::presence(user, self.table.shown(user));
-            for session in self.watchers.get(&user).into_iter().flatten().filter_map(Weak::upgrade) {
-                session.queue.push_ephemeral(Ephemeral::Presence(user), frame.clone());
-            }
+        self.tells = false;
+        self.tell_others();
+        for (user, presence) in self.view.take_news() {
+            self.push(user, presence);
         }
     }
 
-    fn sweep(&mut self, myself: &ActorRef<PresenceMsg>) {
+    /// Tells the other nodes what changed here.
+    fn tell_others(&mut self) {
+        // When the node stops its sessions end, but their users are on their way to another one.
+        if self.hub.writing.is_cancelled() {
+            return;
+        }
+        let (Some(cluster), Some(voice)) = (self.hub.cluster.clone(), &mut self.view.voice) else { return };
+        let changes = voice.changes(&self.view.here);
+        self.show_version();
+        for changes in changes {
+            cluster.say(To::Everyone, &Message::Presence(changes));
+        }
+    }
+
+    /// Has the beats say what was told last.
+    fn show_version(&self) {
+        if let (Some(cluster), Some(voice)) = (&self.hub.cluster, &self.view.voice) {
+            cluster.presence.store(voice.version(), Ordering::Release);
+        }
+    }
+
+    /// Takes what another node says.
+    fn hear(&mut self, node: NodeId, word: Word) {
+        let now = Instant::now();
+        let touched = match word {
+            Word::Beat(version) => {
+                self.view.peers.beat(node, version, now);
+                Vec::new()
+            }
+            Word::Changes(changes) => self.view.peers.changes(node, changes, now),
+            Word::All(all) => self.view.peers.all(node, all, now),
+            Word::Ask => return self.tell_all(node),
+            Word::Active(user) => return self.active(user),
+        };
+        self.view.changed(touched);
+        self.ask();
+    }
+
+    /// Tells a node all who are here.
+    fn tell_all(&mut self, node: NodeId) {
+        self.tell_others();
+        let (Some(cluster), Some(voice)) = (&self.hub.cluster, &self.view.voice) else { return };
+        if voice.has_news() {
+            return;
+        }
+        for part in voice.all(&self.view.here) {
+            cluster.say(To::Node(node), &Message::PresenceAll(part));
+        }
+    }
+
+    fn look_at_peers(&mut self) {
+        let Some(cluster) = &self.hub.cluster else { return };
+        let linger = Duration::from_secs(self.hub.config.presence.linger_s);
+        let touched = self.view.peers.look(|node| cluster.lease(node), linger, Instant::now());
+        self.view.changed(touched);
+        self.ask();
+    }
+
+    /// Asks the nodes of whom something is missing.
+    fn ask(&mut self) {
+        let Some(cluster) = &self.hub.cluster else { return };
+        for node in self.view.peers.due(Instant::now()) {
+            metrics::counter!("colink_presence_asks_total").increment(1);
+            cluster.say(To::Node(node), &Message::PresenceAsk);
+        }
+    }
+
+    fn sweep(&mut self) {
         let now = self.hub.clock.now();
+        self.active_beside.clear();
         let idle_after = i64::try_from(self.hub.config.presence.idle_after_s).unwrap_or(i64::MAX);
         if idle_after > 0 {
-            for (user, shown) in self.table.turn_idle(now, idle_after) {
-                self.note(myself, user, Some(shown));
+            for (user, shown) in self.view.here.turn_idle(now, idle_after) {
+                self.note(user, Some(shown));
             }
         }
-        metrics::gauge!("colink_users_online").set(self.table.len() as f64);
+        let (elsewhere, unknown) = self.view.peers.count();
+        metrics::gauge!("colink_users_online").set(self.view.here.len() as f64);
+        metrics::gauge!("colink_users_elsewhere").set(elsewhere as f64);
+        metrics::gauge!("colink_users_unknown").set(unknown as f64);
         metrics::gauge!("colink_sessions_alive").set(self.hub.directory.sessions_alive() as f64);
+    }
+}
+
+impl Hub {
+    /// Stores who was here, as is done every minute.
+    pub async fn remember_seen(&self) {
+        self.directory.remember_seen(LAST_WORD).await;
     }
 }

@@ -40,6 +40,17 @@ impl Table {
         self.users.is_empty()
     }
 
+    /// Returns whether a user is there.
+    #[must_use]
+    pub fn has(&self, user: UserId) -> bool {
+        self.users.contains_key(&user)
+    }
+
+    /// Returns who is there, and what others see of them.
+    pub fn all(&self) -> impl Iterator<Item = (UserId, Presence)> {
+        self.users.iter().map(|(user, entry)| (*user, entry.shown))
+    }
+
     /// Notes whether a user is there, which is a sign of them only if they were not; returns what others see now, if that
     /// changed.
     pub fn set_present(&mut self, user: UserId, present: bool, mode: PresenceMode, now: Timestamp) -> Option<Presence> {

@@ -306,10 +306,13 @@ impl Hub {
         }
     }
 
-    /// Notes that a user does something beside their sessions, if they have any: whoever is not there is not seen.
+    /// Notes that a user does something beside their sessions, if they have any, here or on another node: whoever is not there
+    /// is not seen.
     pub fn note_active_elsewhere(&self, user: UserId) {
         if let Some(session) = self.directory.a_session_of(user) {
             self.note_active(&session);
+        } else if self.cluster.is_some() {
+            self.directory.tell_presence(PresenceMsg::ActiveBeside { user });
         }
     }
 

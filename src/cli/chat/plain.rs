@@ -169,6 +169,10 @@ impl Plain {
         if before == presence {
             return Vec::new();
         }
-        vec![format!("* {} is {presence}", self.app.name(user_id))]
+        let name = self.app.name(user_id);
+        vec![match presence {
+            Presence::Unknown => format!("* whether {name} is there is not known at present"),
+            _ => format!("* {name} is {presence}"),
+        }]
     }
 }

@@ -117,6 +117,7 @@ fn dot(app: &App, user: UserId) -> &'static str {
         Some(Presence::Online) => "● ",
         Some(Presence::Dnd) => "⊖ ",
         Some(Presence::Away) => "◐ ",
+        Some(Presence::Unknown) => "? ",
         Some(Presence::Offline) | None => "○ ",
     }
 }

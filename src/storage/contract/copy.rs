@@ -99,6 +99,8 @@ async fn filled(world: &World) -> Hub {
     do_it(root, command::CreateInvite { role: None, max_uses: Some(2), expires_in_s: None }.into()).await;
     do_it(root, command::DeactivateUser { user_id: gone.user_id }.into()).await;
     do_it(bob, command::ArchiveChannel { channel_id: other }.into()).await;
+    let users = vec![(ana.user_id, world.clock.now())];
+    world.writer.write(SYSTEM, Work::Account(Account::Seen { users }), None).await.unwrap();
     for (name, days) in [("lasting", None), ("brief", Some(1))] {
         let now = world.clock.now();
         let expires_at = days.map(|days| now.plus_seconds(days * 86_400));

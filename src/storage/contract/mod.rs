@@ -16,7 +16,8 @@ use super::messages::Page;
 use super::tokens::{Secret, Token};
 use super::writer::{Limits, Reply, Work, Writer};
 use super::{
-    Db, Dialect, Options, PAGE_BYTES, Store, StoreError, apply, channels, events, messages, on, personal, tokens, users,
+    Db, Dialect, Options, PAGE_BYTES, Store, StoreError, apply, channels, events, last_seen, messages, on, personal,
+    tokens, users,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Membership, Posting};

@@ -63,6 +63,26 @@ on_both! {
         assert_eq!(prune(Ended::Tokens, now).await + prune(Ended::Invites, now).await, 0);
     }
 
+    when_somebody_was_last_seen_only_moves_on(world) {
+        let (ana, bob) = (world.user("ana", Role::Member).await.user_id, world.user("bob", Role::Member).await.user_id);
+        let keep = async |users: &[(UserId, Timestamp)]| {
+            let work = Work::Account(Account::Seen { users: users.to_vec() });
+            world.writer.write(SYSTEM, work, None).await.unwrap();
+        };
+        let seen = async || {
+            let seen = last_seen::of(&mut world.store.read().await.unwrap(), &[ana, bob]).await.unwrap();
+            let of = |user| seen.iter().find(|(known, _)| *known == user).map(|(_, at)| *at);
+            [of(ana), of(bob)]
+        };
+        assert_eq!(seen().await, [None, None]);
+        let at = |s| Timestamp(1_790_000_000_000_007).plus_seconds(s);
+        keep(&[(ana, at(0))]).await;
+        keep(&[(ana, at(-60)), (bob, at(5))]).await;
+        assert_eq!(seen().await, [Some(at(0)), Some(at(5))]);
+        keep(&[(ana, at(60)), (bob, at(4))]).await;
+        assert_eq!(seen().await, [Some(at(60)), Some(at(5))]);
+    }
+
     a_sign_in_is_stored_only_while_what_it_was_given_for_still_holds(world) {
         let (root, mia) = (world.user("root", Role::Admin).await, world.user("mia", Role::Member).await);
         let signs_in = async |caller: Principal, user: Principal, proof: Proof| {
