@@ -210,6 +210,38 @@ async fn the_statuses_of_many_end_and_not_a_hundred_at_a_turn() {
     .await;
 }
 
+#[tokio::test]
+async fn a_session_that_comes_late_gets_what_was_sent_since_it_looked() {
+    let world = World::open(|_| {}).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let room = world.channel(ana, "room", &[bob]).await;
+    let mut ear = world.listen(ana, 1).await;
+    let mut last = 0;
+    for n in 0..5 {
+        last = world.post(ana, room, &format!("{n}")).await.seq;
+    }
+    ear.hears(room, last - 4, last).await;
+    // As if it had looked three messages ago, and one that was sent to nobody any more.
+    let mut late = world.listen(bob, 2).await;
+    let known = last - 3;
+    let subscribe = |session: &Ear| ChannelMsg::Subscribe(Arc::clone(&session.session), known);
+    world.hub.tell(room.into(), subscribe(&late));
+    late.hears(room, known + 1, last).await;
+
+    world.panic(room);
+    until(async || (world.stats(room).await.sessions == 2).then_some(())).await;
+    world.hub.tell(room.into(), subscribe(&late));
+    let told = until(async || {
+        let mut told = String::new();
+        late.session
+            .queue
+            .take(2, usize::MAX, |s, bytes| told.push_str(std::str::from_utf8(&text_of(s, bytes)).unwrap()));
+        told.contains("lagged").then_some(told)
+    });
+    let missed = format!(r#"{{"from":{},"to":{last}}}"#, known + 1);
+    assert!(told.await.contains(&missed));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_that_panics_comes_back_and_misses_nothing() {
     let world = World::open(|config| config.channels.restarts = 10_000).await;

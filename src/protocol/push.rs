@@ -48,6 +48,18 @@ impl Batch {
         Arc::new(Batch { stream, frames, bytes, committed, parts: Default::default() })
     }
 
+    /// Returns the number of its first event.
+    #[must_use]
+    pub fn first(&self) -> Option<i64> {
+        self.frames.first().map(|frame| frame.seq)
+    }
+
+    /// Returns the number of its last event.
+    #[must_use]
+    pub fn last(&self) -> Option<i64> {
+        self.frames.last().map(|frame| frame.seq)
+    }
+
     /// Returns what of it a session is sent that wants `reactions`, and `others`; nothing, if that is nothing.
     #[must_use]
     pub fn part(self: &Arc<Self>, others: bool, reactions: bool) -> Option<Arc<Self>> {

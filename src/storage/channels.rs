@@ -3,7 +3,7 @@
 use super::apply::Scope;
 use super::{Db, StoreError, by_dialect, from_row, holds, on, personal};
 use crate::domain::channel::{Channel, ChannelKind, ChannelRole, Member, Membership};
-use crate::domain::id::{ChannelId, StreamId, UserId};
+use crate::domain::id::{ChannelId, UserId};
 use crate::domain::permission::{ChannelFacts, Standing};
 use crate::domain::user::Role;
 
@@ -187,19 +187,6 @@ pub async fn membership(db: &mut Db, user: UserId, channel: ChannelId) -> Result
     name_others(db, user, &mut found).await?;
     let [found] = found;
     Ok(Some(found))
-}
-
-/// Returns the identifiers of all of a user's channels.
-pub async fn ids_of_user(db: &mut Db, user: UserId) -> Result<Vec<ChannelId>, StoreError> {
-    let sql = "SELECT channel_id FROM members WHERE user_id = $1";
-    Ok(on!(db, c => sqlx::query_scalar(sql).bind(user).fetch_all(c).await?))
-}
-
-/// Returns all streams that a user hears, with their heads: the user's channels, the user's own stream and the workspace's.
-pub async fn heads_of_user(db: &mut Db, user: UserId) -> Result<Vec<(StreamId, i64)>, StoreError> {
-    let sql = "SELECT s.id, s.last_seq FROM members m JOIN streams s ON s.id = m.channel_id WHERE m.user_id = $1 \
-               UNION ALL SELECT id, last_seq FROM streams WHERE id = $1 OR id = $2";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(StreamId::WORKSPACE).fetch_all(c).await?))
 }
 
 /// Returns a channel's members by identifier, those behind `after`, at most `limit`.

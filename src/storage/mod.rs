@@ -12,6 +12,7 @@
 pub mod accounts;
 pub mod apply;
 pub mod cache;
+pub mod catch_up;
 pub mod channels;
 #[cfg(test)]
 mod contract;
@@ -374,6 +375,7 @@ impl Store {
 
     /// Returns a connection for reading. What is written and committed before is seen.
     pub async fn read(&self) -> Result<Db, StoreError> {
+        metrics::counter!("colink_database_reads_total").increment(1);
         Ok(match self {
             Store::Postgres { readers, .. } => Db::Postgres(readers.acquire().await?),
             Store::Sqlite { readers, .. } => Db::Sqlite(readers.acquire().await?),

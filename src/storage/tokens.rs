@@ -91,25 +91,32 @@ from_row!(Identity, row => Identity {
     version: row.try_get("version")?,
 });
 
-/// A valid sign-in of an active user, found by one column.
+/// A valid sign-in of an active user, found by one column; the last is the time.
 macro_rules! valid {
-    ($by:literal) => {
+    ($by:literal, $value:literal, $now:literal) => {
         concat!(
-            "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role, u.version FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.",
+            "SELECT t.id, t.user_id, t.expires_at, t.slides, u.role, u.version, u.presence_mode FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.",
             $by,
-            " = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > $2) AND u.deactivated_at IS NULL"
+            " = ",
+            $value,
+            " AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > ",
+            $now,
+            ") AND u.deactivated_at IS NULL"
         )
     };
 }
+pub(super) use valid;
 
 /// Returns who a token speaks for, if it is valid at `now` and its user active.
 pub async fn identify(db: &mut Db, hash: &[u8; 32], now: Timestamp) -> Result<Option<Identity>, StoreError> {
-    Ok(on!(db, c => sqlx::query_as(valid!("token_hash")).bind(&hash[..]).bind(now).fetch_optional(c).await?))
+    Ok(
+        on!(db, c => sqlx::query_as(valid!("token_hash", "$1", "$2")).bind(&hash[..]).bind(now).fetch_optional(c).await?),
+    )
 }
 
 /// Returns what a sign-in stands for, if it is valid at `now` and its user active.
 pub async fn standing(db: &mut Db, id: TokenId, now: Timestamp) -> Result<Option<Identity>, StoreError> {
-    Ok(on!(db, c => sqlx::query_as(valid!("id")).bind(id).bind(now).fetch_optional(c).await?))
+    Ok(on!(db, c => sqlx::query_as(valid!("id", "$1", "$2")).bind(id).bind(now).fetch_optional(c).await?))
 }
 
 /// Stores a sign-in.

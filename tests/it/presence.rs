@@ -166,6 +166,16 @@ async fn who_has_another_device_stays_online() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_to_be_disturbed_never_shows_as_online_on_the_way_in() {
+    let world = World::start().await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let mut screen = watches(&bob, &ana).await;
+    shows(&ana, PresenceMode::Dnd).await;
+    let _laptop = ana.connects().await;
+    assert!(!told_before(&mut screen, &ana, "dnd").await.contains(&json!("online")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_idle_is_back_with_another_device_and_not_with_one_that_connects_again() {
     let clock = standing_clock();
     let world = World::at(Database::Sqlite, clock.clone(), |config| {

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use colink::client::{Gateway, Options, Start, Step};
+use colink::client::{Client, Gateway, Options, Start, Step};
 use colink::clock::Clock;
 use colink::domain::command as c;
 use colink::domain::id::{ChannelId, SessionId, StreamId};
 use colink::domain::user::{Presence, PresenceMode, Role};
 use serde_json::{Value, json};
 
+use crate::binary::{Serving, run_json};
+use crate::http::Http;
 use crate::socket::Socket;
 use crate::world::{Database, LIMIT, Person, World, eventually, message, nobody, on_both, within};
 
@@ -382,7 +384,7 @@ async fn the_client_misses_nothing_of_its_own_stream_the_workspace_and_channels_
     let (ana, bob) = (world.user("ana").await, world.user("bob").await);
     let general = world.channel("general", &[&ana, &bob]).await;
     let mut gateway = bob.gateway().await;
-    let client = colink::client::Client::new(&world.url).unwrap().with_token(&bob.token);
+    let client = Client::new(&world.url).unwrap().with_token(&bob.token);
     ana.says(general, "seen").await;
     let mut told = Vec::new();
     until_told(&mut gateway, &client, &mut told, "message.created").await;
@@ -409,12 +411,7 @@ async fn the_client_misses_nothing_of_its_own_stream_the_workspace_and_channels_
 }
 
 /// Applies what comes, gaps and all, until an event of this kind was applied.
-async fn until_told(
-    gateway: &mut Gateway,
-    client: &colink::client::Client,
-    told: &mut Vec<(StreamId, i64, String)>,
-    kind: &str,
-) {
+async fn until_told(gateway: &mut Gateway, client: &Client, told: &mut Vec<(StreamId, i64, String)>, kind: &str) {
     within(kind, async {
         while told.iter().all(|(_, _, told)| told != kind) {
             let event = gateway.next_event().await.unwrap();
@@ -530,4 +527,49 @@ async fn an_answer_that_comes_late_is_taken_for_no_other() {
         let read = gateway.call(c::MarkRead { channel_id: general, seq: 1 }).await;
         assert_eq!(read.unwrap_or_else(|error| panic!("{n}: {error}")).channel.id, general);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn coming_back_to_another_node_costs_two_reads_at_most() {
+    let data = tempfile::tempdir().unwrap();
+    let first = Serving::start(data.path(), &[]);
+    run_json(data.path(), &["user", "add", "ana", "--admin"]);
+    let token = run_json(data.path(), &["token", "add", "--user", "ana"])["token"].as_str().unwrap().to_owned();
+    let ana = Client::new(&first.url).unwrap().with_token(&token);
+    let mut channels = Vec::new();
+    for n in 0..12 {
+        let (name, members) = (format!("room-{n}"), Vec::new());
+        let create = c::CreateChannel { name, private: true, topic: String::new(), purpose: String::new(), members };
+        channels.push(ana.create_channel(&create).await.unwrap().id);
+    }
+    let tokens: Vec<String> = (0..10)
+        .map(|_| run_json(data.path(), &["token", "add", "--user", "ana"])["token"].as_str().unwrap().to_owned())
+        .collect();
+    let gateway = Gateway::connect(&first.url, &token, Options::default()).await.unwrap();
+    let position = gateway.position();
+    for channel in &channels {
+        for n in 0..4 {
+            ana.send(*channel, &n.to_string(), None).await.unwrap();
+        }
+    }
+    drop(first);
+
+    let second = Serving::start(data.path(), &[]);
+    let reads = async || {
+        let metrics = Http::new(&second.url, None).get("/metrics").await.text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("colink_database_reads_total ")).unwrap();
+        line.parse::<usize>().unwrap()
+    };
+    let before = reads().await;
+    for token in &tokens {
+        let mut gateway = Gateway::resume_from(&second.url, token, Options::default(), position.clone()).await.unwrap();
+        assert!(matches!(&gateway.start, Start::Resumed(48)), "{:?}", gateway.start);
+        for _ in 0..48 {
+            let event = within("what was missed", gateway.next_event()).await.unwrap();
+            assert_eq!(gateway.cursors.offer(&event), Step::Apply);
+        }
+    }
+    // The server reads a little for itself, too.
+    let spent = reads().await - before;
+    assert!(spent <= 2 * tokens.len() + 5, "{spent} reads for {} who came back", tokens.len());
 }

@@ -42,8 +42,8 @@ pub enum ChannelMsg {
         /// What bounds those of other nodes that wait.
         credit: Option<Credit>,
     },
-    /// Let a session hear from now on.
-    Subscribe(Arc<SessionHandle>),
+    /// Let a session hear what is behind this number, and from now on.
+    Subscribe(Arc<SessionHandle>, i64),
     /// Tell the others that somebody is typing.
     Typing {
         /// Who.
@@ -120,7 +120,7 @@ impl Actor for Channel {
                 state.committed(&myself, events, at).await;
                 drop(credit);
             }
-            ChannelMsg::Subscribe(session) => state.subscribe(session),
+            ChannelMsg::Subscribe(session, known) => state.subscribe(session, known),
             ChannelMsg::Typing { user, thread_seq, credit } => {
                 state.typing(user, thread_seq).await;
                 drop(credit);
@@ -158,7 +158,7 @@ impl State {
             let (audience, delivered) = loaded.await?;
             let mut room = Room::new(self.stream, audience, delivered);
             let listening: Vec<_> = room.audience().flat_map(|user| self.hub.directory.sessions_of(user)).collect();
-            listening.into_iter().for_each(|session| room.subscribe(session));
+            listening.into_iter().for_each(|session| room.subscribe(session, delivered));
             self.room = Some(room);
         }
         Ok(self.room.as_mut().expect("it was just loaded"))
@@ -219,7 +219,7 @@ impl State {
             for user in room.take_joined() {
                 for session in self.hub.directory.sessions_of(user) {
                     session.hears(self.slot.clone(), event.seq);
-                    room.subscribe(session);
+                    room.subscribe(session, event.seq);
                 }
             }
             self.flush();
@@ -314,10 +314,11 @@ impl State {
         metrics::counter!("colink_deliveries_total").increment(deliveries as u64);
     }
 
-    fn subscribe(&mut self, session: Arc<SessionHandle>) {
-        // A room that is not loaded finds the session in the directory when it is.
-        if let Some(room) = &mut self.room {
-            room.subscribe(session);
+    fn subscribe(&mut self, session: Arc<SessionHandle>, known: i64) {
+        match &mut self.room {
+            Some(room) => room.subscribe(session, known),
+            // It finds the session in the directory when it is loaded, and then goes on behind this.
+            None => session.missed(self.stream, known, self.slot.delivered.load(Ordering::Acquire)),
         }
     }
 
@@ -335,7 +336,7 @@ impl State {
 
     fn stop_if_idle(&mut self, myself: &ActorRef<ChannelMsg>) {
         if let Some(room) = &mut self.room {
-            room.forget_ended();
+            room.tidy_up();
         }
         // One that was never loaded had nobody to tell, or stands for a channel that does not exist.
         let idle = match self.room {

@@ -1,6 +1,6 @@
 //! A channel's memory: who hears it, how far it was delivered, what waits to go out. Pure: no I/O, no clock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,9 @@ use super::super::session::SessionHandle;
 
 /// The most events that go out as one batch.
 const BATCH_MAX: usize = 256;
+/// How much of what was sent is kept for those who are just coming.
+const RECENT_EVENTS: usize = 64;
+const RECENT_BYTES: usize = 32 * 1_024;
 /// What one delivery costs, roughly: how long gathering pays grows with the number of receivers.
 const COST_OF_DELIVERY: Duration = Duration::from_micros(8);
 
@@ -39,6 +42,8 @@ pub struct Room {
     sessions: Vec<Arc<SessionHandle>>,
     delivered: i64,
     waiting: Vec<Encoded>,
+    /// What was sent last, without a hole, up to what waits.
+    recent: VecDeque<Arc<Batch>>,
     oldest: Option<Instant>,
     flushed: Option<Instant>,
     /// Users who came in or left with the events that wait.
@@ -57,6 +62,7 @@ impl Room {
             sessions: Vec::new(),
             delivered,
             waiting: Vec::new(),
+            recent: VecDeque::new(),
             oldest: None,
             flushed: None,
             joined: Vec::new(),
@@ -87,16 +93,30 @@ impl Room {
         &self.sessions
     }
 
-    /// Lets a session hear, if its user may; again is the same as once.
-    pub fn subscribe(&mut self, session: Arc<SessionHandle>) {
-        if self.has_member(session.user_id) && self.sessions.iter().all(|s| s.id != session.id) {
+    /// Lets a session hear, if its user may, of which all is known up to a number: it gets what was sent since, or is told
+    /// that it missed it. Again is the same as once.
+    pub fn subscribe(&mut self, session: Arc<SessionHandle>, known: i64) {
+        if !self.has_member(session.user_id) {
+            return;
+        }
+        let sent = self.delivered - self.waiting.len() as i64;
+        if known < sent {
+            match self.recent.front() {
+                Some(first) if first.first() <= Some(known + 1) => {
+                    self.recent.iter().filter(|batch| batch.last() > Some(known)).for_each(|batch| session.push(batch));
+                }
+                _ => session.missed(self.stream, known, sent),
+            }
+        }
+        if self.sessions.iter().all(|s| s.id != session.id) {
             self.sessions.push(session);
         }
     }
 
-    /// Forgets the sessions that have ended.
-    pub fn forget_ended(&mut self) {
+    /// Forgets the sessions that have ended, and what nobody is just coming for.
+    pub fn tidy_up(&mut self) {
         self.sessions.retain(|session| !session.ended());
+        self.recent.clear();
     }
 
     /// Takes in a committed event.
@@ -115,6 +135,8 @@ impl Room {
         if !self.sessions.is_empty() || !self.joined.is_empty() {
             self.oldest = self.oldest.or(at);
             self.waiting.push(push::encode(event));
+        } else {
+            self.recent.clear();
         }
         Heard::Next
     }
@@ -205,6 +227,7 @@ impl Room {
             for session in &self.sessions {
                 session.push(&batch);
             }
+            self.keep(batch);
         }
         self.oldest = None;
         if !self.left.is_empty() {
@@ -212,6 +235,18 @@ impl Room {
             self.sessions.retain(|session| !left.contains(&session.user_id));
         }
         deliveries
+    }
+
+    fn keep(&mut self, batch: Arc<Batch>) {
+        self.recent.push_back(batch);
+        let size = |recent: &VecDeque<Arc<Batch>>| {
+            recent.iter().fold((0, 0), |(events, bytes), batch| (events + batch.frames.len(), bytes + batch.bytes))
+        };
+        while let (events, bytes) = size(&self.recent)
+            && (events > RECENT_EVENTS || bytes > RECENT_BYTES)
+        {
+            self.recent.pop_front();
+        }
     }
 }
 

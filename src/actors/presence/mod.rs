@@ -60,6 +60,8 @@ pub enum PresenceMsg {
     Opened {
         /// Whose.
         user: UserId,
+        /// What the user had chosen to be shown as, when the session was there already.
+        mode: PresenceMode,
     },
     /// A session of a user has been without a connection for too long to count, or has one again.
     Look {
@@ -182,8 +184,8 @@ impl Actor for PresenceActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PresenceMsg::Opened { user } => {
-                state.look(&myself, user);
+            PresenceMsg::Opened { user, mode } => {
+                state.look_with(user, mode);
                 state.active(user);
             }
             PresenceMsg::Look { user } => state.look(&myself, user),
@@ -191,6 +193,8 @@ impl Actor for PresenceActor {
             PresenceMsg::Active { user } => state.active(user),
             PresenceMsg::ActiveBeside { user } => state.active_beside(user),
             PresenceMsg::Profile { user, mode } | PresenceMsg::Loaded(user, mode) => {
+                // A session that is just opening may bring what was chosen before this.
+                state.look_with(user, mode);
                 let change = state.view.here.set_mode(user, mode);
                 state.note(user, change);
             }
@@ -228,12 +232,17 @@ impl Actor for PresenceActor {
 impl State {
     fn look(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
         let known = self.view.here.has(user);
-        let present = self.hub.directory.is_present(user);
-        let change = self.view.here.set_present(user, present, PresenceMode::Auto, self.hub.clock.now());
-        self.note(user, change);
-        if !known && present {
+        self.look_with(user, PresenceMode::Auto);
+        if !known && self.view.here.has(user) {
             self.load_mode(myself, user);
         }
+    }
+
+    /// Looks whether a user is there; one who was not is shown as they chose to be.
+    fn look_with(&mut self, user: UserId, mode: PresenceMode) {
+        let present = self.hub.directory.is_present(user);
+        let change = self.view.here.set_present(user, present, mode, self.hub.clock.now());
+        self.note(user, change);
     }
 
     fn active(&mut self, user: UserId) {

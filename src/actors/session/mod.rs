@@ -23,7 +23,7 @@ use super::presence::PresenceMsg;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
-use crate::domain::id::{ChannelId, SessionId, TokenId, UserId};
+use crate::domain::id::{ChannelId, SessionId, StreamId, TokenId, UserId};
 use crate::domain::permission::{self, Action};
 use crate::domain::rate::{Bucket, Rate};
 use crate::domain::user::Role;
@@ -102,6 +102,14 @@ impl SessionHandle {
     pub fn push(&self, batch: &Arc<Batch>) {
         if let Some(part) = self.wanted(batch) {
             self.queue.push(&part);
+        }
+    }
+
+    /// Notes that of a stream it knows all up to one number, and hears what comes behind another: its client is told to read
+    /// what is in between, if that is something.
+    pub(super) fn missed(&self, stream: StreamId, known: i64, sent: i64) {
+        if known < sent && self.wants_durable() {
+            self.queue.miss(stream, known + 1, sent);
         }
     }
 

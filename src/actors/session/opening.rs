@@ -1,11 +1,12 @@
 //! Opening a session: its place among the user's others, its ears in every channel, and the first state.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::Actor;
 
-use super::queue::{Bounds, Queue};
+use super::queue::{Bounds, Queue, READ_AHEAD};
 use super::{Attached, Session, SessionHandle};
 use crate::actors::Hub;
 use crate::actors::channel::ChannelMsg;
@@ -14,9 +15,11 @@ use crate::actors::presence::PresenceMsg;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, not_found, unavailable};
 use crate::domain::id::StreamId;
+use crate::domain::permission;
 use crate::protocol::client::Intent;
 use crate::protocol::server;
-use crate::storage::{StoreError, channels, tokens, users};
+use crate::storage::catch_up::{self, CatchUp, Heard};
+use crate::storage::{StoreError, channels, users};
 
 /// The most channels that `ready` lists; the rest is read by `GET /v1/channels`.
 pub const READY_CHANNELS_MAX: i64 = 1_000;
@@ -50,7 +53,7 @@ impl Hub {
         intents: Option<&[Intent]>,
         connection: u64,
     ) -> Result<(Attached, String), OpenError> {
-        let session = self.new_session(principal, intents, connection).await?;
+        let (session, _) = self.new_session(principal, intents, connection, &HashMap::new()).await?;
         let text = self.ready(&session).await;
         match text {
             Ok(text) => Ok((session, text)),
@@ -61,13 +64,14 @@ impl Hub {
         }
     }
 
-    /// Makes a session that hears its channels.
+    /// Makes a session that hears its channels. Returns it with what there was behind the cursors by then.
     pub(super) async fn new_session(
         self: &Arc<Self>,
         principal: Principal,
         intents: Option<&[Intent]>,
         connection: u64,
-    ) -> Result<Attached, OpenError> {
+        cursors: &HashMap<StreamId, i64>,
+    ) -> Result<(Attached, CatchUp), OpenError> {
         let gateway = &self.config.gateway;
         let bounds = Bounds {
             events: gateway.queue_events,
@@ -96,44 +100,57 @@ impl Hub {
         if self.draining.is_cancelled() {
             self.ask_to_reconnect(&session);
         }
-        self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
-        if let Err(error) = self.hear_channels(&session).await {
-            session.end();
-            return Err(error.into());
+        match self.hear_channels(&session, cursors).await {
+            Ok(read) => {
+                self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id, mode: read.mode });
+                Ok((session, read))
+            }
+            Err(error) => {
+                session.end();
+                Err(error.into())
+            }
         }
-        Ok(session)
     }
 
-    /// Lets a session hear every channel that lives; one that is started later finds the session in the directory.
+    /// Lets a session hear every channel that lives; one that is started later finds the session in the directory. What was
+    /// delivered between the look at the store and that, the channel delivers to it again.
     ///
     /// What its caller was believed to be may be old by now. A sign-in that ends, or a role that changes, from here on is
     /// told to the session, which is in the directory; what happened before, the store knows. What was told while the store
     /// was asked may be newer than its answer, so it is asked again.
-    async fn hear_channels(&self, session: &Arc<SessionHandle>) -> Result<(), StoreError> {
+    async fn hear_channels(
+        &self,
+        session: &Arc<SessionHandle>,
+        cursors: &HashMap<StreamId, i64>,
+    ) -> Result<CatchUp, StoreError> {
         let mut db = self.store.read().await?;
-        for look in 1.. {
+        let mut looks = 0;
+        let read = loop {
             let mark = self.cache.mark_identity();
-            let sign_in = tokens::standing(&mut db, session.token_id, self.clock.now()).await?;
-            let sign_in = sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
+            let limit = READ_AHEAD as i64;
+            let read = catch_up::read(&mut db, session.principal(), cursors, limit, self.clock.now()).await?;
+            let sign_in = read.sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
             session.set_role(sign_in.principal.role);
             session.note_version(sign_in.version);
             session.set_sign_in_ends(sign_in.expires_at);
             if self.cache.mark_identity() == mark {
-                break;
+                break read;
             }
-            if look == LOOKS {
+            looks += 1;
+            if looks == LOOKS {
                 return Err(unavailable("too many roles and sign-ins change at the moment: try again").into());
             }
-        }
-        let heads = channels::heads_of_user(&mut db, session.user_id).await?;
+        };
         drop(db);
-        for (stream, head) in heads {
-            session.hears(self.directory.slot_or_new(stream), head);
-            if let Some(actor) = self.directory.slot(stream).and_then(|slot| slot.actor()) {
-                let _ = actor.cast(ChannelMsg::Subscribe(session.clone()));
+        for Heard { stream, head, .. } in &read.streams {
+            let slot = self.directory.slot_or_new(*stream);
+            session.hears(slot.clone(), *head);
+            let may_hear = *stream != StreamId::WORKSPACE || permission::sees_everybody(session.principal().role);
+            if let Some(actor) = slot.actor().filter(|_| may_hear) {
+                let _ = actor.cast(ChannelMsg::Subscribe(session.clone(), *head));
             }
         }
-        Ok(())
+        Ok(read)
     }
 
     async fn ready(&self, session: &SessionHandle) -> Result<String, StoreError> {

@@ -197,7 +197,7 @@ impl Inner {
                 if batch.stream == busiest {
                     self.waiting_events -= batch.frames.len();
                     self.waiting_bytes -= batch.bytes;
-                    self.note_lag(&batch);
+                    self.note_lag_of(&batch);
                 } else {
                     self.waiting.push_back(batch);
                 }
@@ -209,11 +209,15 @@ impl Inner {
         self.waiting_events > events || self.waiting_bytes > bytes
     }
 
-    fn note_lag(&mut self, batch: &Batch) {
-        let (Some(first), Some(last)) = (batch.frames.first(), batch.frames.last()) else { return };
-        let lagged = self.lagged.get_or_insert_default();
-        let range = lagged.entry(batch.stream).or_insert((first.seq, last.seq));
-        *range = (range.0.min(first.seq), range.1.max(last.seq));
+    fn note_lag(&mut self, stream: StreamId, first: i64, last: i64) {
+        let range = self.lagged.get_or_insert_default().entry(stream).or_insert((first, last));
+        *range = (range.0.min(first), range.1.max(last));
+    }
+
+    fn note_lag_of(&mut self, batch: &Batch) {
+        if let (Some(first), Some(last)) = (batch.first(), batch.last()) {
+            self.note_lag(batch.stream, first, last);
+        }
     }
 
     fn enqueue(&mut self, batch: Arc<Batch>) {
@@ -264,7 +268,7 @@ impl Queue {
                 return;
             }
             if inner.lagged.as_ref().is_some_and(|l| l.contains_key(&batch.stream)) {
-                inner.note_lag(batch);
+                inner.note_lag_of(batch);
                 return;
             }
             inner.enqueue(batch.clone());
@@ -277,6 +281,16 @@ impl Queue {
             } else if inner.waits_beyond(bounds.events, bounds.bytes) {
                 metrics::counter!("colink_session_lagged_total").increment(1);
                 inner.shed(bounds);
+            }
+        });
+    }
+
+    /// Notes that these events of a stream passed the session by: its client is told to read them, when all is out that waits.
+    pub fn miss(&self, stream: StreamId, first: i64, last: i64) {
+        self.with(|inner| {
+            if !inner.overflowed && !inner.is_over() {
+                metrics::counter!("colink_session_lagged_total").increment(1);
+                inner.note_lag(stream, first, last);
             }
         });
     }

@@ -11,12 +11,14 @@ use super::queue::READ_AHEAD;
 use super::{Attached, OpenError, SessionHandle};
 use crate::actors::Hub;
 use crate::domain::command::Principal;
-use crate::domain::id::{ChannelId, StreamId};
+use crate::domain::event::Event;
+use crate::domain::id::StreamId;
 use crate::domain::permission::{self, Action};
 use crate::protocol::client::Resume;
 use crate::protocol::close::CloseCode;
 use crate::protocol::push::{self, Batch};
 use crate::protocol::server::{self, Mode};
+use crate::storage::catch_up::Heard;
 use crate::storage::{StoreError, channels, events};
 
 /// The most events of the log that are read at once.
@@ -73,15 +75,12 @@ impl Hub {
         resume: &Resume,
         connection: u64,
     ) -> Result<Resumed, OpenError> {
-        let session = self.new_session(principal, resume.intents.as_deref(), connection).await?;
-        let missed = match self.missed(session.principal(), &resume.cursors).await {
-            Ok(missed) => missed,
-            Err(error) => {
-                session.end();
-                return Err(error.into());
-            }
-        };
-        match missed {
+        if resume.cursors.values().any(|cursor| *cursor < 0) {
+            return Ok(Resumed::BadCursor);
+        }
+        let (session, read) =
+            self.new_session(principal, resume.intents.as_deref(), connection, &resume.cursors).await?;
+        match self.missed(session.principal(), &read.streams, &resume.cursors) {
             Missed::All(mut ranges) => {
                 if !session.wants_durable() {
                     ranges.clear();
@@ -90,13 +89,15 @@ impl Hub {
                 let replayed = ranges.iter().map(Range::events).sum();
                 session.queue.expect_pages(replayed);
                 let text = server::resumed(session.id, session.queue.last_s(), replayed, Mode::Log);
-                let reading = self.clone().replay(session.clone(), ranges);
-                if replayed <= READ_AHEAD {
-                    // There is room for all of it, so this does not wait.
-                    reading.await;
-                } else {
+                for page in read.events.chunk_by(|a, b| a.stream == b.stream) {
+                    if let Some(range) = ranges.iter_mut().find(|range| range.stream == page[0].stream) {
+                        range.replay(&session, page);
+                    }
+                }
+                ranges.retain(|range| range.events() > 0);
+                if !ranges.is_empty() {
                     // Ends with the session, at the latest.
-                    tokio::spawn(reading);
+                    tokio::spawn(self.clone().replay(session.clone(), ranges));
                 }
                 Ok(Resumed::Yes { session, text })
             }
@@ -112,46 +113,27 @@ impl Hub {
         }
     }
 
-    /// Reads what was missed behind the cursors. Streams that the user may no longer read are left out: the client
+    /// Returns what was missed behind the cursors. Streams that the user may no longer read are left out: the client
     /// learns from its own stream that it is no longer in them.
-    async fn missed(&self, who: Principal, cursors: &HashMap<StreamId, i64>) -> Result<Missed, StoreError> {
-        let user = who.user_id;
-        let mut db = self.store.read().await?;
-        let streams: Vec<StreamId> = cursors.keys().copied().collect();
-        let heads: HashMap<StreamId, i64> = events::heads(&mut db, &streams).await?.into_iter().collect();
-        let mine: std::collections::HashSet<ChannelId> =
-            channels::ids_of_user(&mut db, user).await?.into_iter().collect();
-        let may_read = |stream: StreamId| match stream {
-            StreamId::WORKSPACE => permission::sees_everybody(who.role),
-            stream => stream == user.into() || mine.contains(&stream.into()),
+    fn missed(&self, who: Principal, streams: &[Heard], cursors: &HashMap<StreamId, i64>) -> Missed {
+        let may_read = |stream| stream != StreamId::WORKSPACE || permission::sees_everybody(who.role);
+        let behind = |heard: &Heard| Some((*heard, *cursors.get(&heard.stream)?));
+        let readable: Vec<_> = streams.iter().filter(|heard| may_read(heard.stream)).filter_map(behind).collect();
+        if readable.iter().any(|(heard, after)| *after > heard.head) {
+            return Missed::Never;
+        }
+        let gateway = &self.config.gateway;
+        let total: i64 = readable.iter().map(|(heard, after)| heard.head - after).sum();
+        let oldest = self.clock.now().plus_seconds(-i64::from(gateway.replay_days) * 86_400);
+        let is_old = |(heard, after): &(Heard, i64)| {
+            let since = heard.missed_since;
+            heard.head > *after && since.is_none_or(|since| gateway.replay_days > 0 && since < oldest)
         };
-        let readable: HashMap<StreamId, i64> =
-            heads.iter().filter(|(stream, _)| may_read(**stream)).map(|(s, head)| (*s, *head)).collect();
-        let mut total = 0;
-        for (stream, head) in &readable {
-            if !(0..=*head).contains(&cursors[stream]) {
-                return Ok(Missed::Never);
-            }
-            total += head - cursors[stream];
+        if (gateway.replay_events > 0 && total > gateway.replay_events as i64) || readable.iter().any(is_old) {
+            return Missed::TooMuch(readable.into_iter().map(|(heard, _)| (heard.stream, heard.head)).collect());
         }
-        let most = self.config.gateway.replay_events as i64;
-        if most > 0 && total > most {
-            return Ok(Missed::TooMuch(readable));
-        }
-        let days = self.config.gateway.replay_days;
-        let oldest = self.clock.now().plus_seconds(-i64::from(days) * 86_400);
-        let mut ranges = Vec::new();
-        for (stream, head) in &readable {
-            let after = cursors[stream];
-            if after == *head {
-                continue;
-            }
-            if days > 0 && events::after(&mut db, *stream, after, 1).await?.iter().any(|event| event.at < oldest) {
-                return Ok(Missed::TooMuch(readable));
-            }
-            ranges.push(Range { stream: *stream, after, head: *head });
-        }
-        Ok(Missed::All(ranges))
+        let range = |(heard, after): (Heard, i64)| Range { stream: heard.stream, after, head: heard.head };
+        Missed::All(readable.into_iter().map(range).filter(|range| range.events() > 0).collect())
     }
 
     /// Reads what was missed, page by page, as the client takes it.
@@ -163,15 +145,9 @@ impl Hub {
                     return;
                 }
                 match self.store.in_time(self.page(session.principal(), &range)).await {
-                    Ok(Some(page)) => {
-                        let read = page.frames.len();
-                        range.after = page.frames.last().map_or(range.head, |event| event.seq);
-                        session.queue.push_page(session.wanted(&page), read);
+                    Ok(page) => {
+                        range.replay(&session, &page);
                         since = Instant::now();
-                    }
-                    Ok(None) => {
-                        session.queue.push_page(None, range.events());
-                        break;
                     }
                     Err(error) if since.elapsed() < PATIENCE => {
                         let (user, id) = (session.user_id, session.id);
@@ -185,12 +161,12 @@ impl Hub {
     }
 
     /// Reads the next page of a stream; nothing if the user may no longer read it.
-    async fn page(&self, who: Principal, range: &Range) -> Result<Option<Arc<Batch>>, StoreError> {
+    async fn page(&self, who: Principal, range: &Range) -> Result<Vec<Event>, StoreError> {
         let (user, stream) = (who.user_id, range.stream);
         let mut db = self.store.read().await?;
         if stream == StreamId::WORKSPACE {
             if !permission::sees_everybody(who.role) {
-                return Ok(None);
+                return Ok(Vec::new());
             }
         } else if stream != user.into() {
             let facts = channels::facts(&mut db, user, stream.into()).await?;
@@ -198,12 +174,10 @@ impl Hub {
                 facts.who.channel_role.is_some() && permission::allows(facts.who, Action::Read, facts.channel).is_ok()
             });
             if !may_read {
-                return Ok(None);
+                return Ok(Vec::new());
             }
         }
-        let read = events::after(&mut db, stream, range.after, PAGE.min(range.head - range.after)).await?;
-        let frames: Vec<_> = read.iter().map(push::encode).collect();
-        Ok((!frames.is_empty()).then(|| Batch::new(stream, frames, None)))
+        events::after(&mut db, stream, range.after, PAGE.min(range.head - range.after)).await
     }
 }
 
@@ -219,6 +193,18 @@ struct Range {
 impl Range {
     fn events(&self) -> usize {
         usize::try_from(self.head - self.after).unwrap_or(0)
+    }
+
+    /// Hands the next events to a session; none means that there are no more to be had.
+    fn replay(&mut self, session: &SessionHandle, events: &[Event]) {
+        let Some(last) = events.last() else {
+            session.queue.push_page(None, self.events());
+            self.after = self.head;
+            return;
+        };
+        self.after = last.seq;
+        let page = Batch::new(self.stream, events.iter().map(push::encode).collect(), None);
+        session.queue.push_page(session.wanted(&page), events.len());
     }
 }
 

@@ -32,6 +32,10 @@ impl Meter {
                 let mut scope = Scope { db, now: self.now, caller, events: Vec::new(), revoked: Vec::new() };
                 apply::apply(&mut scope, command).await.unwrap();
             }
+            Ask::CatchUp(channel, after) => {
+                let cursors = [((*channel).into(), *after)].into();
+                drop(catch_up::read(db, caller, &cursors, 64, self.now).await.unwrap())
+            }
             Ask::EndedStatuses => drop(users::ended_status(db, self.now).await.unwrap()),
             Ask::Replies(channel, thread, after) => {
                 drop(messages::history(db, *channel, Some(*thread), Page::After(*after), 10).await.unwrap())
@@ -48,6 +52,8 @@ impl Meter {
 enum Ask {
     Command(Command),
     EndedStatuses,
+    /// What is behind a number of a channel.
+    CatchUp(ChannelId, i64),
     /// A page of a thread's replies, behind one of them.
     Replies(ChannelId, i64, i64),
 }
@@ -93,6 +99,7 @@ async fn what_is_often_done_costs_the_same_however_much_is_stored() {
     asks.push((ana, Ask::Command(command::MarkRead { channel_id: direct, seq: end }.into())));
     asks.push((ana, Ask::Replies(c, quiet, first)));
     asks.push((ana, Ask::EndedStatuses));
+    asks.push((bob, Ask::CatchUp(room, 1)));
 
     let mut meter = Meter::of(&world).await;
     let mut before = Vec::new();

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::accounts::{Account, Ended, Proof, Pruned, SYSTEM};
 use super::apply::Scope;
+use super::catch_up::{self, CatchUp};
 use super::messages::Page;
 use super::tokens::{Secret, Token};
 use super::writer::{Limits, Reply, Work, Writer};
