@@ -126,7 +126,7 @@ impl Actor for Channel {
                 drop(credit);
             }
             ChannelMsg::Flush => state.flush(),
-            ChannelMsg::Recover => state.recover(&myself).await,
+            ChannelMsg::Recover => Box::pin(state.recover(&myself)).await,
             ChannelMsg::StopIfIdle => state.stop_if_idle(&myself),
             #[cfg(test)]
             ChannelMsg::Stats(reply) => state.stats(reply).await,
@@ -154,7 +154,7 @@ impl State {
     /// Its audience is that of the last delivery, whatever was committed since: whoever left in between still hears that.
     async fn room(&mut self) -> Result<&mut Room, StoreError> {
         if self.room.is_none() {
-            let loaded = self.hub.store.in_time(self.load());
+            let loaded = Box::pin(self.hub.store.in_time(self.load()));
             let (audience, delivered) = loaded.await?;
             let mut room = Room::new(self.stream, audience, delivered);
             let listening: Vec<_> = room.audience().flat_map(|user| self.hub.directory.sessions_of(user)).collect();
@@ -200,7 +200,7 @@ impl State {
             return self.retry(myself);
         }
         for event in events {
-            if self.hear(&event, Some(at)) == Heard::Gap && !self.fill_gap().await {
+            if self.hear(&event, Some(at)) == Heard::Gap && !Box::pin(self.fill_gap()).await {
                 return self.retry(myself);
             }
         }
@@ -474,5 +474,21 @@ impl Actor for Channels {
             _ => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F: Future>(_: impl FnOnce() -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    #[expect(unreachable_code, reason = "the type is what counts, so it is never made")]
+    fn a_message_costs_a_channel_little() {
+        let size = size_of_future(|| Channel.handle(unreachable!(), unreachable!(), unreachable!()));
+        assert!(size <= 512, "{size} bytes: it is boxed for every message, so box what is rarely awaited");
     }
 }

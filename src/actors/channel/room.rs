@@ -44,6 +44,8 @@ pub struct Room {
     waiting: Vec<Encoded>,
     /// What was sent last, without a hole, up to what waits.
     recent: VecDeque<Arc<Batch>>,
+    recent_events: usize,
+    recent_bytes: usize,
     oldest: Option<Instant>,
     flushed: Option<Instant>,
     /// Users who came in or left with the events that wait.
@@ -63,6 +65,8 @@ impl Room {
             delivered,
             waiting: Vec::new(),
             recent: VecDeque::new(),
+            recent_events: 0,
+            recent_bytes: 0,
             oldest: None,
             flushed: None,
             joined: Vec::new(),
@@ -116,7 +120,7 @@ impl Room {
     /// Forgets the sessions that have ended, and what nobody is just coming for.
     pub fn tidy_up(&mut self) {
         self.sessions.retain(|session| !session.ended());
-        self.recent.clear();
+        self.forget_recent();
     }
 
     /// Takes in a committed event.
@@ -135,8 +139,8 @@ impl Room {
         if !self.sessions.is_empty() || !self.joined.is_empty() {
             self.oldest = self.oldest.or(at);
             self.waiting.push(push::encode(event));
-        } else {
-            self.recent.clear();
+        } else if !self.recent.is_empty() {
+            self.forget_recent();
         }
         Heard::Next
     }
@@ -237,16 +241,21 @@ impl Room {
         deliveries
     }
 
+    /// Keeps a batch that was sent, and as few before it as may be kept.
     fn keep(&mut self, batch: Arc<Batch>) {
+        self.recent_events += batch.frames.len();
+        self.recent_bytes += batch.bytes;
         self.recent.push_back(batch);
-        let size = |recent: &VecDeque<Arc<Batch>>| {
-            recent.iter().fold((0, 0), |(events, bytes), batch| (events + batch.frames.len(), bytes + batch.bytes))
-        };
-        while let (events, bytes) = size(&self.recent)
-            && (events > RECENT_EVENTS || bytes > RECENT_BYTES)
-        {
-            self.recent.pop_front();
+        while self.recent_events > RECENT_EVENTS || self.recent_bytes > RECENT_BYTES {
+            let Some(oldest) = self.recent.pop_front() else { return };
+            self.recent_events -= oldest.frames.len();
+            self.recent_bytes -= oldest.bytes;
         }
+    }
+
+    fn forget_recent(&mut self) {
+        (self.recent_events, self.recent_bytes) = (0, 0);
+        self.recent = VecDeque::new();
     }
 }
 

@@ -31,13 +31,16 @@ Examples:
     colink load rooms --rooms 100 --room-members 20 --rate 800 --html report.html
   On Postgres, and the figures for a program:
     colink load --database postgres://colink@127.0.0.1/colink --json -
+  The same load on one node and on three that share it:
+    colink load rooms --saturate --nodes 1,3 --database postgres://colink@127.0.0.1/colink \\
+      --redis redis://127.0.0.1
   A server that runs already:
     colink load fanout --url http://127.0.0.1:8080 --admin-token TOKEN --server-pid 4242
 
 A latency counts from the time at which a message was meant to be sent, so a stall is
-charged to every message that came meanwhile. Processor time is the server's and its
-children's, and Postgres's if --database names one on this machine. The exit code is
-not zero if a message was lost, came twice, or came out of order.";
+charged to every message that came meanwhile. Processor time is that of all nodes and
+their children, and Postgres's and Redis's if --database and --redis name one on this
+machine. The exit code is not zero if a message was lost, came twice, or came out of order.";
 
 /// Measures a server: throughput, latency, processor time, memory, and that nothing is lost.
 #[derive(Clone, Debug, Args)]
@@ -59,6 +62,13 @@ pub struct LoadArgs {
     /// Another setting of the server that is started, as `section.key=value`; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "url", help_heading = "Server")]
     pub settings: Vec<String>,
+    /// How many nodes to start, each a run of its own; more than one need --database and --redis
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N", conflicts_with = "url",
+          value_parser = clap::value_parser!(u8).range(1..=16), help_heading = "Server")]
+    pub nodes: Vec<u8>,
+    /// The Redis between the nodes, as in `cluster.redis`; what is one node alone does not use it
+    #[arg(long, value_name = "URL", conflicts_with = "url", help_heading = "Server")]
+    pub redis: Option<String>,
     /// Use a server that runs already; switch its limits off first
     #[arg(long, value_name = "URL", requires = "admin_token", help_heading = "Server")]
     pub url: Option<String>,
@@ -174,6 +184,8 @@ mod tests {
         let load = Cli::parse_from(["load", "fanout", "ack", "--members", "50,10", "--saturate"]).load;
         assert_eq!(load.chosen(), [Scenario::Fanout, Scenario::Ack]);
         assert_eq!((load.people(), load.members), (50, vec![50, 10]));
+        assert_eq!(Cli::parse_from(["load", "--nodes", "1,3"]).load.nodes, [1, 3]);
+        assert!(Cli::try_parse_from(["load", "--nodes", "0"]).is_err());
         assert!(Cli::try_parse_from(["load", "--url", "http://x"]).is_err());
         assert!(Cli::try_parse_from(["load", "--rate", "5", "--saturate"]).is_err());
     }

@@ -61,13 +61,14 @@ impl Bench {
     }
 
     pub(super) fn dial(&self, person: usize, channel: ChannelId) -> Dial {
-        Dial { person, token: self.people[person].token.clone(), channel, from: None }
+        let hub = self.server.node(person);
+        Dial { person, hub, token: self.people[person].token.clone(), channel, from: None }
     }
 
     /// Connects people, with a bar if there are many.
     pub(super) async fn connect(&self, dials: Vec<Dial>) -> Result<Vec<Joined>> {
         let bar = bar("connecting", dials.len());
-        let joined = connect_all(self.server.address, dials, CONNECTING, || bar.inc(1)).await;
+        let joined = connect_all(dials, CONNECTING, || bar.inc(1)).await;
         bar.finish_and_clear();
         joined
     }

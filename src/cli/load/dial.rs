@@ -36,6 +36,8 @@ pub(super) struct Place {
 pub(super) struct Dial {
     /// The user's number.
     pub(super) person: usize,
+    /// The node to connect to.
+    pub(super) hub: SocketAddr,
     pub(super) token: String,
     /// The one channel that is watched.
     pub(super) channel: ChannelId,
@@ -87,20 +89,26 @@ struct ReadyState {
 }
 
 #[derive(Deserialize)]
+struct Resumed {
+    d: ResumedAt,
+}
+
+#[derive(Deserialize)]
+struct ResumedAt {
+    session_id: String,
+    s: i64,
+}
+
+#[derive(Deserialize)]
 struct Head {
     id: ChannelId,
     last_seq: i64,
 }
 
 /// Connects everybody, at most `in_flight` at a time.
-pub(super) async fn connect_all(
-    hub: SocketAddr,
-    dials: Vec<Dial>,
-    in_flight: usize,
-    mut done: impl FnMut(),
-) -> Result<Vec<Joined>> {
+pub(super) async fn connect_all(dials: Vec<Dial>, in_flight: usize, mut done: impl FnMut()) -> Result<Vec<Joined>> {
     let connecting = stream::iter(dials).map(|dial| async move {
-        tokio::time::timeout(Duration::from_secs(60), connect(hub, dial)).await.context("connecting took a minute")?
+        tokio::time::timeout(Duration::from_secs(60), connect(dial)).await.context("connecting took a minute")?
     });
     let mut joined: Vec<Joined> = connecting.buffer_unordered(in_flight).inspect_ok(|_| done()).try_collect().await?;
     joined.sort_by_key(|joined| joined.person);
@@ -108,8 +116,8 @@ pub(super) async fn connect_all(
 }
 
 /// Connects one.
-pub(super) async fn connect(hub: SocketAddr, dial: Dial) -> Result<Joined> {
-    let mut raw = Raw::open(hub, source(hub, dial.person)).await?;
+pub(super) async fn connect(dial: Dial) -> Result<Joined> {
+    let mut raw = Raw::open(dial.hub, source(dial.hub, dial.person)).await?;
     let hello = raw.next_text().await?;
     ensure!(glance(&hello)?.kind == "hello", "no hello: {}", String::from_utf8_lossy(&hello));
     let identify = json!({"id": 1, "type": "identify", "d": {
@@ -138,7 +146,10 @@ pub(super) async fn connect(hub: SocketAddr, dial: Dial) -> Result<Joined> {
             return raw.finish(held, dial.person, place, anew);
         }
         if kind == "resumed" {
-            let place = dial.from.context("resumed without asking to")?;
+            // Another node goes on under numbers of its own.
+            let resumed: Resumed = serde_json::from_slice(&text).context("cannot read how it goes on")?;
+            let mut place = dial.from.context("resumed without asking to")?;
+            (place.session_id, place.s) = (resumed.d.session_id, resumed.d.s);
             return raw.finish(held, dial.person, place, anew);
         }
         if kind == "invalid_session" {

@@ -38,9 +38,17 @@ pub async fn run(args: LoadArgs) -> Result<()> {
     rlimit::increase_nofile_limit(u64::MAX).context("cannot raise the limit of open files")?;
     let mut bench = Bench::open(args).await?;
     let mut report = Report::new(&bench);
+    let runs = bench.args.nodes.clone();
     for scenario in bench.args.chosen() {
-        bench.server.restart().await?;
-        report.rows.extend(scenario::run(&mut bench, scenario).await?);
+        for nodes in &runs {
+            bench.server.restart_as(usize::from(*nodes)).await?;
+            let mut rows = scenario::run(&mut bench, scenario).await?;
+            if runs != [1] {
+                rows.iter_mut()
+                    .for_each(|row| row.scenario += &format!(" on {nodes} node{}", if *nodes == 1 { "" } else { "s" }));
+            }
+            report.rows.extend(rows);
+        }
     }
 
     let json_on_stdout = bench.args.json.as_deref() == Some(Path::new("-"));

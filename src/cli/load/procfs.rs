@@ -10,29 +10,37 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// The processes that do a server's work.
 #[derive(Clone, Debug)]
 pub(super) struct Watched {
-    /// The server; `None` if it runs elsewhere.
-    pub(super) pid: Option<u32>,
+    /// The server's nodes; none if it runs elsewhere.
+    pub(super) pids: Vec<u32>,
     /// Whether to count the machine's Postgres processes too.
     pub(super) postgres: bool,
+    /// Whether to count the machine's Redis processes too.
+    pub(super) redis: bool,
 }
 
 impl Watched {
     /// Returns the processor seconds used so far, user and system, ended children included; `None` without a process.
     pub(super) fn cpu_seconds(&self) -> Result<Option<f64>> {
-        let Some(pid) = self.pid else { return Ok(None) };
-        let mut ticks = read_ticks(pid)?;
-        if self.postgres {
-            ticks += named("postgres").into_iter().filter_map(|pid| read_ticks(pid).ok()).sum::<u64>();
+        if self.pids.is_empty() {
+            return Ok(None);
+        }
+        let mut ticks = self.pids.iter().map(|pid| read_ticks(*pid)).sum::<Result<u64>>()?;
+        for (name, _) in [("postgres", self.postgres), ("redis-server", self.redis)].iter().filter(|(_, count)| *count)
+        {
+            ticks += named(name).into_iter().filter_map(|pid| read_ticks(pid).ok()).sum::<u64>();
         }
         Ok(Some(ticks as f64 / TICKS_PER_SECOND))
     }
 
-    /// Returns the server's resident memory in KiB.
+    /// Returns the resident memory of all nodes in KiB.
     pub(super) fn rss_kib(&self) -> Result<Option<u64>> {
-        let Some(pid) = self.pid else { return Ok(None) };
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))
-            .with_context(|| format!("cannot read the memory of process {pid}"))?;
-        Ok(resident(&status))
+        let mut sum = None;
+        for pid in &self.pids {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))
+                .with_context(|| format!("cannot read the memory of process {pid}"))?;
+            sum = Some(sum.unwrap_or(0) + resident(&status).context("cannot understand the memory of a process")?);
+        }
+        Ok(sum)
     }
 }
 
@@ -88,7 +96,7 @@ mod tests {
 
     #[test]
     fn this_process_has_used_something() {
-        let watched = Watched { pid: Some(std::process::id()), postgres: false };
+        let watched = Watched { pids: vec![std::process::id()], postgres: false, redis: false };
         assert!(watched.rss_kib().unwrap().unwrap() > 100);
         assert!(watched.cpu_seconds().unwrap().is_some());
         thread_cpu_seconds().unwrap();

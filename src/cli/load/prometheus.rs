@@ -50,6 +50,12 @@ impl Buckets {
     }
 }
 
+/// Adds up a counter without labels, over all pages in a text.
+pub(super) fn counter(text: &str, name: &str) -> f64 {
+    let values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<f64>().ok());
+    values.sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +79,12 @@ mod tests {
         for (quantile, ms) in [(0.5, 1.0), (0.7, 5.5), (0.9, 10.0), (0.99, 10.0)] {
             assert!((between.quantile(quantile).unwrap() - ms).abs() < 1e-9, "{quantile}");
         }
+    }
+
+    #[test]
+    fn a_counter_is_added_up_over_pages() {
+        let text = "# TYPE a counter\na 3\nab 5\na{x=\"y\"} 7\n# TYPE a counter\na 4\n";
+        assert_eq!((counter(text, "a"), counter(text, "b")), (7.0, 0.0));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The server under load: one that is started here and ends with the run, or one that runs already.
+//! The server under load: one or more nodes that are started here and end with the run, or one that runs already.
 //!
 //! One that is started here knows of its surroundings only what the options say: neither `COLINK_…` variables nor a
 //! `config.toml` lead it to a database that is in use.
@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::args::LoadArgs;
 use super::procfs::Watched;
+use crate::actors::cluster::status::{Node, Standing, Status};
 use crate::client::{Address, Client};
 
 /// Limits protect a server from what a load generator does; these are off on one that is started here.
@@ -26,8 +27,10 @@ const LIMITS: [&str; 5] = [
 
 /// A server that can be measured.
 pub(super) struct Server {
+    /// That of the first node.
     pub(super) url: String,
-    pub(super) address: SocketAddr,
+    /// Those of all nodes.
+    addresses: Vec<SocketAddr>,
     pub(super) admin_token: String,
     pub(super) watched: Watched,
     own: Option<Own>,
@@ -38,31 +41,38 @@ struct Own {
     program: PathBuf,
     dir: PathBuf,
     settings: Vec<String>,
-    address: SocketAddr,
-    child: Option<Child>,
+    redis: Option<String>,
+    /// Those of as many nodes as there will ever be.
+    addresses: Vec<SocketAddr>,
+    children: Vec<Child>,
 }
 
 impl Server {
     /// Starts a server, or addresses the one that `args` name.
     pub(super) async fn open(args: &LoadArgs) -> Result<Server> {
         let postgres = args.database.as_deref().is_some_and(is_local_postgres);
+        let redis = args.redis.as_deref().is_some_and(is_local_redis);
+        if args.nodes.iter().any(|nodes| *nodes > 1) && (args.redis.is_none() || !is_postgres(args)) {
+            bail!("several nodes share a Postgres and a Redis: name them by --database and --redis");
+        }
         if let (Some(url), Some(token)) = (&args.url, &args.admin_token) {
             let at = Address::parse(url)?;
             let mut found =
                 (at.host.as_str(), at.port).to_socket_addrs().with_context(|| format!("cannot find {url}"))?;
             let address = found.find(SocketAddr::is_ipv4).with_context(|| format!("{url} has no IPv4 address"))?;
-            let watched = Watched { pid: args.server_pid, postgres };
-            return Ok(Server { url: url.clone(), address, admin_token: token.clone(), watched, own: None });
+            let watched = Watched { pids: args.server_pid.into_iter().collect(), postgres, redis };
+            let addresses = vec![address];
+            return Ok(Server { url: url.clone(), addresses, admin_token: token.clone(), watched, own: None });
         }
 
         let mut own = Own::prepare(args)?;
         let admin_token = own.make_admin()?;
-        let pid = own.start()?;
+        let pids = own.start(1)?;
         let mut server = Server {
-            url: format!("http://{}", own.address),
-            address: own.address,
+            url: format!("http://{}", own.addresses[0]),
+            addresses: own.addresses[..1].to_vec(),
             admin_token,
-            watched: Watched { pid: Some(pid), postgres },
+            watched: Watched { pids, postgres, redis },
             own: Some(own),
         };
         server.wait_until_ready().await?;
@@ -74,13 +84,42 @@ impl Server {
         Ok(Client::new(&self.url)?.with_token(&self.admin_token))
     }
 
+    /// Returns the address of the node that somebody with this number connects to.
+    pub(super) fn node(&self, number: usize) -> SocketAddr {
+        self.addresses[number % self.addresses.len()]
+    }
+
+    /// Returns how many nodes there are.
+    pub(super) fn nodes(&self) -> usize {
+        self.addresses.len()
+    }
+
     /// Starts the server anew, so that a scenario finds its memory as it was at the start; does nothing to one that
     /// was running before.
     pub(super) async fn restart(&mut self) -> Result<()> {
+        self.restart_as(self.nodes()).await
+    }
+
+    /// Starts the server anew as so many nodes.
+    pub(super) async fn restart_as(&mut self, nodes: usize) -> Result<()> {
         let Some(own) = &mut self.own else { return Ok(()) };
         own.stop();
-        self.watched.pid = Some(own.start()?);
+        self.watched.pids = own.start(nodes)?;
+        self.addresses = own.addresses[..nodes].to_vec();
         self.wait_until_ready().await
+    }
+
+    /// Returns the metrics of all nodes, one page behind the other; nothing if it does not show them to this administrator.
+    pub(super) async fn metrics(&self) -> Result<Option<String>> {
+        let mut pages = String::new();
+        for address in &self.addresses {
+            let url = if self.own.is_some() { format!("http://{address}") } else { self.url.clone() };
+            let Ok(page) = Client::new(&url)?.with_token(&self.admin_token).text("/metrics").await else {
+                return Ok(None);
+            };
+            pages += &page;
+        }
+        Ok(Some(pages))
     }
 
     /// Returns the folder that the server writes to, if it is known.
@@ -97,25 +136,56 @@ impl Server {
     }
 
     async fn wait_until_ready(&mut self) -> Result<()> {
-        let client = self.admin()?.with_timeout(Duration::from_secs(2));
         let deadline = Instant::now() + Duration::from_secs(30);
-        while let Err(error) = client.me().await {
-            let ended = self.own.as_mut().is_some_and(Own::has_ended);
-            if ended || Instant::now() > deadline {
-                let log = self.own.as_ref().map(Own::log_tail).unwrap_or_default();
-                bail!("the server does not answer at {}: {error}\n{log}", self.url);
+        let urls = match &self.own {
+            Some(own) => {
+                own.addresses[..own.children.len()].iter().map(|address| format!("http://{address}")).collect()
             }
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            None => vec![self.url.clone()],
+        };
+        for url in &urls {
+            let client = Client::new(url)?.with_token(&self.admin_token).with_timeout(Duration::from_secs(2));
+            while let Err(error) = self.answers(&client, urls.len()).await {
+                let ended = self.own.as_mut().is_some_and(Own::has_ended);
+                if ended || Instant::now() > deadline {
+                    let log = self.own.as_ref().map(Own::log_tail).unwrap_or_default();
+                    bail!("the server does not answer at {url}: {error:#}\n{log}");
+                }
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks a node who the administrator is, and of several whether it hears all others.
+    async fn answers(&self, client: &Client, nodes: usize) -> Result<()> {
+        client.me().await?;
+        if nodes > 1 {
+            let status: Status = client.get("/v1/admin/cluster").await?;
+            let hears = |node: &&Node| matches!(node.state, Standing::This | Standing::Up);
+            let alive = status.nodes.iter().filter(hears).count();
+            ensure!(alive == nodes, "it hears {alive} of {nodes} nodes");
         }
         Ok(())
     }
 }
 
+fn is_postgres(args: &LoadArgs) -> bool {
+    args.database.as_deref().is_some_and(|url| url.starts_with("postgres"))
+}
+
 fn is_local_postgres(url: &str) -> bool {
-    url.starts_with("postgres")
-        && ["@127.0.0.1", "@localhost", "@/", "//127.0.0.1", "//localhost", "host=/", "host=%2F"]
-            .iter()
-            .any(|here| url.contains(here))
+    url.starts_with("postgres") && is_local(url)
+}
+
+fn is_local_redis(url: &str) -> bool {
+    url.starts_with("redis") && is_local(url)
+}
+
+fn is_local(url: &str) -> bool {
+    ["@127.0.0.1", "@localhost", "@/", "//127.0.0.1", "//localhost", "host=/", "host=%2F"]
+        .iter()
+        .any(|here| url.contains(here))
 }
 
 impl Own {
@@ -131,14 +201,19 @@ impl Own {
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let database = args.database.iter().map(|url| format!("database.url={url}"));
         let settings = database.chain(args.settings.iter().cloned()).collect();
-        let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        Ok(Own { program, dir, settings, address: address.context("cannot find a free port")?, child: None })
+        let most = args.nodes.iter().copied().max().unwrap_or(1);
+        // All at once, so that no two are the same.
+        let free = (0..most).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>();
+        let addresses = free.and_then(|free| free.iter().map(TcpListener::local_addr).collect());
+        let addresses = addresses.context("cannot find a free port")?;
+        Ok(Own { program, dir, settings, redis: args.redis.clone(), addresses, children: Vec::new() })
     }
 
     /// Runs a command of the server's program and returns one field of its JSON answer.
     fn ask(&self, words: &[&str], field: &str) -> Result<String> {
         let shown = words.join(" ");
-        let output = self.command(words).output().with_context(|| format!("cannot run {}", self.program.display()))?;
+        let output =
+            self.command(words, 0).output().with_context(|| format!("cannot run {}", self.program.display()))?;
         if !output.status.success() {
             bail!("`{shown}` failed: {}", String::from_utf8_lossy(&output.stderr).trim_end());
         }
@@ -155,9 +230,10 @@ impl Own {
         self.ask(&["token", "add", "--user", &name, "--json"], "token")
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    fn command(&self, words: &[&str], node: usize) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(words).arg("--data").arg(&self.dir).current_dir(&self.dir).stdin(Stdio::null());
+        let data = if node == 0 { self.dir.clone() } else { self.dir.join(format!("node-{node}")) };
+        command.args(words).arg("--data").arg(data).current_dir(&self.dir).stdin(Stdio::null());
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("COLINK_")) {
             command.env_remove(name);
         }
@@ -167,25 +243,33 @@ impl Own {
         command
     }
 
-    fn start(&mut self) -> Result<u32> {
-        let log =
-            File::options().create(true).append(true).open(self.log()).context("cannot write the server's log")?;
-        let listen = self.address.to_string();
-        let child = self
-            .command(&["serve", "--listen", &listen])
-            .args(LIMITS.iter().flat_map(|limit| ["--set".to_owned(), format!("{limit}=0")]))
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.program.display()))?;
-        let pid = child.id();
-        self.child = Some(child);
-        Ok(pid)
+    /// Starts so many nodes; one is no cluster.
+    fn start(&mut self, nodes: usize) -> Result<Vec<u32>> {
+        for node in 0..nodes {
+            let log =
+                File::options().create(true).append(true).open(self.log()).context("cannot write the server's log")?;
+            let listen = self.addresses[node].to_string();
+            let limits = LIMITS.iter().map(|limit| format!("{limit}=0"));
+            let cluster = self.redis.iter().filter(|_| nodes > 1).flat_map(|redis| {
+                let name = format!("cluster.name=load-{}", std::process::id());
+                [format!("cluster.redis={redis}"), name, format!("cluster.node=node-{node}")]
+            });
+            let settings: Vec<String> = limits.chain(cluster).collect();
+            let child = self
+                .command(&["serve", "--listen", &listen], node)
+                .args(settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]))
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()
+                .with_context(|| format!("cannot start {}", self.program.display()))?;
+            self.children.push(child);
+        }
+        Ok(self.children.iter().map(Child::id).collect())
     }
 
     /// Kills the server: what it acknowledged must survive that anyway.
     fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
+        for mut child in self.children.drain(..) {
             // It may have ended by itself.
             drop(child.kill());
             drop(child.wait());
@@ -193,7 +277,7 @@ impl Own {
     }
 
     fn has_ended(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)))
+        self.children.iter_mut().any(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
     fn log(&self) -> PathBuf {
@@ -239,6 +323,16 @@ mod tests {
         assert!(error.contains("cannot listen: serve --listen 127.0.0.1:"), "{error}");
         assert!(error.contains("--set gateway.commands_per_minute=0"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "its folder is removed");
+    }
+
+    #[tokio::test]
+    async fn several_nodes_need_what_they_share() {
+        for missing in [&[][..], &["--redis", "redis://127.0.0.1"], &["--database", "postgres://127.0.0.1/colink"]] {
+            let words = [&["load", "--nodes", "1,3"], missing].concat();
+            let args: Cli = clap::Parser::parse_from(words);
+            let error = Server::open(&args.load).await.err().unwrap().to_string();
+            assert!(error.contains("--database and --redis"), "{error}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::cli::load::stats::{Latency, histogram};
 
 pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let room = bench.room(0..1).await?;
-    let joined = connect(bench.server.address, bench.dial(0, room)).await?;
+    let joined = connect(bench.dial(0, room)).await?;
     let (template, ticks) = (bench.template(room), bench.ticks);
     let dir = bench.server.data().map(Path::to_owned).or_else(|| bench.args.dir.clone());
     let dir = dir.unwrap_or_else(std::env::temp_dir);

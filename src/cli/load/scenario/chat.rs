@@ -69,7 +69,7 @@ impl Hall {
         };
 
         let bytes = rows.iter().map(|row| row.event_bytes).max().unwrap_or(0);
-        if !bench.args.no_floor && bytes > 0 && bench.server.watched.pid.is_some() {
+        if !bench.args.no_floor && bytes > 0 && !bench.server.watched.pids.is_empty() {
             let floor = floor::measure(self.connections.min(1_000), bytes).await?;
             for row in &mut rows {
                 row.floor_cpu_s_per_1000 = Some(floor);
@@ -122,7 +122,7 @@ impl Hall {
         let cpu_for = |count: u64| cpu.filter(|_| count > 0).map(|cpu| cpu / count as f64 * 1_000.0);
         let commit_to_socket = after.commit_to_socket_since(&before);
         let at = |quantile: f64| commit_to_socket.as_ref().and_then(|buckets| buckets.quantile(quantile));
-        Ok(Row {
+        let mut row = Row {
             scenario: self.name.clone(),
             load,
             messages_per_s: Some(window.acked as f64 / seconds),
@@ -141,7 +141,16 @@ impl Hall {
             lagged: tally.lagged + warm_up.lagged,
             note: note(&tally, sent, all, [cpu, after.own_cpu_since(&before)], seconds),
             ..Row::default()
-        })
+        };
+        if let Some((forwarded, told)) = after.hops_since(&before)
+            && bench.server.nodes() > 1
+        {
+            let each = |count: f64| count / window.acked.max(1) as f64;
+            row.figure("forwarded_per_message", each(forwarded));
+            row.figure("told_per_message", each(told));
+            row.note += &format!(", {:.2} forwarded and {:.2} told a message", each(forwarded), each(told));
+        }
+        Ok(row)
     }
 
     /// Waits for whatever is on its way, for as long as anything still comes.

@@ -26,7 +26,7 @@ pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let room = bench.room(0..2).await?;
     fill(bench, room, bench.args.messages).await?;
 
-    let hub = bench.server.address;
+    let hub = bench.server.node(0);
     let request = Arc::new(format!(
         "GET /v1/channels/{room}/messages?limit={PAGE} HTTP/1.1\r\nHost: {hub}\r\nAuthorization: Bearer {}\r\n\r\n",
         bench.people[0].token

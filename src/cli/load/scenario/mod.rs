@@ -15,7 +15,7 @@ use anyhow::Result;
 use super::args::Scenario;
 use super::bench::Bench;
 use super::procfs::Watched;
-use super::prometheus::Buckets;
+use super::prometheus::{Buckets, counter};
 use super::report::Row;
 
 /// Runs one scenario and returns what it measured.
@@ -36,26 +36,35 @@ struct Look {
     cpu: Option<f64>,
     /// The generator's own.
     own_cpu: Option<f64>,
-    commit_to_socket: Option<Buckets>,
+    metrics: Option<Metrics>,
+}
+
+/// What all nodes counted.
+#[derive(Default)]
+struct Metrics {
+    commit_to_socket: Buckets,
+    /// Commands that were sent to another node, and messages that went over the bus, each counted where it was sent.
+    forwarded: f64,
+    told: f64,
 }
 
 impl Look {
     /// Looks at the start of a window: the page of metrics first, so that reading it is not charged to the window.
     async fn before(bench: &Bench) -> Result<Look> {
-        let commit_to_socket = metrics(bench).await?;
-        Ok(Look { commit_to_socket, ..Look::now(bench)? })
+        let metrics = metrics(bench).await?;
+        Ok(Look { metrics, ..Look::now(bench)? })
     }
 
     /// Looks at the end of a window: the page of metrics last.
     async fn after(bench: &Bench) -> Result<Look> {
         let now = Look::now(bench)?;
-        Ok(Look { commit_to_socket: metrics(bench).await?, ..now })
+        Ok(Look { metrics: metrics(bench).await?, ..now })
     }
 
     fn now(bench: &Bench) -> Result<Look> {
-        let own = Watched { pid: Some(std::process::id()), postgres: false };
+        let own = Watched { pids: vec![std::process::id()], postgres: false, redis: false };
         let (cpu, own_cpu) = (bench.server.watched.cpu_seconds()?, own.cpu_seconds()?);
-        Ok(Look { at: Instant::now(), cpu, own_cpu, commit_to_socket: None })
+        Ok(Look { at: Instant::now(), cpu, own_cpu, metrics: None })
     }
 
     fn seconds_since(&self, earlier: &Look) -> f64 {
@@ -71,12 +80,20 @@ impl Look {
     }
 
     fn commit_to_socket_since(&self, earlier: &Look) -> Option<Buckets> {
-        Some(self.commit_to_socket.as_ref()?.since(earlier.commit_to_socket.as_ref()?))
+        Some(self.metrics.as_ref()?.commit_to_socket.since(&earlier.metrics.as_ref()?.commit_to_socket))
+    }
+
+    fn hops_since(&self, earlier: &Look) -> Option<(f64, f64)> {
+        let (now, then) = (self.metrics.as_ref()?, earlier.metrics.as_ref()?);
+        Some((now.forwarded - then.forwarded, now.told - then.told))
     }
 }
 
-async fn metrics(bench: &Bench) -> Result<Option<Buckets>> {
-    // A server need not show its metrics to this administrator.
-    let page = bench.server.admin()?.text("/metrics").await.ok();
-    Ok(page.map(|page| Buckets::parse(&page, "colink_commit_to_socket_seconds")))
+async fn metrics(bench: &Bench) -> Result<Option<Metrics>> {
+    let pages = bench.server.metrics().await?;
+    Ok(pages.map(|pages| Metrics {
+        commit_to_socket: Buckets::parse(&pages, "colink_commit_to_socket_seconds"),
+        forwarded: counter(&pages, "colink_commands_forwarded_total"),
+        told: counter(&pages, "colink_bus_published_total"),
+    }))
 }

@@ -45,10 +45,13 @@ pub(super) async fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let before = Look::before(bench).await?;
     let since = bench.ticks.now();
     fleet.set_goal(Goal { seq: from + i64::try_from(missed)?, since }).await?;
-    let dials = places.into_iter().map(|(person, place)| Dial { from: Some(place), ..bench.dial(person, room) });
-    let hub = bench.server.address;
+    // Of several nodes, another one than before.
+    let again = |(person, place)| {
+        let hub = bench.server.node(person + 1);
+        Dial { from: Some(place), hub, ..bench.dial(person, room) }
+    };
     // All at once: that is the point.
-    let mut coming = stream::iter(dials.map(|dial| connect(hub, dial))).buffer_unordered(clients);
+    let mut coming = stream::iter(places.into_iter().map(|place| connect(again(place)))).buffer_unordered(clients);
     let (mut anew, mut failed) = (0, Vec::new());
     while let Some(outcome) = coming.next().await {
         match outcome {
