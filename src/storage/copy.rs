@@ -58,6 +58,7 @@ pub const TABLES: &[&str] = &[
 /// What is not copied, and why.
 pub const NOT_COPIED: &[(&str, &str)] = &[
     ("_sqlx_migrations", "each database has a history of its schema of its own"),
+    ("compatibility", "it tells of the schema, which each database has of its own"),
     ("nodes", "it tells which servers run on a database now"),
     ("cluster", "its secret is that of the nodes on one database, and the first of them makes it"),
     (RECORD, "it tells of what a database is a copy"),
@@ -343,7 +344,7 @@ async fn refuse_itself(from: &Place, to: &Place) -> Result<(), CopyError> {
 /// Refuses a database whose schema is not the one that this program knows.
 async fn newest_schema(place: &Place, db: &mut Db) -> Result<(), CopyError> {
     let (side, newest) = (place.side, migrations::newest());
-    if !step(side, "schema", side::exists(db, "_sqlx_migrations")).await? {
+    if !step(side, "schema", migrations::exists(db, "_sqlx_migrations")).await? {
         return Err(CopyError::Refused(format!("{side} is no database of Colink's: {}", place.told())));
     }
     let sql = "SELECT COALESCE(max(version), 0) FROM _sqlx_migrations";
@@ -376,7 +377,7 @@ async fn origin(db: &mut Db) -> Result<String, sqlx::Error> {
 
 /// Refuses a target that holds anything but a copy of the hub that `origin` names, as it was made.
 async fn refuse_other(to: &Place, target: &mut Db, origin: &str) -> Result<(), CopyError> {
-    let mut rows = async |table| match step(Side::Target, table, side::exists(target, table)).await? {
+    let mut rows = async |table| match step(Side::Target, table, migrations::exists(target, table)).await? {
         true => step(Side::Target, table, side::count(target, table)).await,
         false => Ok(0),
     };
@@ -426,7 +427,7 @@ struct Record {
 impl Record {
     /// Reads it, if there is one.
     async fn read(db: &mut Db) -> Result<Option<Record>, sqlx::Error> {
-        if !side::exists(db, RECORD).await? {
+        if !migrations::exists(db, RECORD).await? {
             return Ok(None);
         }
         let sql = "SELECT source, tables FROM store_copy";

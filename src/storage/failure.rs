@@ -68,7 +68,7 @@ fn gave_up(error: &sqlx::Error) -> bool {
 }
 
 /// Returns whether the database gave up on waiting for a lock: Postgres' `lock_not_available`, SQLite's `SQLITE_BUSY`.
-fn is_locked(error: &sqlx::Error) -> bool {
+pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     has_code(error, &["55P03", "5"])
 }
 

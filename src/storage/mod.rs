@@ -246,6 +246,30 @@ pub enum OpenError {
     /// The schema could not be brought up to date.
     #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// It needs a newer program.
+    #[error(
+        "the schema of this database is at version {there} and needs a program that knows version {oldest}, and this one knows \
+         {known}: start a newer release"
+    )]
+    Newer {
+        /// The version of the schema.
+        there: i64,
+        /// The one that a program has to know.
+        oldest: i64,
+        /// The newest one that this program knows.
+        known: i64,
+    },
+    /// A migration did not get a lock.
+    #[error(
+        "migration {version} waited {s} s for a table that others use for long: see pg_stat_activity for old transactions, and \
+         start again"
+    )]
+    InUse {
+        /// The migration.
+        version: i64,
+        /// For how many seconds it was tried.
+        s: u64,
+    },
     /// The database does not keep what it says it kept.
     #[error("the database runs with {0}: acknowledged messages could be lost; set it to `on`")]
     NotDurable(String),
@@ -360,17 +384,7 @@ impl Store {
     }
 
     async fn bring_schema_up_to_date(&self) -> Result<(), OpenError> {
-        match self {
-            Store::Postgres { readers, .. } => {
-                // A migration takes as long as it takes; and the connection is closed behind it, for no other is so patient.
-                let mut patient = readers.acquire().await.map_err(OpenError::Connect)?.detach();
-                let unlimited = "SET statement_timeout = 0; SET lock_timeout = 0";
-                sqlx::raw_sql(unlimited).execute(&mut patient).await.map_err(OpenError::Connect)?;
-                migrations::migrator(Dialect::Postgres).run(&mut patient).await?;
-            }
-            Store::Sqlite { writer, .. } => migrations::migrator(Dialect::Sqlite).run(writer).await?,
-        }
-        Ok(())
+        migrations::run(self, migrations::FILES).await
     }
 
     /// Returns a connection for reading. What is written and committed before is seen.

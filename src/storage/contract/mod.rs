@@ -198,6 +198,7 @@ mod copy;
 mod cost;
 mod failures;
 mod log;
+mod migrations;
 mod owners;
 mod people;
 mod remembered;

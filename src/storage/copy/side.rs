@@ -121,15 +121,6 @@ pub(super) async fn begin_snapshot(db: &mut Db) -> Result<(), sqlx::Error> {
         .await
 }
 
-/// Returns whether there is a table.
-pub(super) async fn exists(db: &mut Db, table: &str) -> Result<bool, sqlx::Error> {
-    let sql = by_dialect!(db,
-        postgres: "SELECT to_regclass($1) IS NOT NULL",
-        sqlite: "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = $1)",
-    );
-    on!(db, c => sqlx::query_scalar(sql).bind(table.to_owned()).fetch_one(c).await)
-}
-
 /// Returns how many rows a table has.
 pub(super) async fn count(db: &mut Db, table: &str) -> Result<u64, sqlx::Error> {
     let sql = format!("SELECT count(*) FROM {}", quoted(table));

@@ -1,0 +1,120 @@
+//! How the schema changes while others use the database.
+
+use sqlx::postgres::PgConnection;
+
+use super::*;
+use crate::storage::OpenError;
+use crate::storage::migrations::{FILES, File, newest, run};
+
+/// How long anything may take that happens at all.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Returns the migrations of a later release.
+fn later(text: &'static str) -> Vec<File> {
+    [FILES, &[(newest() + 1, "later", text)]].concat()
+}
+
+/// Opens a connection to a world on Postgres, past its pools.
+async fn beside(world: &World) -> PgConnection {
+    <PgConnection as sqlx::Connection>::connect(&world.url).await.unwrap()
+}
+
+async fn sql(db: &mut PgConnection, sql: &'static str) {
+    sqlx::raw_sql(sql).execute(db).await.unwrap();
+}
+
+/// Asks a yes-or-no question until the answer is yes.
+async fn until(db: &mut PgConnection, question: &'static str) {
+    let asked = async {
+        while !sqlx::query_scalar::<_, bool>(question).fetch_one(&mut *db).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("still not: {question}"));
+}
+
+on_both! {
+    a_program_runs_on_a_newer_schema_that_only_adds(world) {
+        let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
+        let room = world.channel(ana, "room", &[bob]).await;
+        let more = later("ALTER TABLE messages ADD COLUMN poll UUID;\nCREATE TABLE polls (id UUID);");
+        let newer = Store::open(&Options::new(&world.url)).await.unwrap();
+        run(&newer, &more).await.unwrap();
+        run(&newer, &more).await.unwrap();
+
+        let older = Store::open(&Options::new(&world.url)).await.unwrap();
+        older.migrate().await.unwrap();
+        assert_eq!(world.get::<Sent>(bob, says(room, "hi", None)).await.seq, 2);
+        let mut db = world.store.read().await.unwrap();
+        assert_eq!(page(&mut db, None, room, Page::Newest, 10).await.unwrap().0.len(), 1);
+        drop(db);
+
+        let mut apart = world.apart().await;
+        apart.run("UPDATE compatibility SET oldest = oldest + 1").await.unwrap();
+        let refused = older.migrate().await.unwrap_err();
+        assert!(matches!(refused, OpenError::Newer { .. }), "{refused}");
+        assert!(refused.to_string().contains("start a newer release"), "{refused}");
+        run(&newer, &more).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_migrate_at_once_wait_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(url) = new_database(Dialect::Postgres, dir.path()).await else { return };
+    let migrated = (0..4).map(async |_| Store::open(&Options::new(&url)).await.unwrap().migrate().await.unwrap());
+    futures_util::future::join_all(migrated).await;
+}
+
+/// A migration that waits for a lock stands in the way of everybody who comes later: it goes back in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_does_not_keep_others_from_a_table_that_somebody_uses_for_long() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let (mut user, mut watch) = (beside(&world).await, beside(&world).await);
+    sql(&mut user, "BEGIN; SELECT * FROM users").await;
+    let more = later("ALTER TABLE users ADD COLUMN shoe_size BIGINT;");
+    let others = async {
+        until(&mut watch, "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE relation = 'users'::regclass AND NOT granted)")
+            .await;
+        // This waits behind the migration, for as long as that waits.
+        world.user("ana", Role::Member).await;
+        sql(&mut user, "COMMIT").await;
+    };
+    let both = futures_util::future::join(run(&world.store, &more), others);
+    tokio::time::timeout(LIMIT, both).await.expect("its turn comes").0.unwrap();
+    sql(&mut user, "SELECT shoe_size FROM users").await;
+}
+
+const BY_TEXT: &str =
+    "-- concurrently\nCREATE UNIQUE INDEX IF NOT EXISTS messages_by_text ON messages (channel_id, text);";
+const IS_GOOD: &str =
+    "SELECT COALESCE((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('messages_by_text')), FALSE)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_built_beside_who_writes_and_anew_when_it_was_left_half_built() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    for text in ["one", "two", "two"] {
+        world.ask(ana, says(room, text, None)).await.unwrap();
+    }
+    let more = later(BY_TEXT);
+    let refused = run(&world.store, &more).await.unwrap_err();
+    assert!(refused.to_string().contains("messages_by_text"), "{refused}");
+    let (mut other, mut watch) = (beside(&world).await, beside(&world).await);
+    until(&mut watch, "SELECT to_regclass('messages_by_text') IS NOT NULL").await;
+    assert!(!sqlx::query_scalar::<_, bool>(IS_GOOD).fetch_one(&mut watch).await.unwrap(), "it is half built");
+
+    // Somebody writes for long: the build waits for that, and nobody waits for the build.
+    sql(&mut other, "BEGIN; UPDATE messages SET text = 'three' WHERE seq = 4").await;
+    let others = async {
+        let waits = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE query LIKE '%INDEX CONCURRENTLY%' AND \
+                     datname = current_database() AND wait_event_type = 'Lock')";
+        until(&mut watch, waits).await;
+        world.ask(ana, says(room, "four", None)).await.unwrap();
+        sql(&mut other, "COMMIT").await;
+    };
+    let both = futures_util::future::join(run(&world.store, &more), others);
+    tokio::time::timeout(LIMIT, both).await.expect("the index is built").0.unwrap();
+    assert!(sqlx::query_scalar::<_, bool>(IS_GOOD).fetch_one(&mut watch).await.unwrap());
+}
