@@ -1,12 +1,13 @@
 //! Events: everything durable that happens has a kind, a number in its stream, and an audience.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use super::id::{EventId, StreamId, UserId};
 use crate::clock::Timestamp;
 
 /// Who receives an event of a stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Audience {
     /// The channel's members.
     Members,
@@ -20,28 +21,33 @@ macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $audience:ident, [$($field:literal),*];)*) => {
         /// What happened.
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-        pub enum EventKind { $($(#[$doc])* $name,)* }
+        pub enum EventKind {
+            $($(#[$doc])* $name,)*
+            /// Something that only a newer release knows, passed on as it is.
+            Newer(Newer),
+        }
 
         impl EventKind {
-            /// Every kind.
+            /// Every kind that this release knows.
             pub const ALL: &[EventKind] = &[$(EventKind::$name,)*];
 
             /// Returns the text used on the wire and in the `events` table.
             #[must_use]
             pub fn as_str(self) -> &'static str {
-                match self { $(EventKind::$name => $text,)* }
+                match self { $(EventKind::$name => $text,)* EventKind::Newer(kind) => kind.text }
             }
 
             /// Returns who receives it.
             #[must_use]
             pub fn audience(self) -> Audience {
-                match self { $(EventKind::$name => Audience::$audience,)* }
+                match self { $(EventKind::$name => Audience::$audience,)* EventKind::Newer(kind) => kind.audience }
             }
 
-            /// Returns the fields that its payload may have: no other ever leaves the server.
+            /// Returns the fields that its payload may have: no other ever leaves the server. Those of a newer release's kinds
+            /// are not known here: that release saw to them when it stored the event.
             #[must_use]
             pub fn fields(self) -> &'static [&'static str] {
-                match self { $(EventKind::$name => &[$($field),*],)* }
+                match self { $(EventKind::$name => &[$($field),*],)* EventKind::Newer(_) => &[] }
             }
 
             /// Returns the kind that `text` names.
@@ -112,6 +118,41 @@ kinds! {
     ChannelListed = "channel.listed", Workspace, ["id", "name", "topic", "purpose", "archived"];
 }
 
+/// A kind of event that a newer release stored. Its seq counts like every other, so it is passed on; by rule it changes neither
+/// who is in a channel nor who may do what there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Newer {
+    text: &'static str,
+    audience: Audience,
+}
+
+impl EventKind {
+    /// Returns the kind of an event of a stream: one of this release, or a newer one's.
+    #[must_use]
+    pub fn of(text: &str, stream: StreamId) -> Self {
+        EventKind::parse(text).unwrap_or_else(|| {
+            let audience = match text {
+                _ if stream == StreamId::WORKSPACE => Audience::Workspace,
+                _ if text.starts_with("user.") => Audience::Owner,
+                _ => Audience::Members,
+            };
+            EventKind::Newer(Newer { text: kept(text), audience })
+        })
+    }
+}
+
+/// Keeps a text for as long as the program runs: there are only as many as the next release has kinds.
+fn kept(text: &str) -> &'static str {
+    static KEPT: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut kept = KEPT.lock().expect("no panic under this lock");
+    if let Some(known) = kept.get(text) {
+        return known;
+    }
+    let text: &'static str = Box::leak(text.into());
+    kept.insert(text);
+    text
+}
+
 /// A stored event.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -149,6 +190,23 @@ mod tests {
         for kind in EventKind::ALL {
             let private = ["user.channel", "user.read", "user.thread", "user.draft", "user.saved"];
             let owned = private.iter().any(|prefix| kind.as_str().starts_with(prefix));
+            assert_eq!(kind.audience() == Audience::Owner, owned, "{}", kind.as_str());
+        }
+    }
+
+    #[test]
+    fn what_a_newer_release_stored_has_the_audience_of_its_stream() {
+        let (other, text) = (StreamId(uuid::Uuid::from_u128(1)), "invented.kind");
+        let kind = EventKind::of(text, other);
+        assert_eq!((kind.as_str(), kind.audience()), (text, Audience::Members));
+        assert_eq!(EventKind::of(text, other), kind);
+        assert_eq!(EventKind::of(text, StreamId::WORKSPACE).audience(), Audience::Workspace);
+        assert_eq!(EventKind::of("user.invented", other).audience(), Audience::Owner);
+        for kind in EventKind::ALL {
+            let stream = if kind.audience() == Audience::Workspace { StreamId::WORKSPACE } else { other };
+            assert_eq!(EventKind::of(kind.as_str(), stream), *kind);
+            // By this an older release knows whose a newer kind is.
+            let owned = kind.as_str().starts_with("user.") && stream != StreamId::WORKSPACE;
             assert_eq!(kind.audience() == Audience::Owner, owned, "{}", kind.as_str());
         }
     }

@@ -9,17 +9,17 @@ use super::{Db, StoreError, by_dialect, from_row, on, page};
 use crate::domain::event::{Event, EventKind};
 use crate::domain::id::{EventId, StreamId};
 
-from_row!(Event, row => Event {
-    stream: row.try_get("stream_id")?,
-    seq: row.try_get("seq")?,
-    id: row.try_get("event_id")?,
-    kind: {
-        let text: &str = row.try_get("kind")?;
-        EventKind::parse(text).ok_or_else(|| sqlx::Error::Decode(format!("unknown event kind {text}").into()))?
-    },
-    actor: row.try_get("actor_id")?,
-    payload: Arc::from(row.try_get::<&str, _>("payload")?),
-    at: row.try_get("created_at")?,
+from_row!(Event, row => {
+    let stream = row.try_get("stream_id")?;
+    Event {
+        stream,
+        seq: row.try_get("seq")?,
+        id: row.try_get("event_id")?,
+        kind: EventKind::of(row.try_get("kind")?, stream),
+        actor: row.try_get("actor_id")?,
+        payload: Arc::from(row.try_get::<&str, _>("payload")?),
+        at: row.try_get("created_at")?,
+    }
 });
 
 /// Makes the stream of a new channel or user.

@@ -68,6 +68,7 @@ pub(super) struct Known {
     pub(super) version: i64,
     pub(super) channel_role: Option<ChannelRole>,
     pub(super) kind: ChannelKind,
+    #[serde(deserialize_with = "super::types::posting")]
     pub(super) posting: Posting,
     /// A 1 if the channel is archived.
     pub(super) archived: Option<u8>,

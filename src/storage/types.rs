@@ -50,8 +50,23 @@ macro_rules! stored_as {
 
 stored_as!(Uuid, UserId, ChannelId, MessageId, StreamId, EventId, SessionId, TokenId, InviteId, NodeId;
     |id| id.0, |uuid| Ok(uuid.into()));
-stored_as!(String, Role, PresenceMode, ChannelKind, ChannelRole, Posting, Notify;
+// Of these the schema says which values there are.
+stored_as!(String, Role, ChannelKind, ChannelRole;
     |text| text.as_str().to_owned(), |text| text.parse().map_err(|e: String| e.into()));
+// Of these a newer release may have stored others: what it lets people do is then what the least of ours does.
+stored_as!(String, Posting; |text| text.as_str().to_owned(), |text| Ok(known_posting(&text)));
+stored_as!(String, PresenceMode; |text| text.as_str().to_owned(), |text| Ok(text.parse().unwrap_or(PresenceMode::Auto)));
+stored_as!(String, Notify; |text| text.as_str().to_owned(), |text| Ok(text.parse().unwrap_or(Notify::All)));
+
+fn known_posting(text: &str) -> Posting {
+    text.parse().unwrap_or(Posting::Owners)
+}
+
+/// Reads a posting policy out of JSON as out of a row.
+pub(super) fn posting<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Posting, D::Error> {
+    let text = <std::borrow::Cow<'de, str> as serde::Deserialize>::deserialize(json)?;
+    Ok(known_posting(&text))
+}
 
 macro_rules! from_uuid {
     ($($type:ident),*) => {$(

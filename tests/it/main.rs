@@ -33,6 +33,7 @@ mod presence;
 mod profiles;
 mod protocol;
 mod queues;
+mod releases;
 mod repeats;
 mod rest;
 mod resume;

@@ -308,8 +308,8 @@ fn read<'a, D: Deserialize<'a>>(d: &'a str) -> Result<D, Unread> {
 
 fn events(told: Vec<Told<'_>>) -> Result<Vec<Event>, Unread> {
     let event = |told: Told<'_>| {
-        let kind = EventKind::parse(told.kind).ok_or(Unread::Unknown)?;
         let Told { stream, seq, id, actor, at, .. } = told;
+        let kind = EventKind::of(told.kind, stream);
         Ok(Event { stream, seq, id, kind, actor, payload: told.payload.get().into(), at: Timestamp(at) })
     };
     told.into_iter().map(event).collect()

@@ -56,6 +56,33 @@ on_both! {
         assert!(refused.to_string().contains("start a newer release"), "{refused}");
         run(&newer, &more).await.unwrap();
     }
+
+    what_a_newer_release_stored_can_be_read(world) {
+        let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
+        let room = world.channel(ana, "room", &[bob]).await;
+        world.ask(ana, says(room, "hi", None)).await.unwrap();
+        let mut apart = world.apart().await;
+        let next = "UPDATE streams SET last_seq = last_seq + 1 WHERE id = (SELECT id FROM channels)";
+        apart.run(next).await.unwrap();
+        let event = "INSERT INTO events (stream_id, seq, event_id, kind, payload, created_at) \
+                     SELECT stream_id, seq + 1, event_id, 'poll.opened', '{\"poll\":7}', created_at FROM events \
+                     WHERE seq = 2 AND stream_id = (SELECT id FROM channels)";
+        apart.run(event).await.unwrap();
+        apart.run("UPDATE channels SET posting = 'bots'").await.unwrap();
+        apart.run("UPDATE members SET notify = 'sometimes'").await.unwrap();
+        apart.run("UPDATE users SET presence_mode = 'napping'").await.unwrap();
+
+        assert_eq!(world.ask(bob, says(room, "may I?", None)).await.unwrap_err().code, Code::Forbidden);
+        assert_eq!(world.get::<Sent>(ana, says(room, "the owner may", None)).await.seq, 4);
+        let log = world.log(room).await;
+        let told: Vec<_> = log.iter().map(|event| (event.seq, event.kind.as_str())).collect();
+        let sent = "message.created";
+        assert_eq!(told, [(1, "channel.created"), (2, sent), (3, "poll.opened"), (4, sent)]);
+        assert_eq!(&*log[2].payload, r#"{"poll":7}"#);
+        assert_eq!(world.membership(bob, room).await.channel.last_seq, 4);
+        let mut db = world.store.read().await.unwrap();
+        assert!(users::by_id(&mut db, bob.user_id).await.unwrap().is_some());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
