@@ -25,7 +25,7 @@ use crate::domain::id::NodeId;
 use crate::http;
 use crate::storage::lock::Lock;
 use crate::storage::tokens::Secret;
-use crate::storage::{Options, Store};
+use crate::storage::{Options, Store, postgres};
 use crate::telemetry;
 
 /// A running node.
@@ -49,6 +49,9 @@ pub struct Running {
     pub operator_token: String,
     /// The server's `database.url`, which it may have from elsewhere than a command has its own.
     pub database: String,
+    /// The server's `database.pooled`.
+    #[serde(default)]
+    pub pooled: bool,
     /// The server's process.
     pub pid: u32,
 }
@@ -107,6 +110,7 @@ pub fn store_options(config: &Config) -> Options {
         timeout: ms(database.timeout_ms),
         statement: ms(database.statement_timeout_ms),
         lock: ms(database.lock_timeout_ms),
+        pooled: database.pooled,
     }
 }
 
@@ -224,6 +228,10 @@ impl App {
             );
         };
         let store = open_store(&config).await?;
+        for postgres::Weakness { setting, advice } in store.weaknesses().await? {
+            tracing::warn!(setting, "{advice}");
+            metrics::gauge!("colink_database_weak", "setting" => setting).set(1.0);
+        }
         let listen = config.server.listen;
         let listener = listen_on(listen).with_context(|| format!("cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
@@ -245,10 +253,10 @@ impl App {
                 Some(Joins { id, bus, incoming })
             }
         };
-        let database = config.database.url.expose().to_owned();
+        let (database, pooled) = (config.database.url.expose().to_owned(), config.database.pooled);
         let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0), joins).await?;
         let (url, pid) = (local_url(address), std::process::id());
-        let running = Running { url, operator_token: operator.0, database, pid }.write(&data)?;
+        let running = Running { url, operator_token: operator.0, database, pooled, pid }.write(&data)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(http::serve::serve(hub.clone(), listener, stop.clone()));
         Ok(App { hub, address, stop, serving, data, _locks: (lock, running, database_lock) })

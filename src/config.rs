@@ -172,6 +172,8 @@ sections! {
     database: Database {
         /// `sqlite://path` or `postgres://...`; empty: SQLite in the data directory.
         url: Secret = Secret::default();
+        /// Whether `url` leads to a pooler in transaction mode, such as PgBouncer.
+        pooled: bool = false;
         /// Connections for reading; writing has its own.
         connections: u32 = 8, [1..=1_000];
         /// Milliseconds that a request waits for the database in all. There is no "off": it would wait for ever.

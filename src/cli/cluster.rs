@@ -70,4 +70,7 @@ fn print(status: &Status) {
             report.repaired,
         );
     }
+    for weakness in &status.database {
+        println!("\nthe database: {}", weakness.advice);
+    }
 }

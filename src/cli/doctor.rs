@@ -11,7 +11,7 @@ use anyhow::Result;
 use super::Settings;
 use crate::app::{self, Running};
 use crate::client::Client;
-use crate::storage::Store;
+use crate::storage::{Store, StoreError};
 
 /// How a check ended.
 enum Finding {
@@ -30,7 +30,7 @@ pub(super) async fn run(settings: Settings) -> Result<ExitCode> {
         ("fsync", fsync(data)),
         ("open files", open_files(config.server.max_connections)),
     ];
-    findings.push(("database", database(&config).await));
+    findings.extend(database(&config).await.into_iter().map(|finding| ("database", finding)));
     findings.push(("server", server(data, config.server.listen).await));
     let mut bad = false;
     for (what, finding) in &findings {
@@ -93,15 +93,18 @@ fn open_files(wanted: usize) -> Finding {
     ))
 }
 
-async fn database(config: &crate::config::Config) -> Finding {
-    let opened = Store::open(&app::store_options(config)).await;
-    let checked = match &opened {
-        Ok(store) => store.version().await.map_err(|e| e.to_string()),
-        Err(error) => Err(error.to_string()),
+async fn database(config: &crate::config::Config) -> Vec<Finding> {
+    let store = match Store::open(&app::store_options(config)).await {
+        Ok(store) => store,
+        Err(error) => return vec![Finding::Bad(error.to_string())],
     };
-    match checked {
-        Ok(version) => Finding::Good(format!("{version}, durable")),
-        Err(error) => Finding::Bad(error),
+    let looked = async { Ok::<_, StoreError>((store.version().await?, store.weaknesses().await?)) };
+    match looked.await {
+        Ok((version, weaknesses)) => {
+            let good = Finding::Good(format!("{version}, durable"));
+            std::iter::once(good).chain(weaknesses.into_iter().map(|weakness| Finding::Weak(weakness.advice))).collect()
+        }
+        Err(error) => vec![Finding::Bad(error.to_string())],
     }
 }
 

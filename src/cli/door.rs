@@ -47,7 +47,7 @@ impl Door {
             Holder::Us(lock) => lock,
             Holder::Server(running) => {
                 let client = Client::new(&running.url)?.with_token(&running.operator_token);
-                config.database.url = running.database.into();
+                (config.database.url, config.database.pooled) = (running.database.into(), running.pooled);
                 return Ok(Door { store: app::open_store(&config).await?, config, way: Way::Running(client) });
             }
             Holder::Other => bail!(

@@ -72,7 +72,8 @@ pub(super) fn is_locked(error: &sqlx::Error) -> bool {
     has_code(error, &["55P03", "5"])
 }
 
-fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
+/// Returns whether the database refused something with one of these codes.
+pub(super) fn has_code(error: &sqlx::Error, codes: &[&str]) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| codes.contains(&&*code))
 }

@@ -57,7 +57,7 @@ fn newest_of(files: &[File]) -> i64 {
 pub(super) async fn run(store: &Store, files: &[File]) -> Result<(), OpenError> {
     refuse_newer(store, newest_of(files)).await?;
     match store {
-        Store::Postgres { readers, .. } => on_postgres(readers, files).await,
+        Store::Postgres { readers, pooled, .. } => on_postgres(readers, *pooled, files).await,
         Store::Sqlite { writer, .. } => Ok(migrator(files, Dialect::Sqlite).run(writer).await?),
     }
 }
@@ -124,12 +124,14 @@ async fn refuse_newer(store: &Store, known: i64) -> Result<(), OpenError> {
     Ok(())
 }
 
-async fn on_postgres(pool: &PgPool, files: &[File]) -> Result<(), OpenError> {
+async fn on_postgres(pool: &PgPool, pooled: bool, files: &[File]) -> Result<(), OpenError> {
     let alone = alone(pool).await?;
     // Closed behind it: no other connection is so patient.
     let mut db = pool.acquire().await.map_err(OpenError::Connect)?.detach();
-    let unlimited = "SET statement_timeout = 0; SET lock_timeout = 0";
-    sqlx::raw_sql(unlimited).execute(&mut db).await.map_err(OpenError::Connect)?;
+    if !pooled {
+        let unlimited = "SET statement_timeout = 0; SET lock_timeout = 0";
+        sqlx::raw_sql(unlimited).execute(&mut db).await.map_err(OpenError::Connect)?;
+    }
     let migrator = migrator(files, Dialect::Postgres);
     let is_there = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
     let is_there: bool = sqlx::query_scalar(is_there).fetch_one(&mut db).await.map_err(OpenError::Connect)?;

@@ -26,6 +26,7 @@ pub mod messages;
 mod migrations;
 pub mod nodes;
 pub mod personal;
+pub mod postgres;
 pub mod remembered;
 pub mod send;
 pub mod tokens;
@@ -34,13 +35,11 @@ pub mod users;
 pub mod writer;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 
@@ -205,6 +204,8 @@ pub struct Options {
     pub statement: Duration,
     /// How long to wait for what another connection has locked.
     pub lock: Duration,
+    /// Whether a pooler in transaction mode stands before Postgres: nothing that is set in a session lasts.
+    pub pooled: bool,
 }
 
 impl Options {
@@ -212,7 +213,7 @@ impl Options {
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         let few = Duration::from_secs(5);
-        Options { url: url.into(), connections: 4, timeout: few, statement: few, lock: few }
+        Options { url: url.into(), connections: 4, timeout: few, statement: few, lock: few, pooled: false }
     }
 
     /// Returns the file, if it is SQLite.
@@ -240,6 +241,9 @@ pub enum OpenError {
     /// The database does not answer or refuses the connection.
     #[error("cannot open the database: {0}")]
     Connect(sqlx::Error),
+    /// A pooler is between, and it or the configuration does not do for one.
+    #[error("cannot use this Postgres: {0}")]
+    Pooler(&'static str),
     /// The file that keeps other servers off cannot be had.
     #[error("cannot lock the database: {0}")]
     Lock(String),
@@ -290,6 +294,8 @@ pub enum Store {
         readers: PgPool,
         /// The connection that writes, opened by the writer's own runtime.
         writer: PgPool,
+        /// Whether a pooler in transaction mode stands before it.
+        pooled: bool,
         /// How long a question may take.
         patience: Duration,
     },
@@ -309,47 +315,9 @@ impl Store {
     pub async fn open(options: &Options) -> Result<Store, OpenError> {
         let url = options.url.as_str();
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Store::open_postgres(options).await;
+            return postgres::open(options).await;
         }
         Store::open_sqlite(options.sqlite_path().ok_or(OpenError::Url)?, options).await
-    }
-
-    async fn open_postgres(options: &Options) -> Result<Store, OpenError> {
-        let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
-        let connect = connect.application_name("colink");
-        let limits = format!(
-            // Who is cut off in the middle of something keeps others waiting no longer than they have patience for.
-            "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 5000; \
-             SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3",
-            options.statement.as_millis(),
-            options.lock.as_millis()
-        );
-        // A writer looks up a few rows by their keys. Plans are made once, when the tables are still small, and kept.
-        let by_key =
-            format!("{limits}; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off");
-        let pool = |most, settings: String| {
-            let settings: Arc<str> = settings.into();
-            PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout).after_connect(
-                move |connection, _| {
-                    let settings = sqlx::AssertSqlSafe(settings.to_string());
-                    Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
-                },
-            )
-        };
-        let readers =
-            pool(options.connections, limits).connect_with(connect.clone()).await.map_err(OpenError::Connect)?;
-        let writer = pool(1, by_key).connect_lazy_with(connect);
-        for setting in ["synchronous_commit", "fsync"] {
-            let value: String = sqlx::query_scalar("SELECT current_setting($1)")
-                .bind(setting)
-                .fetch_one(&readers)
-                .await
-                .map_err(OpenError::Connect)?;
-            if value == "off" {
-                return Err(OpenError::NotDurable(format!("{setting} = off")));
-            }
-        }
-        Ok(Store::Postgres { readers, writer, patience: options.timeout })
     }
 
     async fn open_sqlite(path: &Path, options: &Options) -> Result<Store, OpenError> {
@@ -433,6 +401,14 @@ impl Store {
         match self {
             Store::Postgres { .. } => Dialect::Postgres,
             Store::Sqlite { .. } => Dialect::Sqlite,
+        }
+    }
+
+    /// Returns which settings of the database could be better for a hub; none of SQLite, which has those that this sets.
+    pub async fn weaknesses(&self) -> Result<Vec<postgres::Weakness>, StoreError> {
+        match self {
+            Store::Postgres { readers, pooled, .. } => Ok(postgres::weaknesses(readers, *pooled).await?),
+            Store::Sqlite { .. } => Ok(Vec::new()),
         }
     }
 

@@ -2,9 +2,11 @@
 
 use colink::app::App;
 use colink::clock::Clock;
+use colink::domain::user::Role;
 use colink::storage::{Options, Store};
 
-use crate::world::{config, new_postgres_database, postgres_is_there};
+use crate::binary::run;
+use crate::world::{Database, World, config, new_postgres_database, postgres_is_there};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_does_not_sync_is_refused() {
@@ -31,6 +33,29 @@ async fn a_postgres_that_does_not_sync_is_refused() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_postgres_could_do_better_is_told_everywhere() {
+    if !postgres_is_there() {
+        return;
+    }
+    let world = World::on(Database::Postgres, |_| ()).await;
+    let root = world.person("root", Role::Admin).await;
+    let url = world.app().hub.config.database.url.expose().to_owned();
+    let pool = sqlx::PgPool::connect(&url).await.unwrap();
+    let sums: String = sqlx::query_scalar("SHOW data_checksums").fetch_one(&pool).await.unwrap();
+    let weak = sums == "off";
+    let status = root.http.get("/v1/admin/cluster").await.good();
+    let told = status["database"].as_array().unwrap();
+    assert_eq!(told.iter().any(|found| found["setting"] == "data_checksums"), weak, "{status}");
+    let metrics = root.http.get("/metrics").await.text();
+    assert_eq!(metrics.contains("colink_database_weak{setting=\"data_checksums\"} 1"), weak);
+    let data = tempfile::tempdir().unwrap();
+    let free = "server.listen=127.0.0.1:0";
+    let doctor = run(data.path(), &["doctor", "--set", &format!("database.url={url}"), "--set", free]);
+    assert_eq!(doctor.out.contains("weak database        data_checksums are off"), weak, "{}", doctor.out);
+    assert_eq!(doctor.code, 0, "it may run");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::actors::Hub;
 use crate::clock::Timestamp;
 use crate::domain::id::NodeId;
+use crate::storage::postgres::Weakness;
 use crate::storage::{StoreError, nodes};
 
 /// What a node says of itself, every two seconds. All counts are since its start.
@@ -80,6 +81,9 @@ pub struct Status {
     pub clustered: bool,
     /// Whether what others commit may be heard late, because the bus or one of them cannot be reached.
     pub degraded: bool,
+    /// Settings of the database that could be better for a hub.
+    #[serde(default)]
+    pub database: Vec<Weakness>,
     /// All nodes, by name.
     pub nodes: Vec<Node>,
 }
@@ -115,6 +119,8 @@ impl Hub {
             None => Vec::new(),
         };
         let owners = nodes::owners(&mut db).await?;
+        drop(db);
+        let database = self.store.weaknesses().await?;
         let owners: HashMap<NodeId, (i64, i64)> = owners.into_iter().map(|(id, n, epoch)| (id, (n, epoch))).collect();
         let me = Node {
             id: self.id,
@@ -140,7 +146,8 @@ impl Hub {
         }
         nodes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         let degraded = self.cluster.as_ref().is_some_and(|cluster| cluster.is_degraded());
-        Ok(Status { node: self.node.clone(), clustered: self.cluster.is_some(), degraded, nodes })
+        let (node, clustered) = (self.node.clone(), self.cluster.is_some());
+        Ok(Status { node, clustered, degraded, database, nodes })
     }
 
     fn standing_of(&self, node: NodeId) -> Standing {
