@@ -5,12 +5,15 @@
 #   tests/services.sh stop               stops what start started
 #
 #   COLINK_TEST_POSTGRES         postgres://user@host/db
+#   COLINK_TEST_PGBOUNCER        the same by way of PgBouncer 1.21 or later in transaction mode, for every database there
 #   COLINK_TEST_REDIS            redis://host:port
 #   COLINK_TEST_REDIS_SENTINEL   redis-sentinel://host:port/SERVICE: one sentinel, a master and a replica
 #   COLINK_TEST_REDIS_CLUSTER    redis-cluster://host:port,host:port,host:port: three masters
 #
 # Each that is in the environment is used as it is. For the others Debian's postgresql, redis-server and redis-sentinel are
-# used, and installed first if this runs as root with apt-get at hand. What cannot be had is said on standard error and left out.
+# used, and installed first if this runs as root with apt-get at hand. A PgBouncer is started before a Postgres that is
+# started here; where Debian's is too old it is built from Debian's later source, in some seconds. What cannot be had is said
+# on standard error and left out.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -20,6 +23,40 @@ postgres_bin() {
   for dir in $(ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null | sort -rV) "$(dirname "$(command -v initdb || echo /)")"; do
     if [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ]; then echo "$dir"; return 0; fi
   done
+  return 1
+}
+
+# Prints where a PgBouncer is that looks after prepared statements.
+pgbouncer_bin() {
+  local bin version
+  for bin in /usr/local/sbin/pgbouncer /usr/sbin/pgbouncer "$(command -v pgbouncer || true)"; do
+    [ -x "$bin" ] || continue
+    version=$("$bin" --version | head -n 1)
+    if [ "$(printf '1.21\n%s\n' "${version#PgBouncer }" | sort -V | head -n 1)" = 1.21 ]; then echo "$bin"; return 0; fi
+  done
+  return 1
+}
+
+# What to install for it: Debian's package if that is new enough, or else what its source needs.
+pgbouncer_packages() {
+  local candidate
+  candidate=$(apt-cache policy pgbouncer 2>/dev/null | sed -n 's/^ *Candidate: //p')
+  if [ -n "$candidate" ] && dpkg --compare-versions "$candidate" ge 1.21; then echo pgbouncer; else echo gcc make pkg-config libc6-dev libevent-dev libssl-dev; fi
+}
+
+build_pgbouncer() {
+  [ "$(id -u)" = 0 ] && [ -x /usr/lib/apt/apt-helper ] || return 1
+  say "tests: building PgBouncer"
+  local dir source=pgbouncer_1.24.1.orig.tar.gz
+  dir=$(mktemp -d "${TMPDIR:-/tmp}/colink-pgbouncer.XXXXXX")
+  chmod 755 "$dir"
+  if (
+    cd "$dir" && /usr/lib/apt/apt-helper -o APT::Sandbox::User=root download-file "http://deb.debian.org/debian/pool/main/p/pgbouncer/$source" \
+      "$source" SHA256:da72a3aba13072876d055a3e58dd4aba4a5de4ed6148e73033185245598fd3e0 &&
+      tar xzf "$source" --strip-components=1 && ./configure --without-cares && make -j 2 pgbouncer && cp pgbouncer /usr/local/sbin/
+  ) </dev/null >"$dir/log" 2>&1; then rm -rf "$dir"; return 0; fi
+  tail -n 5 "$dir/log" >&2
+  rm -rf "$dir"
   return 1
 }
 
@@ -55,6 +92,33 @@ start_postgres() {
   as_postgres "$bin/initdb -D $dir/postgres -U colink -A trust --no-sync -E UTF8 --locale=C.UTF-8" >"$dir/initdb.log" 2>&1 &&
     as_postgres "$bin/pg_ctl -D $dir/postgres -l $dir/postgres.log -w -t 60 -o '-p $port -h 127.0.0.1 -k $dir -c max_connections=400' start" \
       </dev/null >"$dir/start.log" 2>&1
+}
+
+# A pool of its own for each database, and each transaction may get another session.
+start_pgbouncer() {
+  local bin=$1 psql=$2/psql dir=$3 port=$4 server=$5
+  mkdir -p "$dir/pgbouncer"
+  echo '"colink" ""' >"$dir/pgbouncer/users"
+  cat >"$dir/pgbouncer/conf" <<CONF
+[databases]
+* = host=127.0.0.1 port=$server
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = $port
+unix_socket_dir =
+auth_type = trust
+auth_file = $dir/pgbouncer/users
+pool_mode = transaction
+max_prepared_statements = 200
+max_client_conn = 1000
+default_pool_size = 10
+server_idle_timeout = 2
+pidfile = $dir/pgbouncer/pid
+logfile = $dir/pgbouncer.log
+CONF
+  [ "$(id -u)" != 0 ] || chown -R postgres "$dir/pgbouncer"
+  as_postgres "$bin -d -q $dir/pgbouncer/conf" </dev/null >"$dir/pgbouncer.start.log" 2>&1 &&
+    until_says 1 "$psql" "postgres://colink@127.0.0.1:$port/postgres" -Atc 'SELECT 1'
 }
 
 # Asks again and again, for ten seconds, until the answer has the word in it.
@@ -114,7 +178,7 @@ start_cluster() {
 # Stops what runs, and removes its directory.
 remove() {
   local dir=$1 bin pid
-  for pid in "$dir"/redis-*/pid; do
+  for pid in "$dir"/redis-*/pid "$dir"/pgbouncer/pid; do
     if [ -s "$pid" ]; then kill -9 "$(cat "$pid")" 2>/dev/null || true; fi
   done
   if bin=$(postgres_bin) && [ -d "$dir/postgres" ]; then
@@ -124,15 +188,19 @@ remove() {
 }
 
 start() {
-  local bin='' dir ports packages=() wanted=() started=() what
+  local bin='' pooler dir ports packages=() wanted=() started=() what
   [ -n "${COLINK_TEST_POSTGRES:-}" ] || wanted+=(postgres)
+  [ -n "${COLINK_TEST_POSTGRES:-}${COLINK_TEST_PGBOUNCER:-}" ] || wanted+=(pgbouncer)
   [ -n "${COLINK_TEST_REDIS:-}" ] || wanted+=(redis)
   [ -n "${COLINK_TEST_REDIS_SENTINEL:-}" ] || wanted+=(sentinel)
   [ -n "${COLINK_TEST_REDIS_CLUSTER:-}" ] || wanted+=(cluster)
   [ "${#wanted[@]}" -gt 0 ] || return 0
   [[ " ${wanted[*]} " != *" postgres "* ]] || postgres_bin >/dev/null || packages+=(postgresql)
-  [ "${wanted[*]}" = postgres ] || has_redis || packages+=(redis-server redis-sentinel redis-tools)
+  [[ " ${wanted[*]} " != *" pgbouncer "* ]] || pgbouncer_bin >/dev/null || read -r -a packages <<<"${packages[*]} $(pgbouncer_packages)"
+  [[ " ${wanted[*]} " != *" redis "* && " ${wanted[*]} " != *" sentinel "* && " ${wanted[*]} " != *" cluster "* ]] || has_redis ||
+    packages+=(redis-server redis-sentinel redis-tools)
   [ "${#packages[@]}" = 0 ] || install "${packages[@]}"
+  [[ " ${wanted[*]} " != *" pgbouncer "* ]] || pgbouncer_bin >/dev/null || build_pgbouncer || true
 
   dir=$(mktemp -d "${TMPDIR:-/tmp}/colink-test-services.XXXXXX")
   chmod 755 "$dir"
@@ -141,7 +209,7 @@ start() {
   trap "remove '$dir'" EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  read -r -a ports <<<"$(free_ports 11)"
+  read -r -a ports <<<"$(free_ports 12)"
   for what in "${wanted[@]}"; do
     case $what in
       postgres)
@@ -151,6 +219,16 @@ start() {
         fi
         [ "$(id -u)" != 0 ] || chown postgres "$dir"
         start_postgres "$bin" "$dir" "${ports[0]}" &
+        ;;
+      pgbouncer)
+        # Where there is no Postgres, that was said.
+        [ -n "$bin" ] || continue
+        if ! pooler=$(pgbouncer_bin); then
+          say "tests: no PgBouncer here: set COLINK_TEST_PGBOUNCER, or install pgbouncer 1.21 or later"
+          continue
+        fi
+        # It answers when Postgres does.
+        start_pgbouncer "$pooler" "$bin" "$dir" "${ports[11]}" "${ports[0]}" &
         ;;
       *)
         if ! has_redis; then
@@ -179,6 +257,7 @@ start() {
   for what in "${started[@]}"; do
     case ${what%:*} in
       postgres) echo "export COLINK_TEST_POSTGRES=postgres://colink@127.0.0.1:${ports[0]}/postgres" ;;
+      pgbouncer) echo "export COLINK_TEST_PGBOUNCER=postgres://colink@127.0.0.1:${ports[11]}/postgres" ;;
       redis) echo "export COLINK_TEST_REDIS=redis://127.0.0.1:${ports[1]}" ;;
       sentinel) echo "export COLINK_TEST_REDIS_SENTINEL=redis-sentinel://127.0.0.1:${ports[2]}/colink" ;;
       cluster) echo "export COLINK_TEST_REDIS_CLUSTER=redis-cluster://127.0.0.1:${ports[5]},127.0.0.1:${ports[6]},127.0.0.1:${ports[7]}" ;;
@@ -193,5 +272,5 @@ stop() {
 case "${1:-}" in
   start) start ;;
   stop) stop ;;
-  *) sed -n '2,14p' "$0" >&2; exit 64 ;;
+  *) sed -n '2,18p' "$0" >&2; exit 64 ;;
 esac

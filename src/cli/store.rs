@@ -77,7 +77,10 @@ fn ends(args: &CopyArgs) -> Result<(String, String)> {
         let mut config = args.settings.load()?;
         // A server may have its database from elsewhere than this command has its own.
         if let Some(running) = Running::read(&config.server.data) {
-            config.database.url = running.database.into();
+            (config.database.url, config.database.pooled) = (running.database.into(), running.pooled);
+        }
+        if config.database.pooled {
+            bail!("a copy takes one long transaction, and no pooler's: name the database itself by --from or --to");
         }
         Ok(app::store_options(&config).url)
     };

@@ -7,11 +7,10 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{OpenError, Options};
+use super::{OpenError, Options, postgres};
 
 /// Holds a database for this process until it is dropped.
 #[derive(Debug)]
@@ -20,7 +19,8 @@ pub struct Lock(#[expect(dead_code, reason = "it holds by being there")] Held);
 #[derive(Debug)]
 #[expect(dead_code, reason = "it holds by being there")]
 enum Held {
-    /// An advisory lock of a connection's session, and who takes it again when that is lost.
+    /// An advisory lock of a connection's session, or of its transaction through a pooler, and who takes it again when that
+    /// is lost.
     Postgres(AbortOnDropHandle<()>),
     /// A locked file beside the database. Not the database itself: SQLite's own locks end when any handle to it is closed.
     Sqlite(File),
@@ -89,17 +89,23 @@ async fn keep(connection: PgConnection, options: Options, shared: bool) {
 }
 
 async fn lock_postgres(options: &Options, shared: bool) -> Result<Option<PgConnection>, OpenError> {
-    let connect: PgConnectOptions = options.url.parse().map_err(|_| OpenError::Url)?;
-    let connect = connect.application_name("colink lock");
+    let connect = postgres::connect(&options.url, options.pooled, "colink lock")?;
     let mut connection = PgConnection::connect_with(&connect).await.map_err(OpenError::Connect)?;
-    // A machine that is cut off says no goodbye: its session ends within half a minute.
-    let alive = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 4; \
-                 SET idle_session_timeout = 0";
-    sqlx::raw_sql(alive).execute(&mut connection).await.map_err(OpenError::Connect)?;
-    let sql = if shared {
-        "SELECT pg_try_advisory_lock_shared($1, hashtext(COALESCE(current_schema(), '')))"
+    let begin = if options.pooled {
+        // A pooler leaves a session to whoever has a transaction open in it. This one reads nothing, so it keeps no old
+        // versions of rows from being cleaned up.
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0"
     } else {
-        "SELECT pg_try_advisory_lock($1, hashtext(COALESCE(current_schema(), '')))"
+        // A machine that is cut off says no goodbye: its session ends within half a minute.
+        "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 4; \
+         SET idle_session_timeout = 0"
+    };
+    sqlx::raw_sql(begin).execute(&mut connection).await.map_err(OpenError::Connect)?;
+    let sql = match (options.pooled, shared) {
+        (false, false) => "SELECT pg_try_advisory_lock($1, hashtext(COALESCE(current_schema(), '')))",
+        (false, true) => "SELECT pg_try_advisory_lock_shared($1, hashtext(COALESCE(current_schema(), '')))",
+        (true, false) => "SELECT pg_try_advisory_xact_lock($1, hashtext(COALESCE(current_schema(), '')))",
+        (true, true) => "SELECT pg_try_advisory_xact_lock_shared($1, hashtext(COALESCE(current_schema(), '')))",
     };
     let tries = PATIENCE.as_millis() / AGAIN.as_millis();
     for _ in 0..tries {

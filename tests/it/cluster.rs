@@ -72,7 +72,7 @@ impl Nodes {
     }
 
     /// Makes channels until each node owns one; returns them in the order of the nodes.
-    async fn channels(&self, people: &[&Person]) -> Vec<ChannelId> {
+    pub(crate) async fn channels(&self, people: &[&Person]) -> Vec<ChannelId> {
         let mut owned = vec![None; self.nodes.len()];
         for n in 0.. {
             if owned.iter().all(Option::is_some) {

@@ -29,6 +29,7 @@ mod groups;
 mod health;
 mod pages;
 mod permissions;
+mod pooler;
 mod presence;
 mod profiles;
 mod protocol;

@@ -4,7 +4,7 @@ use colink::app::store_options;
 use colink::storage::Store;
 use serde_json::json;
 
-use crate::world::{Database, World, nobody, on_both};
+use crate::world::{World, nobody, on_both};
 
 /// Stores what only a newer release knows, as a node of it does that nobody here hears of.
 async fn another_node_opens_a_poll(world: &World) {

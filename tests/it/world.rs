@@ -134,6 +134,18 @@ pub(crate) async fn new_postgres_database() -> String {
     format!("{base}/{name}")
 }
 
+/// Sends a node's way to its Postgres by a pooler in transaction mode; returns whether there is one.
+pub(crate) fn by_pooler(config: &mut Config) -> bool {
+    let Ok(pooler) = std::env::var("COLINK_TEST_PGBOUNCER") else {
+        assert!(std::env::var("CI").is_err(), "CI runs every test by a pooler: set COLINK_TEST_PGBOUNCER");
+        return false;
+    };
+    let (base, _) = pooler.rsplit_once('/').unwrap();
+    let (_, database) = config.database.url.expose().rsplit_once('/').unwrap();
+    (config.database.url, config.database.pooled) = (format!("{base}/{database}").into(), true);
+    true
+}
+
 /// A running node with a directory of its own.
 pub(crate) struct World {
     /// Where it is reached.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-on_both! {
+everywhere! {
     what_a_session_hears_and_its_client_missed_is_read_at_once(world) {
         let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
         let now = world.clock.now();

@@ -33,7 +33,7 @@ async fn until(db: &mut PgConnection, question: &'static str) {
     tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("still not: {question}"));
 }
 
-on_both! {
+everywhere! {
     a_program_runs_on_a_newer_schema_that_only_adds(world) {
         let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
         let room = world.channel(ana, "room", &[bob]).await;

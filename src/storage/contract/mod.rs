@@ -172,6 +172,50 @@ async fn page(
     Ok((found, more.any()))
 }
 
+/// Opens a world on Postgres by way of a pooler in transaction mode, if there is one to test with.
+async fn by_pooler() -> Option<World> {
+    let Ok(pooler) = std::env::var("COLINK_TEST_PGBOUNCER") else {
+        assert!(std::env::var("CI").is_err(), "CI runs every test by a pooler: set COLINK_TEST_PGBOUNCER");
+        eprintln!("skipped: COLINK_TEST_PGBOUNCER is not set");
+        return None;
+    };
+    on_postgres(|options| {
+        let (base, _) = pooler.rsplit_once('/').unwrap();
+        let (_, database) = options.url.rsplit_once('/').unwrap();
+        (options.url, options.pooled) = (format!("{base}/{database}"), true);
+    })
+    .await
+}
+
+/// Makes one test for each database out of one body, and one for Postgres by way of a pooler.
+macro_rules! everywhere {
+    ($($name:ident($world:ident) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+            async fn body($world: World) $body
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sqlite() {
+                body(World::open(Dialect::Sqlite).await.unwrap()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn postgres() {
+                if let Some(world) = on_postgres(|_| {}).await {
+                    body(world).await;
+                }
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn pooler() {
+                if let Some(world) = by_pooler().await {
+                    body(world).await;
+                }
+            }
+        }
+    )*};
+}
+
 /// Makes one test for each database out of one body.
 macro_rules! on_both {
     ($($name:ident($world:ident) $body:block)*) => {$(
@@ -201,6 +245,7 @@ mod log;
 mod migrations;
 mod owners;
 mod people;
+mod pooler;
 mod remembered;
 mod rooms;
 mod talk;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-on_both! {
+everywhere! {
     what_has_ended_is_deleted_in_small_pieces(world) {
         let root = world.user("root", Role::Admin).await;
         let room = world.channel(root, "room", &[]).await;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-on_both! {
+everywhere! {
     what_is_remembered_is_forgotten_when_it_changes(world) {
         let (root, ana) = (world.user("root", Role::Admin).await, world.user("ana", Role::Member).await);
         let bob = world.user("bob", Role::Member).await;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-on_both! {
+everywhere! {
     a_channel_is_made_with_many_members_at_once(world) {
         let ana = world.user("ana", Role::Member).await;
         let mut people = Vec::new();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-on_both! {
+everywhere! {
     messages_of_many_channels_are_numbered_densely(world) {
         let ana = world.user("ana", Role::Member).await;
         let mut rooms = Vec::new();
