@@ -7,6 +7,7 @@ mod admin;
 mod chat;
 mod cluster;
 mod config;
+mod dev;
 mod doctor;
 mod door;
 mod health;
@@ -14,6 +15,7 @@ pub mod load;
 mod seed;
 mod serve;
 mod store;
+mod terminal;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,6 +74,9 @@ enum Command {
     /// Move the data
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// See a cluster on this machine
+    #[command(subcommand)]
+    Dev(dev::DevCommand),
     /// Look for what would keep the server from running well
     Doctor(Settings),
     /// Ask the server of a data directory whether it answers
@@ -137,6 +142,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Token(command) => block_on(1, admin::token(command)),
         Command::Cluster(command) => block_on(1, cluster::run(command)),
         Command::Store(command) => block_on(1, store::run(command)),
+        Command::Dev(command) => block_on(2, dev::run(command)),
         Command::Doctor(settings) => block_on(1, doctor::run(settings)),
         Command::Health(args) => block_on(1, health::run(args)),
     }

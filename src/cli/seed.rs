@@ -15,6 +15,7 @@ use super::Settings;
 use super::door::Door;
 use crate::app::App;
 use crate::client;
+use crate::config::Config;
 use crate::domain::channel::Channel;
 use crate::domain::command::{self as c, Command, Done, Principal, Spec};
 use crate::domain::error::{Code, Refusal};
@@ -111,10 +112,14 @@ impl Hands for App {
 }
 
 pub(super) async fn run(settings: Settings) -> Result<()> {
-    let door = Door::open(settings.load()?).await?;
-    plant(&door).await?;
+    plant_through(settings.load()?).await?;
     println!("the demo team is there: {}, password `{PASSWORD}`", NAMES.join(", "));
     Ok(())
+}
+
+/// Fills a database, through the server that runs on it if there is one.
+pub(super) async fn plant_through(config: Config) -> Result<()> {
+    plant(&Door::open(config).await?).await
 }
 
 /// Fills a running node.

@@ -19,6 +19,7 @@ mod cli;
 mod client;
 mod cluster;
 mod cluster_presence;
+mod dev_cluster;
 mod drafts;
 mod durability;
 mod ending;

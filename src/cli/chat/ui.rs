@@ -1,16 +1,11 @@
 //! The terminal of a chat: keys in, screens out. It is restored on every way out, a panic and a signal among them.
 
-use std::io;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use crossterm::event::{self, DisableBracketedPaste, EnableBracketedPaste, Event};
-use crossterm::execute;
+use anyhow::{Result, bail};
+use crossterm::event::Event;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::app::App;
@@ -18,6 +13,7 @@ use super::link::Link;
 use super::rows::Look;
 use super::screen::draw;
 use super::talk::{News, Want};
+use crate::cli::terminal;
 use crate::clock::Clock;
 use crate::domain::id::ChannelId;
 
@@ -26,34 +22,14 @@ const FRAME: Duration = Duration::from_millis(30);
 /// How often time is looked at, for what expires.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Puts the terminal back, whatever happens.
-struct Restore {
-    stop: Arc<AtomicBool>,
-}
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        // If the terminal is gone there is nothing to restore.
-        drop(execute!(io::stdout(), DisableBracketedPaste));
-        drop(ratatui::try_restore());
-    }
-}
-
 /// Runs until the user leaves or the hub ends the session for good.
 pub(super) async fn run(link: &mut Link, mut app: App, place: Option<ChannelId>, clock: &Clock) -> Result<ExitCode> {
-    let look = Look { zone: zone(), colours: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) };
+    let look = Look { zone: zone(), colours: terminal::colours() };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let stop = Arc::new(AtomicBool::new(false));
-    // Also has a panic restore the terminal before it is told of.
-    let mut terminal = ratatui::try_init().context("cannot use the terminal")?;
-    let restore = Restore { stop: Arc::clone(&stop) };
-    execute!(io::stdout(), EnableBracketedPaste)?;
-    let mut keys = read_keys(stop);
-
+    let (mut terminal, mut keys, restore) = terminal::take()?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut wants = app.begin(place);
@@ -96,25 +72,6 @@ pub(super) async fn run(link: &mut Link, mut app: App, place: Option<ChannelId>,
     };
     drop(restore);
     bail!(over)
-}
-
-/// Reads keys on a thread of their own, as reading blocks. It ends within a tick of being told to.
-fn read_keys(stop: Arc<AtomicBool>) -> mpsc::Receiver<Event> {
-    let (sender, keys) = mpsc::channel(256);
-    tokio::task::spawn_blocking(move || {
-        while !stop.load(Ordering::Acquire) {
-            let key = match event::poll(TICK) {
-                Ok(false) => continue,
-                Ok(true) => event::read(),
-                Err(error) => Err(error),
-            };
-            let Ok(key) = key else { return };
-            if sender.blocking_send(key).is_err() {
-                return;
-            }
-        }
-    });
-    keys
 }
 
 /// Returns the zone of this machine in seconds east of Greenwich; Greenwich, if it cannot be told.

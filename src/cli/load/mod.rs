@@ -28,6 +28,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 pub use args::{LoadArgs, Scenario};
+pub(super) use server::LIMITS;
 
 use bench::Bench;
 use report::Report;

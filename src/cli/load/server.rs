@@ -17,7 +17,7 @@ use crate::actors::cluster::status::{Node, Standing, Status};
 use crate::client::{Address, Client};
 
 /// Limits protect a server from what a load generator does; these are off on one that is started here.
-const LIMITS: [&str; 5] = [
+pub(in crate::cli) const LIMITS: [&str; 5] = [
     "gateway.commands_per_minute",
     "gateway.identifies_per_minute",
     "limits.messages_per_minute",
