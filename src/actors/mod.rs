@@ -25,6 +25,7 @@ pub mod supervisor;
 mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};

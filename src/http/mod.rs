@@ -34,6 +34,7 @@ use serde_json::json;
 use tracing::Instrument as _;
 
 use crate::actors::Hub;
+use crate::actors::trace::{Asked, is_traceparent};
 use crate::config::Server;
 use crate::domain::command as c;
 use crate::domain::error::{Code, Refusal, invalid};
@@ -334,8 +335,11 @@ async fn outermost(State(hub): State<Arc<Hub>>, mut request: Request, next: Next
     let server = &hub.config.server;
     let waits = ["/v1/events", "/v1/events/stream"].contains(&request.uri().path());
     let too_large = too_large(server, &request);
-    // Whatever is logged on the way is logged under the request's name.
-    let answered = next.run(request).instrument(tracing::error_span!("request", request.id = %id));
+    // Whatever is logged on the way is logged under the request's name, on other nodes, too.
+    let parent = traceparent(&request);
+    let span = tracing::error_span!("request", request.id = %id, trace.parent = parent.as_deref());
+    let asked = Asked::Http { id: id.as_str().into(), parent };
+    let answered = asked.scope(next.run(request).instrument(span));
     let mut response = if let Some(refusal) = too_large {
         Refused(refusal).into_response()
     } else if waits || server.request_timeout_ms == 0 {
@@ -405,6 +409,12 @@ fn request_id(hub: &Hub, request: &Request) -> String {
         Some(id) => id.to_owned(),
         None => EventId::new(hub.clock.now()).0.simple().to_string(),
     }
+}
+
+/// Returns the trace that a request says it is a part of.
+fn traceparent(request: &Request) -> Option<Arc<str>> {
+    let given = request.headers().get("traceparent").and_then(|value| value.to_str().ok());
+    given.filter(|text| is_traceparent(text)).map(Arc::from)
 }
 
 /// Where the WebSocket is, and how it is spoken.

@@ -1,6 +1,5 @@
 //! Coming in, going out, and being shown the door.
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use colink::clock::{Clock, Timestamp};
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::http::Answer;
+use crate::logs::lines_with;
 use crate::socket::Socket;
 use crate::world::{Database, PASSWORD, Person, World, eventually, on_both, within};
 
@@ -474,29 +474,10 @@ async fn who_hangs_up_on_a_registration_leaves_no_session_that_counts_as_in_use(
     }
 }
 
-/// Keeps what is logged of one request, among all that the tests of this process log.
-struct LinesOf(&'static str, Arc<Mutex<String>>);
-
-impl std::io::Write for LinesOf {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        if text.contains(self.0) {
-            self.1.lock().unwrap().push_str(&text);
-        }
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_on_the_way_is_logged_under_the_request() {
-    let (name, lines) = ("request-that-fails", Arc::<Mutex<String>>::default());
-    let kept = lines.clone();
-    let logging = tracing_subscriber::fmt().with_ansi(false).with_writer(move || LinesOf(name, kept.clone())).finish();
-    tracing::subscriber::set_global_default(logging).expect("no other test listens to the log");
+    let name = "request-that-fails";
+    let lines = lines_with(name);
     let world = World::start().await;
     let ana = world.user("ana").await;
     let Store::Sqlite { readers, .. } = &world.app().hub.store else { panic!("this is SQLite") };

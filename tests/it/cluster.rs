@@ -10,6 +10,7 @@ use colink::domain::id::ChannelId;
 use colink::domain::user::Role;
 use serde_json::{Value, json};
 
+use crate::logs::lines_with;
 use crate::socket::Socket;
 use crate::world::{Person, World, eventually, new_postgres_database, postgres_is_there};
 
@@ -305,6 +306,30 @@ async fn a_session_is_resumed_on_another_node() {
         ana.says(room, "three").await;
         assert_eq!(hears(&mut again, room, 2).await, [(3, "two".to_owned()), (4, "three".to_owned())]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_has_one_name_in_the_logs_of_all_nodes_that_it_comes_to() {
+    let (name, trace) = ("named-by-its-client", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let lines = lines_with(name);
+    let Some(nodes) = Nodes::start(|_| ()).await else { return };
+    let ana = nodes[0].user("ana").await;
+    let rooms = nodes.channels(&[&ana]).await;
+    let path = format!("/v1/channels/{}/messages", rooms[1]);
+    let headers = [("content-type", "application/json"), ("x-request-id", name), ("traceparent", trace)];
+    ana.http.send("POST", &path, &headers, r#"{"text":"hi"}"#.into()).await.good();
+    let there = |text: &str| text.lines().any(|line| line.contains("carrying out") && line.contains(trace));
+    let here = |text: &str| text.lines().any(|line| line.contains("sent a command to its owner"));
+    let text = lines.lock().unwrap().clone();
+    assert!(here(&text) && there(&text), "{text}");
+
+    let mut socket = ana.connects().await;
+    let lines = lines_with(socket.session.clone().leak());
+    assert_eq!(socket.call("message.send", json!({"channel_id": rooms[2], "text": "hi"})).await["ok"], true);
+    let text = lines.lock().unwrap().clone();
+    let of_session = format!("request.id=\"{}.", socket.session);
+    let there = text.lines().find(|line| line.contains("carrying out")).unwrap_or_else(|| panic!("{text}"));
+    assert!(there.contains(&of_session), "{there}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

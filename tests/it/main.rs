@@ -1,11 +1,12 @@
 //! The black-box tests: a whole node in this process, and clients that know nothing but its wire.
 //!
-//! [`world`] starts a node and makes its people, [`http`] is REST and [`socket`] the gateway, both as plain as bytes;
+//! [`world`] starts a node and makes its people, [`http`] is REST and [`socket`] the gateway, both as plain as bytes; [`logs`] is what it logs;
 //! [`binary`] is the program itself, as a process. Each other file is one promise of the product. Every wait has a limit ([`world::within`]).
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod binary;
 mod http;
+mod logs;
 mod socket;
 mod world;
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::Sha256;
 
+use crate::actors::trace::Asked;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal};
@@ -54,6 +55,9 @@ pub struct Run {
     pub body: Box<RawValue>,
     /// The key under which it is done once.
     pub key: String,
+    /// What the request that it is part of is called in the logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// The trace that it is part of, as W3C's Trace Context writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
@@ -65,7 +69,15 @@ impl Run {
     pub fn new(number: u64, within_ms: u64, caller: Principal, command: &str, body: String, key: String) -> Self {
         let Principal { user_id: user, role, token_id: token } = caller;
         let body = RawValue::from_string(body).expect("a command's body is JSON");
-        Run { number, within_ms, user, role, token, command: command.to_owned(), body, key, trace: None }
+        let command = command.to_owned();
+        Run { number, within_ms, user, role, token, command, body, key, request: None, trace: None }
+    }
+
+    /// Returns it with the name of the request that it is part of.
+    #[must_use]
+    pub fn asked_by(self, asked: Option<&Asked>) -> Self {
+        let trace = asked.and_then(Asked::parent).map(str::to_owned);
+        Run { request: asked.map(Asked::to_string), trace, ..self }
     }
 
     /// Returns who asks.

@@ -34,6 +34,7 @@ use super::channel::ChannelMsg;
 use super::channel::room::UNKNOWN;
 use super::directory::Credit;
 use super::presence::{PresenceMsg, Word};
+use super::trace::Asked;
 use crate::bus::{Bus, Incoming, To};
 use crate::clock::Timestamp;
 use crate::domain::command::Command;
@@ -179,8 +180,13 @@ impl Cluster {
         // With a key, it can be carried out here if no answer comes.
         let key = write.key.get_or_insert_with(|| format!("~{:032x}", random())).clone();
         let within_ms = PATIENCE.as_millis() as u64;
+        let asked = Asked::current();
         let run = Run::new(number, within_ms, write.caller, command.name(), command.body(), key);
-        self.say(To::Node(node), &Message::Run(run))
+        let said = self.say(To::Node(node), &Message::Run(run.asked_by(asked.as_ref())));
+        if let Some(asked) = asked {
+            tracing::debug!(request.id = %asked, command = command.name(), node.id = %node, "sent a command to its owner");
+        }
+        said
     }
 
     fn enter(&self, hub: &Hub, stream: StreamId, write: Write) {
@@ -329,6 +335,14 @@ impl Hub {
             Some(Err(_)) | None => return answer.give(Err(cannot())),
         };
         let stream = command.stream(caller.user_id);
+        tracing::debug!(
+            request.id = run.request,
+            trace.parent = run.trace,
+            command = command.name(),
+            stream.id = %stream,
+            node.id = %from,
+            "carrying out a command of another node"
+        );
         let claim = if cluster.owns(stream) { Claim::Owner } else { Claim::Beside };
         self.enter(stream, Write { caller, work: Work::Command(command), claim, key: Some(run.key), answer });
     }

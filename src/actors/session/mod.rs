@@ -20,6 +20,7 @@ use super::Hub;
 use super::channel::room::UNKNOWN;
 use super::directory::Slot;
 use super::presence::PresenceMsg;
+use super::trace::Asked;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
@@ -486,7 +487,8 @@ impl State {
             Request::Command(command) => {
                 let queue = self.handle.queue.clone();
                 let answer = Answer::new(move |result| queue.push_answer(answer_frame(id, result)));
-                self.hub.dispatch(self.handle.principal(), command, None, answer);
+                let asked = Asked::Session(self.handle.id, id);
+                asked.sync_scope(|| self.hub.dispatch(self.handle.principal(), command, None, answer));
             }
             Request::Typing { channel_id, thread_seq } => {
                 let result = self.typing(channel_id, thread_seq).await;
