@@ -416,8 +416,8 @@ pub fn read_query<Q: DeserializeOwned>(parts: &Parts) -> Result<Q, Refusal> {
 
 /// What neither is a command nor a read, for a signed-in caller.
 ///
-/// It takes no key: it ends the sign-in that a repeat would come by, or it carries a secret, of which nothing is kept that
-/// could be guessed at.
+/// It takes no key: it ends the sign-in that a repeat would come by, it carries a secret, of which nothing is kept that
+/// could be guessed at, or it may be done as often as one likes.
 pub fn action<B, R, F, Fut>(
     method: Method,
     path: &'static str,

@@ -4,6 +4,7 @@
 //! (SSE). `last_event_id` is the gateway's `s`. Commands go over REST. A client may go over to a WebSocket inside a
 //! session by `resume`, and back.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,20 +18,22 @@ use futures_util::stream;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::task::JoinError;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::Instrument as _;
 
 use super::auth;
-use super::endpoint::{Key, Params, once, read_query, reply_response};
+use super::endpoint::{Answer as _, Key, Params, json_response, once, read_query, reply_response};
 use super::error::{Refused, refusal};
 use super::ws::next_connection;
 use crate::actors::Hub;
 use crate::actors::session::queue::{Taken, text_of};
+use crate::actors::session::resume::Resumed;
 use crate::actors::session::{Attached, OpenError};
 use crate::domain::command::Principal;
-use crate::domain::error::{Code, Refusal, unavailable};
-use crate::domain::id::SessionId;
-use crate::protocol::client::Intent;
+use crate::domain::error::{Code, Refusal, invalid, unavailable};
+use crate::domain::id::{SessionId, StreamId};
+use crate::protocol::client::{Intent, Resume};
 
 /// The longest that a poll waits, in seconds.
 const POLL_MAX_S: u64 = 60;
@@ -60,7 +63,19 @@ pub struct Registered {
 }
 
 fn gone() -> Refusal {
-    Refusal::new(Code::QueueGone, "this queue is gone or no longer has what you missed: register anew")
+    let why = "this node does not have the queue, or no longer what you missed: ask by POST with your cursors, or register anew";
+    Refusal::new(Code::QueueGone, why)
+}
+
+fn failed(_: JoinError) -> Refusal {
+    Refusal::new(Code::Internal, "the server failed on this request")
+}
+
+fn not_opened(error: OpenError) -> Refusal {
+    match error {
+        OpenError::TooMany => Refusal::new(Code::RateLimited, "too many sessions: end one first").retry_after(60.0),
+        OpenError::Store(error) => refusal(error),
+    }
 }
 
 /// `POST /v1/events/register`
@@ -74,7 +89,6 @@ pub async fn register(
     let opening = async move { once(&hub, caller, key, open(&hub, caller, body)).await };
     // To its end even if the caller hangs up: a session that was opened by half would count as one in use.
     let opened = tokio::spawn(opening.in_current_span()).await;
-    let failed = |_| Refusal::new(Code::Internal, "the server failed on this request");
     Ok(reply_response(StatusCode::CREATED, opened.map_err(failed)??))
 }
 
@@ -84,10 +98,7 @@ async fn open(hub: &Arc<Hub>, caller: Principal, body: Register) -> Result<Strin
         return Err(unavailable("this node is being drained: connect to another").into());
     }
     let opened = hub.open_session(caller, body.intents.as_deref(), next_connection()).await;
-    let (session, ready) = opened.map_err(|error| match error {
-        OpenError::TooMany => Refusal::new(Code::RateLimited, "too many sessions: end one first").retry_after(60.0),
-        OpenError::Store(error) => refusal(error),
-    })?;
+    let (session, ready) = opened.map_err(not_opened)?;
     let ready = RawValue::from_string(ready).map_err(|_| unavailable("cannot read the state"))?;
     let body = Registered { queue_id: session.id, last_event_id: 1, ready };
     Ok(serde_json::to_string(&body).expect("an answer has only string keys"))
@@ -105,9 +116,31 @@ pub struct Poll {
     timeout_s: Option<u64>,
 }
 
+/// Which events, and from where to go on if this node does not have the session.
+#[derive(Deserialize, JsonSchema)]
+pub struct PollAnywhere {
+    /// The session.
+    queue_id: SessionId,
+    /// The last event applied.
+    last_event_id: i64,
+    /// The last `seq` applied of each stream, as in the gateway's `resume`.
+    #[serde(default)]
+    #[schemars(with = "HashMap<String, i64>")]
+    cursors: HashMap<StreamId, i64>,
+    /// What a new session is to be sent; all, if left out.
+    #[serde(default)]
+    intents: Option<Vec<Intent>>,
+    /// How long to wait for one, at most 60 seconds; 30, if left out.
+    #[serde(default)]
+    timeout_s: Option<u64>,
+}
+
 /// What came.
 #[derive(Serialize, JsonSchema)]
 pub struct Polled {
+    /// The session to ask for from now on, if it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_id: Option<SessionId>,
     /// Frames as on the gateway, in order; none, if the time ran out.
     #[schemars(with = "Vec<serde_json::Value>")]
     pub events: Vec<Box<RawValue>>,
@@ -131,6 +164,21 @@ impl Held {
         Ok(Held { session, _counted: hub.connections.token() })
     }
 
+    /// Goes on in a new session with what the log has behind the cursors, as a `resume` does on any node.
+    async fn from_log(hub: Arc<Hub>, caller: Principal, asked: PollAnywhere) -> Result<Held, Refused> {
+        if hub.draining.is_cancelled() {
+            return Err(unavailable("this node is being drained: ask another").into());
+        }
+        let PollAnywhere { queue_id: session_id, last_event_id: s, cursors, intents, .. } = asked;
+        let resume = Resume { token: None, session_id, s, cursors, intents }.bounded()?;
+        let resumed = hub.store.in_time(hub.resume_session(caller, &resume, next_connection())).await;
+        match resumed.map_err(not_opened)? {
+            Resumed::Yes { session, .. } => Ok(Held { session, _counted: hub.connections.token() }),
+            Resumed::No { .. } => Err(gone().into()),
+            Resumed::BadCursor => Err(invalid("a cursor is negative, or above what there is of its stream").into()),
+        }
+    }
+
     async fn work(&self) {
         std::future::poll_fn(|cx| self.session.queue.poll_work(self.session.connection(), cx)).await;
     }
@@ -144,13 +192,39 @@ impl Held {
 /// `GET /v1/events`
 pub async fn poll(hub: Arc<Hub>, caller: Principal, _: Params, query: Poll) -> Result<Polled, Refused> {
     let held = Held::of(&hub, caller, query.queue_id, query.last_event_id).await?;
+    wait(&hub, &held, query.last_event_id, query.timeout_s).await
+}
+
+/// `POST /v1/events`: a poll that any node can answer.
+pub async fn poll_anywhere(
+    hub: Arc<Hub>,
+    caller: Principal,
+    _: Params,
+    asked: PollAnywhere,
+) -> Result<Response, Refused> {
+    let (last, timeout_s) = (asked.last_event_id, asked.timeout_s);
+    let polled = match Held::of(&hub, caller, asked.queue_id, last).await {
+        Ok(held) => wait(&hub, &held, last, timeout_s).await?,
+        Err(_) => {
+            // To its end even if the caller hangs up, as in `register`.
+            let resuming = Box::pin(Held::from_log(hub.clone(), caller, asked));
+            let held = tokio::spawn(resuming.in_current_span()).await.map_err(failed)??;
+            let queue_id = Some(held.session.id);
+            Polled { queue_id, ..wait(&hub, &held, held.session.queue.last_s(), timeout_s).await? }
+        }
+    };
+    Ok(json_response(StatusCode::OK, polled.into_json()))
+}
+
+/// Waits for events of a session.
+async fn wait(hub: &Hub, held: &Held, last_event_id: i64, timeout_s: Option<u64>) -> Result<Polled, Refused> {
     // Only if something changed: a poll that always had something to bring would never wait.
     if held.session.queue.take_unheard() {
         hub.show_presence(&held.session);
     }
-    let wait = Duration::from_secs(query.timeout_s.unwrap_or(30).min(POLL_MAX_S));
+    let wait = Duration::from_secs(timeout_s.unwrap_or(30).min(POLL_MAX_S));
     let deadline = tokio::time::Instant::now() + wait;
-    let mut polled = Polled { events: Vec::new(), last_event_id: query.last_event_id };
+    let mut polled = Polled { queue_id: None, events: Vec::new(), last_event_id };
     loop {
         let taken = held.take(|s, bytes| {
             let text = String::from_utf8(text_of(s, bytes)).unwrap_or_default();

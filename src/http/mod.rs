@@ -279,13 +279,20 @@ pub fn endpoints() -> Vec<Endpoint> {
             channels::stream_events,
         ),
         keyed_action::<_, fallback::Registered, _, _>(
-            post,
+            post.clone(),
             "/v1/events/register",
             made,
             "Opens a session for long-poll or server-sent events",
             fallback::register,
         ),
-        waiting_query("/v1/events", "Waits for a session's next events", fallback::poll),
+        waiting_query("/v1/events", "Waits for a session's next events, on the node that has it", fallback::poll),
+        action::<_, fallback::Polled, _, _>(
+            post,
+            "/v1/events",
+            ok,
+            "Waits for a session's next events; a node that does not have it goes on behind the cursors",
+            fallback::poll_anywhere,
+        ),
         stream::<fallback::Stream, _, _>(
             "/v1/events/stream",
             "Sends a session's events as they come: `id` is `s`, `data` is the frame",

@@ -136,7 +136,7 @@ pub fn decode(text: &str) -> Result<Frame, NotUnderstood> {
     let request = match &*head.kind {
         "heartbeat" => head.s.map(|s| parse(s.get())).transpose().map(Request::Heartbeat),
         "identify" => parse(body).map(Request::Identify),
-        "resume" => parse::<Resume>(body).and_then(bounded).map(Request::Resume),
+        "resume" => parse::<Resume>(body).and_then(Resume::bounded).map(Request::Resume),
         "typing.start" => {
             parse::<TypingBody>(body).map(|t| Request::Typing { channel_id: t.channel_id, thread_seq: t.thread_seq })
         }
@@ -156,11 +156,14 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, Refusal> {
     })
 }
 
-fn bounded(resume: Resume) -> Result<Resume, Refusal> {
-    if resume.cursors.len() > CURSORS_MAX {
-        return Err(invalid(format!("cursors has more than {CURSORS_MAX} entries")));
+impl Resume {
+    /// Returns it if it has no more cursors than a resume may have.
+    pub fn bounded(self) -> Result<Resume, Refusal> {
+        if self.cursors.len() > CURSORS_MAX {
+            return Err(invalid(format!("cursors has more than {CURSORS_MAX} entries")));
+        }
+        Ok(self)
     }
-    Ok(resume)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use colink::bus::memory::Network;
 use colink::clock::Clock;
 use colink::config::Config;
 use colink::domain::command as c;
-use colink::domain::id::ChannelId;
+use colink::domain::id::{ChannelId, StreamId};
 use colink::domain::user::Role;
 use serde_json::{Value, json};
 
@@ -330,6 +330,54 @@ async fn a_command_has_one_name_in_the_logs_of_all_nodes_that_it_comes_to() {
     let of_session = format!("request.id=\"{}.", socket.session);
     let there = text.lines().find(|line| line.contains("carrying out")).unwrap_or_else(|| panic!("{text}"));
     assert!(there.contains(&of_session), "{there}");
+}
+
+/// Returns the streams that a fresh session hears, with their heads.
+fn cursors(ready: &Value) -> serde_json::Map<String, Value> {
+    let d = &ready["d"];
+    let channels = d["channels"].as_array().unwrap().iter();
+    let mut cursors: serde_json::Map<String, Value> =
+        channels.map(|channel| (channel["id"].as_str().unwrap().to_owned(), channel["last_seq"].clone())).collect();
+    cursors.insert(d["user"]["id"].as_str().unwrap().to_owned(), d["user_seq"].clone());
+    cursors.insert(StreamId::WORKSPACE.to_string(), d["workspace_seq"].clone());
+    cursors
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_polls_another_node_each_time_misses_nothing_and_hears_nothing_twice() {
+    let Some(nodes) = Nodes::start(|_| ()).await else { return };
+    let (ana, bob) = (nodes[0].user("ana").await, nodes[0].user("bob").await);
+    let room = nodes[0].channel("general", &[&ana, &bob]).await;
+    let made = bob.http.post("/v1/events/register", &json!({})).await.good();
+    let (mut queue, mut last) = (made["queue_id"].clone(), made["last_event_id"].as_i64().unwrap());
+    let mut cursors = cursors(&made["ready"]);
+    let elsewhere = bob.at(&nodes[1]).polls(queue.as_str().unwrap(), last, 0).await;
+    assert_eq!((elsewhere.status, elsewhere.code()), (410, "queue_gone".to_owned()));
+    let mut heard = Vec::new();
+    for n in 0..30 {
+        if n % 3 != 2 {
+            ana.at(&nodes[n % 2]).says(room, &n.to_string()).await;
+        }
+        let ask = json!({"queue_id": queue, "last_event_id": last, "cursors": cursors, "timeout_s": 5});
+        let polled = bob.at(&nodes[n % 3]).http.post("/v1/events", &ask).await.good();
+        queue = polled.get("queue_id").unwrap_or(&queue).clone();
+        last = polled["last_event_id"].as_i64().unwrap();
+        for event in polled["events"].as_array().unwrap() {
+            let Some(seq) = event["seq"].as_i64() else { continue };
+            let stream = event.get("channel_id").or(event.get("stream_id")).unwrap().as_str().unwrap();
+            // As a client does: what it knows it drops, and a jump would be a loss.
+            if seq > cursors[stream].as_i64().unwrap() {
+                assert_eq!(seq, cursors[stream].as_i64().unwrap() + 1, "{event}");
+                cursors[stream] = json!(seq);
+                heard.extend(event["d"]["text"].as_str().map(str::to_owned));
+            }
+        }
+        if heard.len() == 20 {
+            break;
+        }
+    }
+    let said: Vec<String> = (0..30).filter(|n| n % 3 != 2).map(|n| n.to_string()).collect();
+    assert_eq!(heard, said);
 }
 
 #[tokio::test(flavor = "multi_thread")]
