@@ -137,7 +137,6 @@ pub(crate) async fn new_postgres_database() -> String {
 /// Sends a node's way to its Postgres by a pooler in transaction mode; returns whether there is one.
 pub(crate) fn by_pooler(config: &mut Config) -> bool {
     let Ok(pooler) = std::env::var("COLINK_TEST_PGBOUNCER") else {
-        assert!(std::env::var("CI").is_err(), "CI runs every test by a pooler: set COLINK_TEST_PGBOUNCER");
         return false;
     };
     let (base, _) = pooler.rsplit_once('/').unwrap();
