@@ -19,7 +19,7 @@ impl Failure {
     pub(super) fn of_commit(error: sqlx::Error) -> Self {
         let broken_rule =
             error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other));
-        let rolled_back = broken_rule || gave_up(&error);
+        let rolled_back = broken_rule || gave_up(&error) || is_full(&error);
         if rolled_back { Failure::RolledBack(error.into()) } else { Failure::Unknown(error.into()) }
     }
 
@@ -30,23 +30,31 @@ impl Failure {
     }
 
     /// Returns whether its writes may fare better one by one. What is locked now is locked for each of them, and they
-    /// would wait for it one after the other.
+    /// would wait for it one after the other; and there is no more room for one than for all.
     pub(super) fn may_be_one_item(&self) -> bool {
         match self {
-            Failure::RolledBack(StoreError::Database(error)) => !is_locked(error),
+            Failure::RolledBack(StoreError::Database(error)) => !is_locked(error) && !is_full(error),
             Failure::RolledBack(_) => true,
             Failure::Unknown(_) => false,
         }
     }
 
-    /// Returns whether the next write may fare no better: the database took too long, or did not answer.
+    /// Returns whether the next write may fare no better: the database took too long, did not answer, or has no room.
     pub(super) fn may_be_the_database(&self) -> bool {
         match self {
-            Failure::RolledBack(StoreError::Database(error)) => error.as_database_error().is_none() || gave_up(error),
+            Failure::RolledBack(StoreError::Database(error)) => {
+                error.as_database_error().is_none() || gave_up(error) || is_full(error)
+            }
             Failure::RolledBack(_) => false,
             Failure::Unknown(_) => true,
         }
     }
+}
+
+/// Returns whether the database has no room for what was to be written, and wrote nothing of it: Postgres' `disk_full`,
+/// SQLite's `SQLITE_FULL`.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    has_code(error, &["53100", "13"])
 }
 
 impl From<StoreError> for Failure {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::accounts::Account;
 use super::apply::Scope;
-use super::failure::Failure;
+use super::failure::{Failure, is_full};
 use super::remembered::{Remembered, Tally};
 use super::send::Transaction;
 use super::tokens::Revoked;
@@ -662,6 +662,10 @@ fn without_secret(work: &Work, json: &str) -> String {
 fn refuse(batch: Vec<Write>, failure: &Failure) {
     let refusal = match failure {
         Failure::RolledBack(StoreError::Refused(refusal)) => refusal.clone(),
+        Failure::RolledBack(StoreError::Database(error)) if is_full(error) => {
+            tracing::error!(%error, writes = batch.len(), "the database has no room: nothing is written until it has");
+            unavailable("the database has no room for more: whoever runs this hub has to make some")
+        }
         Failure::RolledBack(error) => {
             tracing::error!(%error, writes = batch.len(), "a write failed and was rolled back");
             unavailable("the database does not take writes now")

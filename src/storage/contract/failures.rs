@@ -35,6 +35,60 @@ async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
     assert!(started.elapsed() < limit * 20, "a database that is slow is not waited for by each of them");
 }
 
+fn says_there_is_no_room(refusal: &Refusal) -> bool {
+    refusal.code == Code::Unavailable && refusal.message.contains("no room")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_may_not_grow_is_said_to_be_full() {
+    let world = World::open(Dialect::Sqlite).await.unwrap();
+    let mut db = world.store.write().await.unwrap();
+    // Of this connection, which is the one that the writer takes.
+    db.run("PRAGMA max_page_count = 400").await.unwrap();
+    drop(db);
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let mut stored = world.log(room).await.len();
+    let refused = loop {
+        match world.ask(ana, says(room, &"x".repeat(10_000), None)).await {
+            Ok(_) => stored += 1,
+            Err(refusal) => break refusal,
+        }
+        assert!(stored < 1_000, "there is an end to it");
+    };
+    assert!(says_there_is_no_room(&refused), "{refused:?}");
+    assert!(!world.in_doubt.load(Ordering::SeqCst), "it is known what became of it");
+    assert_eq!(world.log(room).await.len(), stored);
+}
+
+/// Whichever way a write goes, who asks is told that there is no room, and nothing is left in doubt; it goes on when there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_to_be_full_until_it_has_room() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    world.ask(ana, says(room, "first", None)).await.unwrap();
+    let fill = "CREATE FUNCTION full_up() RETURNS TRIGGER LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = 'disk_full'; END $$;
+        CREATE TRIGGER full_up BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION full_up()";
+    let Db::Postgres(mut apart) = world.apart().await else { unreachable!("it is for Postgres alone") };
+    sqlx::raw_sql(fill).execute(&mut *apart).await.unwrap();
+
+    let reply = || command::SendMessage { thread_seq: Some(2), ..says(room, "reply", None) };
+    let waiting = (0..40).map(|n| world.ask(ana, if n % 2 == 0 { says(room, "more", None) } else { reply() }));
+    for answer in futures_util::future::join_all(waiting).await {
+        let refused = answer.unwrap_err();
+        assert!(says_there_is_no_room(&refused), "{refused:?}");
+    }
+    let alone = world.ask(ana, says(room, "alone", None)).await.unwrap_err();
+    assert!(says_there_is_no_room(&alone), "{alone:?}");
+    assert!(!world.in_doubt.load(Ordering::SeqCst), "it is known what became of each");
+    assert_eq!(world.log(room).await.len(), 2);
+
+    sqlx::raw_sql("DROP TRIGGER full_up ON messages").execute(&mut *apart).await.unwrap();
+    world.ask(ana, says(room, "again", None)).await.unwrap();
+}
+
 /// Opens a world on Postgres whose connections can be cut.
 async fn on_a_wire() -> Option<(World, Wire)> {
     let mut wire = None;
