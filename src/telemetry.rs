@@ -4,7 +4,7 @@
 //! `stream.id`, `user.id`, `session.id`, `request.id`, `error`, `writes` (how many a failure touched). What a request logs on
 //! its way stands under its span. Never tokens, addresses or texts.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -21,14 +21,29 @@ pub enum Format {
 
 /// Starts logging; does nothing if it was started before.
 pub fn start_logging(filter: &str, format: Option<Format>) {
-    let terminal = std::io::stderr().is_terminal();
+    let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { Format::Text } else { Format::Json });
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Lines).with_ansi(terminal);
     let _ = match format {
         Format::Text => lines.try_init(),
         Format::Json => lines.json().flatten_event(true).try_init(),
     };
+}
+
+/// Standard error. What cannot be written, because the disk below it is full or nobody reads it any more, is lost, and that is
+/// all: whoever logs goes on.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();

@@ -111,7 +111,12 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn start(data: &Path, more: &[&str]) -> Serving {
-        let mut child = Serving::command(data, more).stdout(Stdio::piped()).spawn().unwrap();
+        Serving::spawn(&mut Serving::command(data, more))
+    }
+
+    /// Starts what [`Serving::command`] began.
+    pub(crate) fn spawn(command: &mut Command) -> Serving {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let out = child.stdout.take().unwrap();
         Serving::of(child, out)
     }

@@ -111,6 +111,16 @@ async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
 }
 
 #[test]
+fn a_server_that_cannot_write_its_log_goes_on() {
+    let data = tempfile::tempdir().unwrap();
+    // Whoever writes there is told that the disk is full.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Serving::command(data.path(), &["--set", "log.level=debug"]);
+    let server = Serving::spawn(command.stderr(full));
+    assert_eq!(server.stop("-TERM"), Some(0));
+}
+
+#[test]
 fn a_configuration_is_checked_whole() {
     let data = tempfile::tempdir().unwrap();
     let good = run(data.path(), &["config", "check"]);
