@@ -49,6 +49,17 @@ impl Failure {
             Failure::Unknown(_) => true,
         }
     }
+
+    /// Returns whether the database could not be asked, or said nothing.
+    pub(super) fn is_silence(&self) -> bool {
+        match self {
+            Failure::RolledBack(StoreError::Database(error)) | Failure::Unknown(StoreError::Database(error)) => {
+                error.as_database_error().is_none()
+            }
+            Failure::RolledBack(_) => false,
+            Failure::Unknown(_) => true,
+        }
+    }
 }
 
 /// Returns whether the database has no room for what was to be written, and wrote nothing of it: Postgres' `disk_full`,

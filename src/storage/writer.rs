@@ -13,6 +13,7 @@
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -185,6 +186,22 @@ pub type Sink = Arc<dyn Fn(Committed) + Send + Sync>;
 pub struct Writer {
     queue: mpsc::Sender<Write>,
     tally: Arc<Tally>,
+    trouble: Arc<Trouble>,
+}
+
+/// Why the database may not take what is written here.
+#[derive(Default)]
+struct Trouble {
+    /// It does not answer what it was asked.
+    late: AtomicBool,
+    /// It could not be asked the last time, or said nothing.
+    failed: AtomicBool,
+}
+
+impl Trouble {
+    fn set(which: &AtomicBool, now: bool) {
+        which.store(now, Ordering::Relaxed);
+    }
 }
 
 impl Writer {
@@ -201,7 +218,7 @@ impl Writer {
         stop: CancellationToken,
     ) -> std::io::Result<(Self, CancellationToken)> {
         let (queue, waiting) = mpsc::channel(limits.queue);
-        let tally = Arc::<Tally>::default();
+        let (tally, trouble) = (Arc::<Tally>::default(), Arc::<Trouble>::default());
         let task = Task {
             store,
             clock,
@@ -210,6 +227,7 @@ impl Writer {
             remembered: Remembered::new(node, tally.clone()),
             batch: limits.batch,
             patience: limits.patience,
+            trouble: trouble.clone(),
             written: 0,
             checkpoint: None,
         };
@@ -220,13 +238,24 @@ impl Writer {
             runtime.block_on(task.run(waiting, stop));
             drop(told);
         })?;
-        Ok((Writer { queue, tally }, done))
+        Ok((Writer { queue, tally, trouble }, done))
     }
 
     /// Returns what came of being one of several writers, since the start.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// Returns whether there is no way to the database from here: it does not answer, or did not the last time.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.trouble.late.load(Ordering::Relaxed) || self.trouble.failed.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the database answers others here: the next write may fare better than the last.
+    pub fn may_try_again(&self) {
+        Trouble::set(&self.trouble.failed, false);
     }
 
     /// Puts a write into the queue. A full queue refuses it at once, with a time to come back.
@@ -273,6 +302,7 @@ struct Task {
     remembered: Remembered,
     batch: usize,
     patience: Duration,
+    trouble: Arc<Trouble>,
     /// Writes since the last checkpoint began.
     written: usize,
     checkpoint: Option<tokio::task::JoinHandle<()>>,
@@ -408,6 +438,7 @@ impl Task {
     /// Tells first, then answers: a reader is never behind the writer's own ack by more than a hop, and whoever asked for
     /// something cannot keep others from hearing of it by hanging up. Returns the writes that have no answer yet.
     fn conclude(&self, batch: Vec<Write>, results: Results, news: News) -> Vec<Write> {
+        Trouble::set(&self.trouble.failed, false);
         self.tell(news);
         let mut again = Vec::new();
         for (write, result) in batch.into_iter().zip(results) {
@@ -434,7 +465,7 @@ impl Task {
         let now = Instant::now();
         let since = batch.iter().map(|write| write.answer.since).min().unwrap_or(now);
         let (answer_by, give_up_at) = (since + self.patience, now + GIVE_UP.max(self.patience));
-        let local = self.store.dialect() == Dialect::Sqlite;
+        let (local, trouble) = (self.store.dialect() == Dialect::Sqlite, self.trouble.clone());
         let mut late = false;
         let done = {
             let mut work = std::pin::pin!(self.try_to_commit(batch));
@@ -444,6 +475,7 @@ impl Task {
                     done = &mut work => break Some(done),
                     () = tokio::time::sleep_until(answer_by.into()), if !late => {
                         late = true;
+                        Trouble::set(&trouble.late, true);
                         tracing::warn!(writes = batch.len(), "the database does not answer in time");
                         batch.iter().for_each(|write| write.answer.give(Err(interrupted())));
                     }
@@ -454,6 +486,7 @@ impl Task {
                 }
             }
         };
+        Trouble::set(&trouble.late, false);
         done.unwrap_or_else(|| {
             self.remembered.forget_all();
             let why = "the database did not answer at all";
@@ -490,6 +523,9 @@ impl Task {
         if matches!(failure, Failure::Unknown(_)) {
             let (events, revoked, at) = (Vec::new(), Vec::new(), Instant::now());
             (self.sink)(Committed { events, revoked, at, in_doubt: true });
+        }
+        if failure.is_silence() {
+            Trouble::set(&self.trouble.failed, true);
         }
         refuse(batch, failure);
     }

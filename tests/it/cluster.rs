@@ -9,6 +9,9 @@ use colink::domain::command as c;
 use colink::domain::id::{ChannelId, StreamId};
 use colink::domain::user::Role;
 use serde_json::{Value, json};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::logs::lines_with;
 use crate::socket::Socket;
@@ -196,6 +199,53 @@ async fn a_node_that_is_cut_off_goes_on_and_misses_nothing() {
         bob.says(room, "back").await;
         assert_eq!(hears(&mut here, room, 1).await, hears(&mut there, room, 1).await);
     }
+}
+
+/// A way to the database that ends, with all connections, when it is aborted. Returns its URL.
+async fn way_to(database: &str) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = database.rsplit_once('@').and_then(|(_, rest)| Some(rest.split_once('/')?.0.to_owned())).unwrap();
+    let url = database.replacen(&server, &listener.local_addr().unwrap().to_string(), 1);
+    let way = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut near, _)) = listener.accept().await {
+            let server = server.clone();
+            connections.spawn(async move {
+                let mut far = TcpStream::connect(server).await.unwrap();
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (url, way)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_owner_without_its_database_cannot_write_others_do() {
+    let Some(mut nodes) = Nodes::start(|_| ()).await else { return };
+    let (url, way) = way_to(&nodes.database).await;
+    nodes
+        .one_more(|config| {
+            config.database.url = url.clone().into();
+            config.database.timeout_ms = 500;
+        })
+        .await;
+    nodes.see_each_other().await;
+    let ana = nodes[0].user("ana").await;
+    let room = nodes.channels(&[&ana]).await[3];
+    let mut there = ana.at(&nodes[3]).connects().await;
+    ana.says(room, "one").await;
+    hears(&mut there, room, 1).await;
+    way.abort();
+    let _ = way.await;
+    // Either the sender finds out what its owner could not do, or it knows better than to ask.
+    for n in 0..10 {
+        ana.says(room, &format!("text {n}")).await;
+    }
+    let owns = |node: &World| node.app().hub.cluster.as_ref().unwrap().owns(room.into());
+    eventually("another one to own it", || async { nodes.nodes[..3].iter().any(owns) && !owns(&nodes[3]) }).await;
+    assert_eq!(hears(&mut there, room, 10).await.len(), 10, "the bus still brings what is said");
+    let sent = there.call("message.send", json!({"channel_id": room, "text": "by others"})).await;
+    assert_eq!(sent["ok"], true, "{sent}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,6 +33,9 @@ pub struct Beat {
     /// Whether it is on its way out.
     #[serde(default)]
     pub leaves: bool,
+    /// The database does not take what it writes: it owns nothing until it does.
+    #[serde(default)]
+    pub cut_off: bool,
     /// The number of what it told last of who is there; 0, if it does not.
     #[serde(default)]
     pub presence: u64,
@@ -382,7 +385,7 @@ mod tests {
     #[test]
     fn who_does_not_know_the_secret_says_nothing() {
         let (seal, other) = (seal(), Seal::new(NodeId::new(Timestamp(1)), b"another"));
-        let beat = Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false, presence: 0 });
+        let beat = Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false, cut_off: false, presence: 0 });
         let mut sealed = seal.seal(&beat).to_vec();
         assert!(seal.open(&sealed).is_ok());
         assert_eq!(other.open(&sealed).unwrap_err(), Unread::Forged);

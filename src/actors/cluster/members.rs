@@ -56,6 +56,8 @@ pub struct Peer {
     suspect: bool,
     /// It leaves: it owns nothing any more.
     left: bool,
+    /// It is cut off from the database: it owns nothing, and is sent nothing, until it is not.
+    cut_off: bool,
 }
 
 impl Peer {
@@ -73,7 +75,7 @@ impl Peer {
     #[must_use]
     pub fn is_reachable(&self, now: Instant) -> bool {
         let heard = self.by_bus.is_some_and(|at| now.saturating_duration_since(at) < SILENT);
-        heard && !self.suspect && !self.left
+        heard && !self.suspect && !self.left && !self.cut_off
     }
 }
 
@@ -85,6 +87,7 @@ pub struct Members {
     /// When this node last showed others that it lives: who was stopped for long has to do that before it owns anything.
     showed: Option<Instant>,
     left: bool,
+    cut_off: bool,
     bus: bool,
     /// When the database was last read.
     read: Option<Instant>,
@@ -95,7 +98,7 @@ impl Members {
     /// Makes the view of a node that just started.
     #[must_use]
     pub fn new(me: NodeId, name: String) -> Self {
-        Members { me, name, showed: None, left: false, bus: false, read: None, peers: BTreeMap::new() }
+        Members { me, name, showed: None, left: false, cut_off: false, bus: false, read: None, peers: BTreeMap::new() }
     }
 
     /// Notes that this node showed that it lives.
@@ -106,6 +109,15 @@ impl Members {
     /// Notes that this node leaves: it owns nothing from now on.
     pub fn leave(&mut self) {
         self.left = true;
+    }
+
+    /// Notes whether a node, or this one, is cut off from the database.
+    pub fn set_cut_off(&mut self, node: NodeId, cut_off: bool) {
+        if node == self.me {
+            self.cut_off = cut_off;
+        } else if let Some(peer) = self.peers.get_mut(&node) {
+            peer.cut_off = cut_off;
+        }
     }
 
     /// Notes whether the bus works; returns whether that changed.
@@ -155,6 +167,7 @@ impl Members {
             misses: 0,
             suspect: false,
             left: false,
+            cut_off: false,
         })
     }
 
@@ -220,11 +233,12 @@ impl Members {
         !self.left && self.showed.is_some_and(|at| now.saturating_duration_since(at) < DEAD)
     }
 
-    /// Returns who owns a stream: of all members the one that scores highest with it.
+    /// Returns who owns a stream: of all members that are not cut off from the database the one that scores highest with it.
     #[must_use]
     pub fn owner(&self, stream: StreamId, now: Instant) -> Option<NodeId> {
-        let me = self.am_live(now).then_some((self.me, &self.name));
-        let others = self.peers.iter().filter(|(_, peer)| peer.is_live(now)).map(|(id, peer)| (*id, &peer.name));
+        let me = (self.am_live(now) && !self.cut_off).then_some((self.me, &self.name));
+        let may_own = |peer: &Peer| peer.is_live(now) && !peer.cut_off;
+        let others = self.peers.iter().filter(|(_, peer)| may_own(peer)).map(|(id, peer)| (*id, &peer.name));
         let best = me.into_iter().chain(others).max_by_key(|(id, name)| (score(name, stream), *id));
         best.map(|(id, _)| id)
     }
@@ -368,6 +382,27 @@ mod tests {
         assert!(!members.has_others(now));
         assert!(members.forget_dead(now).is_empty());
         assert_eq!(members.forget_dead(now + FORGOTTEN).len(), 1);
+    }
+
+    #[test]
+    fn who_is_cut_off_from_the_database_owns_nothing_until_it_is_not() {
+        let (all, now) = (nodes(2), Instant::now());
+        let mut members = view(all[0], &all, now);
+        let (theirs, mine) = {
+            let of = |node| streams().into_iter().find(|s| members.owner(*s, now) == Some(node)).unwrap();
+            (of(all[1]), of(all[0]))
+        };
+        members.set_cut_off(all[1], true);
+        assert_eq!(members.way(theirs, now), Way::Here(Claim::Owner));
+        assert!(members.has_others(now), "it is told what is committed");
+        assert_eq!(members.lease(all[1], now), Lease::Holds, "and its users are there");
+
+        members.set_cut_off(all[0], true);
+        assert_eq!(members.way(mine, now), Way::Here(Claim::Beside), "nobody is to take it over");
+        members.set_cut_off(all[1], false);
+        assert_eq!(members.way(mine, now), Way::There(all[1]), "the other one can write");
+        members.set_cut_off(all[0], false);
+        assert_eq!(members.way(mine, now), Way::Here(Claim::Owner));
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl Cluster {
     pub(super) fn leave(&self) {
         self.leaves.store(true, Ordering::Release);
         self.core().members.leave();
-        self.beat_by_bus();
+        self.beat_by_bus(false);
     }
 
     /// Says in the database that this node is no more.
@@ -234,10 +234,11 @@ impl Cluster {
         }
     }
 
-    fn beat_by_bus(&self) {
+    fn beat_by_bus(&self, cut_off: bool) {
         let leaves = self.leaves.load(Ordering::Acquire);
         let presence = self.presence.load(Ordering::Acquire);
-        let beat = Beat { name: self.row.name.clone(), leaves, presence };
+        self.core().members.set_cut_off(self.row.id, cut_off);
+        let beat = Beat { name: self.row.name.clone(), leaves, cut_off, presence };
         if self.say(To::Everyone, &Message::Beat(beat)) {
             self.core().members.showed(Instant::now());
         }
@@ -303,7 +304,12 @@ impl Hub {
         };
         match message {
             Message::Beat(beat) => {
-                let is_new = cluster.core().members.heard(from, &beat.name, beat.leaves, Instant::now());
+                let is_new = {
+                    let members = &mut cluster.core().members;
+                    let is_new = members.heard(from, &beat.name, beat.leaves, Instant::now());
+                    members.set_cut_off(from, beat.cut_off);
+                    is_new
+                };
                 if is_new && beat.name == cluster.row.name {
                     tracing::warn!(node = %beat.name, node.id = %from, "another node has this one's name: give each its own");
                 }
@@ -324,8 +330,13 @@ impl Hub {
     /// Carries out a command that another node sent here, and answers it.
     fn run_for(self: &Arc<Self>, cluster: &Cluster, from: NodeId, run: Run) {
         let (number, caller) = (run.number, run.caller());
-        let (bus, seal) = (cluster.bus.clone(), cluster.seal.clone());
+        let (bus, seal, hub) = (cluster.bus.clone(), cluster.seal.clone(), self.clone());
         let answer = Answer::new(move |result| {
+            // The sender's own way to the database may be open.
+            let result = match result {
+                Err(refusal) if refusal.code == Code::Unavailable && hub.writer.is_cut_off() => Err(cannot()),
+                result => result,
+            };
             bus.publish(To::Node(from), seal.seal(&Message::Ran(Ran::new(number, result))));
         });
         let answer = answer.within(Duration::from_millis(run.within_ms));
@@ -480,7 +491,7 @@ async fn pulse(hub: Weak<Hub>) {
         let Some(cluster) = hub.cluster.clone() else { return };
         if beat.is_none_or(|at| at.elapsed() >= BEAT) {
             beat = Some(Instant::now());
-            cluster.beat_by_bus();
+            cluster.beat_by_bus(hub.writer.is_cut_off());
             hub.directory.tell_presence(PresenceMsg::LookAtPeers);
         }
         cluster.tick(&hub);
@@ -488,19 +499,28 @@ async fn pulse(hub: Weak<Hub>) {
 }
 
 async fn store_pulse(hub: Weak<Hub>) {
-    let mut ticks = tokio::time::interval(STORE_BEAT);
+    let mut ticks = tokio::time::interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut failing = false;
+    let (mut failing, mut beat): (bool, Option<Instant>) = (false, None);
     loop {
         ticks.tick().await;
         let Some(hub) = hub.upgrade() else { return };
         let Some(cluster) = hub.cluster.clone() else { return };
+        // Who is cut off looks more often whether that is over.
+        let is_due = beat.is_none_or(|at| at.elapsed() >= STORE_BEAT);
+        if !is_due && !failing && !hub.writer.is_cut_off() {
+            continue;
+        }
+        beat = Some(Instant::now());
         let done = tokio::time::timeout(STORE_PATIENCE, cluster.beat_in_store(&hub.store, &hub.report())).await;
         let failed = !matches!(done, Ok(Ok(())));
         if failed && !failing {
             tracing::warn!("cannot note in the database that this node lives: it is tried again");
         }
         failing = failed;
+        if !failed {
+            hub.writer.may_try_again();
+        }
     }
 }
 

@@ -603,7 +603,7 @@ impl World {
         let (now, instant) = (self.now, self.instant());
         if now >= self.nodes[n].beat + BEAT.as_millis() as u64 {
             self.nodes[n].beat = now;
-            let beat = Message::Beat(Beat { name: format!("hub-{n}"), leaves: false, presence: 0 });
+            let beat = Message::Beat(Beat { name: format!("hub-{n}"), leaves: false, cut_off: false, presence: 0 });
             let sealed = self.nodes[n].seal.seal(&beat);
             if self.say(n, To::Everyone, &sealed) {
                 self.nodes[n].core.members.showed(instant);
