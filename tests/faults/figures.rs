@@ -121,8 +121,14 @@ impl Record {
 
     /// Returns how long messages took that were sent within a span, from one node to another.
     pub(crate) fn across(&self, span: Span) -> Vec<Duration> {
-        let sent = |heard: &&Heard| heard.across && heard.at.checked_sub(heard.took).is_some_and(|at| span.has(at));
+        let sent = |heard: &&Heard| heard.across() && heard.at.checked_sub(heard.took).is_some_and(|at| span.has(at));
         self.heard.iter().filter(sent).map(|heard| heard.took).collect()
+    }
+
+    /// Returns how long after a moment the last message came that was said before it.
+    pub(crate) fn converged(&self, moment: Instant) -> Option<Duration> {
+        let late = |heard: &&Heard| heard.at > moment && heard.at - heard.took <= moment;
+        self.heard.iter().filter(late).map(|heard| heard.at - moment).max()
     }
 
     /// Returns the longest that a write within a span had to wait, of those to certain channels that asked certain nodes

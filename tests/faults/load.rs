@@ -48,8 +48,16 @@ pub(crate) struct Heard {
     pub(crate) at: Instant,
     /// Since its sender began.
     pub(crate) took: Duration,
-    /// Whether its sender and its reader were on different nodes.
-    pub(crate) across: bool,
+    /// The nodes of its sender and of its reader.
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
+impl Heard {
+    /// Returns whether it went from one node to another.
+    pub(crate) fn across(&self) -> bool {
+        self.from != self.to
+    }
 }
 
 /// A reader whose connection ended, and came back.
@@ -150,6 +158,15 @@ impl World {
         self.record(|record| record.broken.push(what));
     }
 
+    /// Returns how long after a moment a write to each channel had been answered.
+    pub(crate) fn written_everywhere(&self, record: &Record, moment: Instant) -> Option<Duration> {
+        let first = |room: &Room| {
+            let written = record.calls.iter().filter(|call| call.ok && call.channel == room.id);
+            written.map(|call| call.began + call.took).filter(|end| *end > moment).min()
+        };
+        self.rooms.iter().filter_map(first).max().map(|last| last - moment)
+    }
+
     fn ended(&self, who: &str, node: usize, error: &Error) {
         self.note(|| format!("{who} lost its connection to {node}: {error}"));
         self.record(|record| record.ends.push(End { who: who.to_owned(), node, at: Instant::now() }));
@@ -165,7 +182,8 @@ impl World {
         Client::new(&self.urls[node]).unwrap().with_token(token).with_timeout(PATIENCE)
     }
 
-    fn key(&self, who: &str) -> String {
+    /// Makes the key of a message.
+    pub(crate) fn key(&self, who: &str) -> String {
         format!("{who}-{}", self.keys.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -449,9 +467,9 @@ impl Listener {
         let mut words = data["text"].as_str().unwrap_or_default().split(' ').skip(1);
         let sent = words.next().and_then(|word| word.parse().ok());
         let node = words.next().and_then(|word| word.parse::<usize>().ok());
-        if let (Some(sent), Some(node)) = (sent, node) {
+        if let (Some(sent), Some(from)) = (sent, node) {
             let took = self.world.base.elapsed().saturating_sub(Duration::from_micros(sent));
-            let heard = Heard { at: Instant::now(), took, across: node != self.node };
+            let heard = Heard { at: Instant::now(), took, from, to: self.node };
             self.world.record(|record| record.heard.push(heard));
         }
     }

@@ -2,22 +2,27 @@
 //! to while people write, read and are put out of channels; nothing that anybody was promised may get lost.
 //!
 //! ```text
-//! rows.rs      the faults, one function each
-//! load.rs      who writes, who reads, who is put out meanwhile; all record what they see
-//! leaks.rs     who heard what they should not have, and whether owners followed each other in order
-//! figures.rs   what was measured, and what it was meant to be
-//! nodes.rs     the program, three times
-//! services.rs  a Postgres and a Redis of the harness's own
-//! process.rs   processes that are gone when the harness is
+//! rows.rs       the faults, one function each
+//! partition.rs  a node that is cut off from Redis or Postgres
+//! disk.rs       a disk that is full
+//! load.rs       who writes, who reads, who is put out meanwhile; all record what they see
+//! leaks.rs      who heard what they should not have, and whether owners followed each other in order
+//! figures.rs    what was measured, and what it was meant to be
+//! nodes.rs      the program, three times
+//! services.rs   a Postgres and a Redis of the harness's own
+//! process.rs    processes that are gone when the harness is
+//! spaces.rs     networks and mounts that only some of them see
+//! forward.rs    an address that stays where it is, whatever serves behind it
 //! ```
 //!
 //! What must hold of all that was recorded and is stored is `tests/common/checker.rs`, which the crash test asks, too.
 //!
-//! `cargo test --test faults -- --nocapture` takes one and a half minutes. The long form repeats all rows until the time is
+//! `cargo test --test faults -- --nocapture` takes two minutes. The long form repeats all rows until the time is
 //! over, with more readers, and ends with a table of the goals:
 //! `COLINK_FAULTS_SECONDS=1800 cargo test --release --test faults -- --nocapture`. `COLINK_FAULTS_SEED` repeats a run's
 //! choices, `COLINK_FAULTS_ROWS=redis,storm` takes some of the rows, `COLINK_FAULTS_READERS` and `COLINK_FAULTS_STORM` say
-//! how many read, `COLINK_FAULTS_LOG=FILE` writes down everything that the clients saw.
+//! how many read, `COLINK_FAULTS_OLD=FILE` is the program of another release that takes part in the rolling restart,
+//! `COLINK_FAULTS_LOG=FILE` writes down everything that the clients saw. `docs/FAULTS.md` tells more.
 //!
 //! What is measured depends on the machine: it is shown, and only a broken promise fails the test.
 
@@ -27,10 +32,13 @@
 
 #[path = "../common/checker.rs"]
 mod checker;
+mod disk;
 mod figures;
+mod forward;
 mod leaks;
 mod load;
 mod nodes;
+mod partition;
 mod process;
 #[path = "../common/random.rs"]
 mod random;
@@ -38,6 +46,7 @@ mod rows;
 #[path = "../common/sending.rs"]
 mod sending;
 mod services;
+mod spaces;
 #[path = "../common/stored.rs"]
 mod stored;
 
@@ -54,6 +63,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use checker::{Recorded, Stored};
+use disk::Disk;
 use figures::{Figures, Goal};
 use leaks::Committed;
 use load::{Door, LIMIT, Listener, Victim, World, Writer};
@@ -69,7 +79,20 @@ const ROOMS: usize = 6;
 /// No node may ever need more.
 const SIZE: usize = 1 << 30;
 
-const ROWS: [&str; 8] = ["node", "redis", "owner", "postgres", "disturb", "storm", "roll", "clock"];
+const ROWS: [&str; 12] = [
+    "node",
+    "redis",
+    "partition",
+    "owner",
+    "postgres",
+    "failover",
+    "disk",
+    "sqlite",
+    "disturb",
+    "storm",
+    "roll",
+    "clock",
+];
 
 /// Everything that is there.
 struct Bench {
@@ -78,6 +101,8 @@ struct Bench {
     postgres: Postgres,
     dir: tempfile::TempDir,
     root: String,
+    /// What the node of the row about SQLite is on.
+    disk: Option<Disk>,
     long: bool,
     readers: usize,
 }
@@ -101,7 +126,7 @@ impl Bench {
         for node in &mut nodes {
             node.ready().await;
         }
-        Bench { nodes, redis, postgres, dir, root, long, readers: 0 }
+        Bench { nodes, redis, postgres, dir, root, disk: None, long, readers: 0 }
     }
 
     /// Returns the first in the short form, the second in the long one.
@@ -115,7 +140,8 @@ impl Bench {
 
     /// Makes the people of a row, and their channels: half of them private, all with everybody in them.
     async fn populate(&self, row: usize) -> Arc<World> {
-        let client = |node: usize| Client::new(&self.nodes[node % NODES].url).unwrap().with_token(&self.root);
+        let client =
+            |node: usize| Client::new(&self.nodes[node % self.nodes.len()].url).unwrap().with_token(&self.root);
         let mut people = Vec::new();
         for n in 0..PEOPLE + VICTIMS {
             let name = if n < PEOPLE { format!("p{row}-{n}") } else { format!("v{row}-{}", n - PEOPLE) };
@@ -146,8 +172,12 @@ impl Bench {
         match row {
             "node" => rows::kill_a_node(self, world, random).await,
             "redis" => rows::break_redis(self, world, random).await,
+            "partition" => partition::partition(self, world, random).await,
             "owner" => rows::stop_an_owner(self, world, random).await,
             "postgres" => rows::kill_postgres(self, world, random).await,
+            "failover" => rows::fail_over(self, world, random).await,
+            "disk" => disk::full_below_postgres(self, world).await,
+            "sqlite" => disk::full_below_sqlite(self, world).await,
             "disturb" => rows::disturb(self, world, random).await,
             "storm" => rows::storm(self, world, random).await,
             "roll" => rows::roll(self, world, random).await,
@@ -156,8 +186,45 @@ impl Bench {
         }
     }
 
-    /// Runs a row: load, fault, quiet, and what must hold then. Returns its figures and every promise that was broken.
+    /// Waits until every node writes again.
+    async fn settle(&self) {
+        let deadline = Instant::now() + LIMIT;
+        for node in &self.nodes {
+            let client = Client::new(&node.url).unwrap().with_token(&self.root);
+            let status = serde_json::json!({"emoji": "eyes"});
+            while let Err(error) = client.put::<serde_json::Value>("/v1/users/me/status", &status).await {
+                assert!(Instant::now() < deadline, "{} does not write any more: {error}", node.name);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// Runs a row, on the cluster or, for SQLite, on a node that is alone.
     async fn run(&mut self, row: &'static str, number: usize, seed: u64) -> (Figures, Vec<String>) {
+        if row != "sqlite" {
+            return self.run_on_all(row, number, seed).await;
+        }
+        let disk = match Disk::new(self.dir.path(), &format!("disk-{number}")).await {
+            Ok(disk) => disk,
+            Err(why) => {
+                eprintln!("skipped: no disk of a known size here: {why}");
+                return (Figures::default(), Vec::new());
+            }
+        };
+        let mut alone = Node::alone(&disk);
+        let root = alone.make_admin();
+        alone.start();
+        alone.ready().await;
+        self.disk = Some(disk);
+        let (nodes, root) = (std::mem::replace(&mut self.nodes, vec![alone]), std::mem::replace(&mut self.root, root));
+        let found = self.run_on_all(row, number, seed).await;
+        (self.nodes, self.root) = (nodes, root);
+        self.disk = None;
+        found
+    }
+
+    /// Runs a row: load, fault, quiet, and what must hold then. Returns its figures and every promise that was broken.
+    async fn run_on_all(&mut self, row: &'static str, number: usize, seed: u64) -> (Figures, Vec<String>) {
         let random = |task: u64| Random::of(seed ^ (number as u64) << 32, task);
         let world = self.populate(number).await;
         let count = |name, short, long| usize::try_from(number_or(name, if self.long { long } else { short })).unwrap();
@@ -185,12 +252,16 @@ impl Bench {
             let writer = Writer { world: world.clone(), me: me.clone(), door, random: random(100 + n), pace };
             writers.spawn(writer.run(stop.clone()));
         }
-        for (n, me) in (0..).zip(&world.victims) {
+        // Who was in a channel when is read off Postgres.
+        let put_out = row != "sqlite";
+        for (n, me) in (0..).zip(&world.victims).filter(|_| put_out) {
             let doomed = n + 1 == VICTIMS as u64;
             let victim = Victim { world: world.clone(), me: me.clone(), random: random(200 + n), doomed };
             victims.spawn(victim.run(stop.clone()));
         }
-        victims.spawn(load::put_out(world.clone(), random(300), Duration::from_secs(2), stop.clone()));
+        if put_out {
+            victims.spawn(load::put_out(world.clone(), random(300), Duration::from_secs(2), stop.clone()));
+        }
         tokio::time::sleep(Duration::from_millis(500)).await;
 
         let mut figures = self.fault(row, &world, &mut random(0)).await;
@@ -214,6 +285,7 @@ impl Bench {
             }
             node.ready().await;
         }
+        self.settle().await;
         let stored = read_back(&world.urls[0], &world.people, &world.rooms).await;
         let last = |(id, channel): (&ChannelId, &Stored)| (*id, channel.log.len() as i64);
         heads.send(Some(stored.iter().map(last).collect::<HashMap<_, _>>())).unwrap();

@@ -1,15 +1,19 @@
 //! The nodes: the real program, three times, on one Postgres and one Redis.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use colink::client::Client;
 use rustix::process::Signal;
 
+use crate::disk::Disk;
 use crate::process::{Process, command, find};
 use crate::services::{Postgres, Redis, free_port};
+use crate::spaces::Space;
 
 /// How long a node may take to start or to stop.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -41,35 +45,69 @@ pub(crate) struct Node {
     pub(crate) name: String,
     listen: String,
     dir: PathBuf,
+    data: PathBuf,
     set: Vec<(&'static str, String)>,
+    /// Another release to run.
+    program: Option<PathBuf>,
+    /// What it is put into when it starts.
+    pub(crate) space: Option<Arc<Space>>,
     process: Option<Process>,
 }
 
 impl Node {
+    /// Makes one of the cluster's.
     pub(crate) fn new(n: usize, dir: &Path, postgres: &Postgres, redis: &Redis) -> Node {
+        let mut node = Node::named(format!("hub-{n}"), dir);
+        node.set.push(("COLINK_CLUSTER__REDIS", redis.url()));
+        node.set.push(("COLINK_DATABASE__URL", postgres.url(&format!("hub_{n}"))));
+        node
+    }
+
+    /// Makes one that has nobody beside it, with SQLite on a disk.
+    pub(crate) fn alone(disk: &Disk) -> Node {
+        let mut node = Node::named("alone".to_owned(), &disk.seen_from_outside());
+        (node.data, node.space) = (disk.dir.join("alone/data"), Some(disk.space.clone()));
+        node
+    }
+
+    fn named(name: String, dir: &Path) -> Node {
         let listen = format!("127.0.0.1:{}", free_port());
-        let (url, name, dir) = (format!("http://{listen}"), format!("hub-{n}"), dir.join(format!("hub-{n}")));
-        fs::create_dir(&dir).unwrap();
-        let set = vec![
-            ("COLINK_CLUSTER__REDIS", redis.url()),
-            ("COLINK_CLUSTER__NODE", name.clone()),
-            ("COLINK_DATABASE__URL", postgres.url(&format!("hub_{n}"))),
-        ];
-        Node { url, name, listen, dir, set, process: None }
+        let dir = dir.join(&name);
+        fs::create_dir_all(&dir).unwrap();
+        let set = vec![("COLINK_SERVER__LISTEN", listen.clone()), ("COLINK_CLUSTER__NODE", name.clone())];
+        let (url, data) = (format!("http://{listen}"), dir.join("data"));
+        Node { url, name, listen, dir, data, set, program: None, space: None, process: None }
+    }
+
+    /// Returns where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listen.parse().expect("it is an address")
+    }
+
+    /// Has another release run from its next start on, or this one.
+    pub(crate) fn run_as(&mut self, program: Option<PathBuf>) {
+        self.program = program;
     }
 
     fn prepare(&self, command: &mut Command, words: &[&str]) {
-        command.args(words).arg("--data").arg(self.dir.join("data")).current_dir(&self.dir);
+        command.args(words).arg("--data").arg(&self.data).current_dir(&self.dir);
         for setting in SETTINGS {
             command.arg("--set").arg(setting);
         }
         command.envs(self.set.iter().map(|(name, value)| (name, value))).env("RUST_BACKTRACE", "0");
     }
 
+    fn inside(&self, command: Command) -> Command {
+        match &self.space {
+            Some(space) => space.enter(&command),
+            None => command,
+        }
+    }
+
     fn ask(&self, words: &[&str]) -> serde_json::Value {
         let mut command = Command::new(env!("CARGO_BIN_EXE_colink"));
         self.prepare(&mut command, words);
-        let output = command.output().unwrap();
+        let output = self.inside(command).output().unwrap();
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     }
@@ -87,10 +125,11 @@ impl Node {
 
     /// Starts it with more in its environment.
     pub(crate) fn start_with(&mut self, environment: &[(&str, String)]) {
-        let mut command = command(env!("CARGO_BIN_EXE_colink"), None);
-        self.prepare(&mut command, &["serve", "--listen", &self.listen]);
+        let program = self.program.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_colink")));
+        let mut command = command(program.to_str().unwrap(), None);
+        self.prepare(&mut command, &["serve"]);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
-        self.process = Some(Process::start(command, &self.dir.join("log")));
+        self.process = Some(Process::start(self.inside(command), &self.dir.join("log")));
     }
 
     /// Waits until it answers.

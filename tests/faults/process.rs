@@ -52,6 +52,10 @@ impl Process {
         self.child.try_wait().unwrap().is_some()
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         // One that ended meanwhile takes none.
         let _ = kill_process(self.pid, signal);

@@ -1,8 +1,10 @@
 //! A Postgres and a Redis of the harness's own, to be killed, stopped and started again.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -11,7 +13,9 @@ use sqlx::{Connection as _, Row as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::disk::Disk;
 use crate::process::{Process, command, find};
+use crate::spaces::{Space, run, script};
 
 /// How long a service may take to start.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -72,6 +76,9 @@ impl sqlx::FromRow<'_, PgRow> for Change {
 /// The database server.
 pub(crate) struct Postgres {
     dir: PathBuf,
+    /// The directory of its data: in `dir`, or on a disk of its own.
+    data: PathBuf,
+    space: Option<Arc<Space>>,
     port: u16,
     process: Option<Process>,
 }
@@ -79,18 +86,11 @@ pub(crate) struct Postgres {
 impl Postgres {
     /// Makes a cluster with a role for each node in `dir`, and starts it.
     pub(crate) async fn new(dir: &Path) -> Postgres {
-        let (dir, port) = (dir.join("postgres"), free_port());
-        fs::create_dir(&dir).unwrap();
-        if crate::process::is_root() {
-            let owner = std::process::Command::new("chown").arg("postgres").arg(&dir).status().unwrap();
-            assert!(owner.success(), "there is no user postgres");
-        }
-        let initdb = postgres_bin().unwrap().join("initdb");
-        let mut make = command(initdb.to_str().unwrap(), Some("postgres"));
+        let mut postgres = Postgres::place(dir.join("postgres"), free_port());
+        let mut make = postgres.program("initdb");
         make.args(["-U", "colink", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8", "-D"]);
-        let made = make.arg(dir.join("data")).current_dir(&dir).output().unwrap();
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let mut postgres = Postgres { dir, port, process: None };
+        make.arg(&postgres.data);
+        run(make);
         postgres.start().await;
         for sql in [
             "CREATE DATABASE faults",
@@ -104,6 +104,112 @@ impl Postgres {
         postgres
     }
 
+    /// Makes room for one.
+    fn place(dir: PathBuf, port: u16) -> Postgres {
+        fs::create_dir(&dir).unwrap();
+        if crate::process::is_root() {
+            let mut own = Command::new("chown");
+            own.arg("postgres").arg(&dir);
+            run(own);
+        }
+        let data = dir.join("data");
+        Postgres { dir, data, space: None, port, process: None }
+    }
+
+    /// Begins a command that runs one of its programs.
+    fn program(&self, name: &str) -> Command {
+        let program = postgres_bin().unwrap().join(name);
+        let mut command = command(program.to_str().unwrap(), Some("postgres"));
+        command.current_dir(&self.dir);
+        command
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns where it listens.
+    pub(crate) fn local(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// Makes a standby, for which every commit waits from now on.
+    pub(crate) async fn stand_by(&self) -> Postgres {
+        let mut number = 1;
+        while self.dir.with_file_name(format!("postgres-{number}")).exists() {
+            number += 1;
+        }
+        let mut standby = Postgres::place(self.dir.with_file_name(format!("postgres-{number}")), free_port());
+        let mut copy = standby.program("pg_basebackup");
+        copy.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &self.port.to_string(),
+            "-U",
+            "colink",
+            "-R",
+            "-c",
+            "fast",
+            "-X",
+            "stream",
+        ]);
+        copy.arg("--no-sync").arg("-D").arg(&standby.data);
+        run(copy);
+        standby.start().await;
+        let mut db = self.connect().await;
+        for sql in ["ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()"] {
+            sqlx::query(sql).execute(&mut db).await.unwrap();
+        }
+        let deadline = Instant::now() + LIMIT;
+        let waits = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'";
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut db).await.unwrap() == 0 {
+            assert!(Instant::now() < deadline, "the standby does not get there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        standby
+    }
+
+    /// Makes a standby the one that is written to.
+    pub(crate) async fn promote(&self) {
+        let promoted: bool =
+            sqlx::query_scalar("SELECT pg_promote()").fetch_one(&mut self.connect().await).await.unwrap();
+        assert!(promoted, "the standby is not promoted");
+    }
+
+    /// Takes the data of another one that was stopped, and goes on with it.
+    pub(crate) async fn replace_by(&mut self, other: Postgres) {
+        (self.dir, self.data) = (other.dir, other.data);
+        self.start().await;
+    }
+
+    /// Stops, and goes on with its tables on another disk, or where they were. Its log stays where it is.
+    pub(crate) async fn move_to(&mut self, disk: Option<&Disk>) {
+        self.stop().await;
+        let (from, home, log) = (self.data.clone(), self.dir.join("data"), self.dir.join("log"));
+        match disk {
+            Some(disk) => {
+                let seen = disk.seen_from_outside().join("data");
+                let (old, new) = (home.display(), seen.display());
+                run(script(&format!(
+                    "mv {old}/pg_wal {0}; ln -s {0} {old}/pg_wal; cp -a {old} {new}; rm -r {old}",
+                    log.display()
+                )));
+                (self.data, self.space) = (disk.dir.join("data"), Some(disk.space.clone()));
+            }
+            None => {
+                let seen = format!("/proc/{}/root{}", self.space.take().unwrap().holder(), from.display());
+                let home_is = home.display();
+                run(script(&format!(
+                    "cp -a {seen} {home_is}; rm {home_is}/pg_wal; mv {} {home_is}/pg_wal",
+                    log.display()
+                )));
+                self.data = home;
+            }
+        }
+        self.start().await;
+    }
+
     fn address(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
     }
@@ -115,10 +221,12 @@ impl Postgres {
 
     /// Starts it and waits until it answers.
     pub(crate) async fn start(&mut self) {
-        let program = postgres_bin().unwrap().join("postgres");
-        let mut postgres = command(program.to_str().unwrap(), Some("postgres"));
-        postgres.arg("-D").arg(self.dir.join("data")).arg("-k").arg(&self.dir).args(["-h", "127.0.0.1", "-p"]);
-        postgres.arg(self.port.to_string()).args(["-c", "max_connections=200"]).current_dir(&self.dir);
+        let mut postgres = self.program("postgres");
+        postgres.arg("-D").arg(&self.data).arg("-k").arg(&self.dir).args(["-h", "127.0.0.1", "-p"]);
+        postgres.arg(self.port.to_string()).args(["-c", "max_connections=200"]);
+        if let Some(space) = &self.space {
+            postgres = space.enter(&postgres);
+        }
         let log = self.dir.with_file_name("postgres.log");
         let mut process = Process::start(postgres, &log);
         let (address, deadline) = (self.address("colink", "postgres"), Instant::now() + LIMIT);
@@ -137,6 +245,17 @@ impl Postgres {
     /// Kills it with SIGKILL, and all its backends.
     pub(crate) fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Stops it in order.
+    pub(crate) async fn stop(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.signal(Signal::INT);
+        let deadline = Instant::now() + LIMIT;
+        while !process.has_ended() {
+            assert!(Instant::now() < deadline, "Postgres does not stop");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn connect(&self) -> sqlx::PgConnection {
@@ -184,6 +303,10 @@ impl Redis {
         let mut redis = Redis { dir: dir.to_owned(), port: free_port(), process: None };
         redis.start().await;
         redis
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(crate) fn url(&self) -> String {
