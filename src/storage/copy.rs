@@ -264,7 +264,7 @@ pub async fn verify(from: &str, to: &str, watch: Watch<'_>) -> Result<Report, Co
 }
 
 /// Returns an error if a database is a copy that was not finished, for no server may run on it.
-pub(super) async fn refuse_unfinished(store: &Store) -> Result<(), OpenError> {
+pub async fn refuse_unfinished(store: &Store) -> Result<(), OpenError> {
     let failed = |error| match error {
         StoreError::Database(error) => OpenError::Connect(error),
         StoreError::Refused(refusal) => OpenError::Lock(refusal.to_string()),

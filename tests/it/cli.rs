@@ -255,6 +255,38 @@ fn doctor_and_migrate_say_how_it_is() {
     assert!(ill.code == 1 && ill.out.contains("BAD  database"), "{}{}", ill.out, ill.err);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_looks_at_a_cluster_and_at_a_copy_that_is_not_finished() {
+    let Some(redis) = std::env::var("COLINK_TEST_REDIS").ok().filter(|_| postgres_is_there()) else { return };
+    let (data, url) = (tempfile::tempdir().unwrap(), new_postgres_database().await);
+    let (database, name) = (format!("database.url={url}"), format!("cluster.name=doctor-{}", std::process::id()));
+    let doctor = |redis: &str| {
+        let redis = format!("cluster.redis={redis}");
+        let set = ["--set", &database, "--set", &redis, "--set", &name, "--set", "server.listen=127.0.0.1:0"];
+        run(data.path(), &[&["doctor"][..], &set].concat())
+    };
+    let well = doctor(&redis);
+    assert!(well.code == 0 && well.out.contains("ok   redis"), "{}{}", well.out, well.err);
+    assert!(well.out.lines().any(|line| line.starts_with("ok   nodes") && line.ends_with("none runs")), "{}", well.out);
+
+    let place = tempfile::tempdir().unwrap();
+    let redis = format!("cluster.redis={redis}");
+    let _node = Serving::start(
+        place.path(),
+        &["--set", &database, "--set", &redis, "--set", &name, "--set", "cluster.node=hub-1"],
+    );
+    let alone = doctor("redis://127.0.0.1:1");
+    assert!(alone.code == 0 && alone.out.contains("weak redis"), "{}{}", alone.out, alone.err);
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(alone.out.contains(&format!("hub-1 {version}")), "{}", alone.out);
+
+    let copied = new_postgres_database().await;
+    assert_eq!(run(data.path(), &["store", "copy", "--from", &url, "--to", &copied]).code, 0);
+    let copy =
+        run(data.path(), &["doctor", "--set", &format!("database.url={copied}"), "--set", "server.listen=127.0.0.1:0"]);
+    assert!(copy.code == 1 && copy.out.contains("a copy that is not finished"), "{}{}", copy.out, copy.err);
+}
+
 #[test]
 fn health_asks_the_server_that_runs() {
     let data = tempfile::tempdir().unwrap();
