@@ -16,7 +16,7 @@ use super::session::queue::text_of;
 use super::session::{Attached, OpenError, SessionHandle};
 use super::*;
 use crate::domain::channel::Channel;
-use crate::domain::command::{Command, CreateChannel, Principal, SendMessage, SetStatus};
+use crate::domain::command::{Command, CreateChannel, Principal, SendMessage, SetStatus, SetUserRole};
 use crate::domain::error::{Code, Refusal, not_found};
 use crate::domain::id::{ChannelId, TokenId};
 use crate::domain::message::Sent;
@@ -619,4 +619,29 @@ async fn typing_takes_a_credit_and_a_channel_without_one_is_told_nothing() {
     assert_eq!(in_flight(), 8);
     until(async || (in_flight() == 0).then_some(())).await;
     world.post(ana, room, "on-it-goes").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_node_tells_late_brings_no_earlier_role_back() {
+    let world = World::open(|_| ()).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let add =
+        Account::Add { name: "root".into(), display_name: None, role: Role::Admin, password_hash: None, first: false };
+    let root = world.hub.writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
+    let root: User = serde_json::from_str(&root.json).unwrap();
+    let root = Principal { user_id: root.id, role: root.role, token_id: bob.token_id };
+    let (ear, _witness) = (world.listen(ana, 1).await, world.listen(bob, 2).await);
+    for role in [Role::Guest, Role::Member] {
+        world.hub.run(root, SetUserRole { user_id: ana.user_id, role }.into(), None).await.unwrap();
+    }
+    let log = events::after(&mut world.hub.store.read().await.unwrap(), StreamId::WORKSPACE, 0, 100).await.unwrap();
+    let head = log.last().unwrap().seq;
+    until(async || {
+        let slot = world.hub.directory.slot(StreamId::WORKSPACE)?;
+        (slot.delivered.load(std::sync::atomic::Ordering::Acquire) >= head).then_some(())
+    })
+    .await;
+    let as_guest = log.into_iter().find(|event| event.payload.contains("guest")).unwrap();
+    world.hub.heard(vec![as_guest]);
+    assert_eq!(ear.session.principal().role, Role::Member);
 }

@@ -378,12 +378,13 @@ impl Hub {
     }
 
     /// Takes events that another node committed: what is of interest to somebody here goes to the stream's actor.
-    fn heard(&self, events: Vec<Event>) {
+    pub(super) fn heard(&self, events: Vec<Event>) {
         let at = Instant::now();
         let mut streams: Vec<(StreamId, Vec<Event>)> = Vec::new();
         for event in events {
-            let watched = self.directory.slot(event.stream).is_some_and(|slot| slot.is_watched());
-            if !watched {
+            let slot = self.directory.slot(event.stream).filter(|slot| slot.is_watched());
+            // One that was delivered comes late: what it changed may have changed again since.
+            if slot.is_none_or(|slot| event.seq <= slot.delivered.load(Ordering::Acquire)) {
                 continue;
             }
             self.note(&event);
