@@ -1,5 +1,6 @@
 //! What a node decides about commands and other nodes. Pure: takes `now`, returns what is to be done.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::forwards::Forwards;
@@ -12,6 +13,8 @@ pub struct Core<W> {
     /// Who is there.
     pub members: Members,
     forwards: Forwards<W>,
+    /// The number of the newest command that came from each node: a few bytes for each of its runs, for as long as this lasts.
+    came: BTreeMap<NodeId, u64>,
 }
 
 /// Where a command goes.
@@ -36,7 +39,7 @@ impl<W> Core<W> {
     /// Makes the state of a node that just started, which has `most` commands out at most.
     #[must_use]
     pub fn new(me: NodeId, name: String, most: usize) -> Self {
-        Core { members: Members::new(me, name), forwards: Forwards::new(most) }
+        Core { members: Members::new(me, name), forwards: Forwards::new(most), came: BTreeMap::new() }
     }
 
     /// Returns how many commands are out.
@@ -62,6 +65,15 @@ impl<W> Core<W> {
         self.forwards.end(number, from)
     }
 
+    /// Notes a command that came from another node; returns whether it is a new one. A node numbers them as it sends them, and
+    /// they come in that order; what was said before and is said again, by whoever can write to the bus, is not done again.
+    pub fn is_new(&mut self, number: u64, from: NodeId) -> bool {
+        let newest = self.came.entry(from).or_default();
+        let is_new = number > *newest;
+        *newest = number.max(*newest);
+        is_new
+    }
+
     /// Looks who is there, and takes back what was sent to who is not.
     pub fn tick(&mut self, bus: bool, had_others: bool, now: Instant) -> Ticked<W> {
         let changed = self.members.set_bus(bus) | (self.members.has_others(now) != had_others);
@@ -71,5 +83,20 @@ impl<W> Core<W> {
             self.members.suspect(*node);
         }
         Ticked { late, back, changed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn a_command_that_is_said_again_is_no_new_one() {
+        let [me, one, other] = [1, 2, 3].map(|n| NodeId::new(Timestamp(n)));
+        let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4);
+        assert!(core.is_new(1, one) && core.is_new(4, one) && core.is_new(1, other));
+        assert!(!core.is_new(4, one) && !core.is_new(2, one) && !core.is_new(1, other));
+        assert!(core.is_new(5, one));
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! A message is a MAC (HMAC-SHA-256, the first 16 bytes) and a JSON object: `{"v":1,"from":NODE,"kind":…,"d":{…}}`. The key
 //! is the cluster's secret, which only who can read the database has: Redis carries what nodes say, but it has no say itself.
+//! Nor has it by saying again what a node once said: a message for one node names it, each run of a node has another name, and
+//! its commands have numbers that grow ([`super::core`]); events have their own.
 //! Nodes of two releases run side by side, so fields that are not known are passed over, and so are kinds; a field is never
 //! given another meaning, it gets another name.
 
@@ -12,6 +14,7 @@ use serde_json::value::RawValue;
 use sha2::Sha256;
 
 use crate::actors::trace::Asked;
+use crate::bus::To;
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal};
@@ -214,6 +217,9 @@ pub enum Message {
 struct Envelope<'a, D> {
     v: u16,
     from: NodeId,
+    /// Whom it is for, unless that is everyone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<NodeId>,
     kind: &'a str,
     d: D,
 }
@@ -227,6 +233,8 @@ pub enum Unread {
     Unknown,
     /// It is no message.
     Malformed,
+    /// It was said before, to another node or to this one.
+    Repeated,
 }
 
 impl Unread {
@@ -237,6 +245,7 @@ impl Unread {
             Unread::Forged => "forged",
             Unread::Unknown => "unknown",
             Unread::Malformed => "malformed",
+            Unread::Repeated => "repeated",
         }
     }
 }
@@ -257,22 +266,22 @@ impl Seal {
 
     /// Writes a message.
     #[must_use]
-    pub fn seal(&self, message: &Message) -> Bytes {
+    pub fn seal(&self, to: To, message: &Message) -> Bytes {
         match message {
-            Message::Beat(d) => self.write("beat", d),
-            Message::Run(d) => self.write("run", d),
-            Message::Ran(d) => self.write("ran", d),
-            Message::Revoked(d) => self.write("revoked", d),
-            Message::Typing(d) => self.write("typing", d),
-            Message::Presence(d) => self.write("presence", d),
-            Message::PresenceAll(d) => self.write("presence_all", d),
-            Message::PresenceAsk => self.write("presence_ask", &()),
-            Message::PresenceActive(d) => self.write("presence_active", d),
+            Message::Beat(d) => self.write(to, "beat", d),
+            Message::Run(d) => self.write(to, "run", d),
+            Message::Ran(d) => self.write(to, "ran", d),
+            Message::Revoked(d) => self.write(to, "revoked", d),
+            Message::Typing(d) => self.write(to, "typing", d),
+            Message::Presence(d) => self.write(to, "presence", d),
+            Message::PresenceAll(d) => self.write(to, "presence_all", d),
+            Message::PresenceAsk => self.write(to, "presence_ask", &()),
+            Message::PresenceActive(d) => self.write(to, "presence_active", d),
             Message::Events(events) => self.seal_events(events),
         }
     }
 
-    /// Writes what was committed.
+    /// Writes what was committed, for everyone.
     #[must_use]
     pub fn seal_events(&self, events: &[Event]) -> Bytes {
         // What is stored was made by this program: it is JSON.
@@ -281,12 +290,16 @@ impl Seal {
             let Event { stream, seq, id, kind, actor, at, .. } = event;
             Some(Told { stream: *stream, seq: *seq, id: *id, kind: kind.as_str(), actor: *actor, at: at.0, payload })
         });
-        self.write("events", &told.collect::<Vec<_>>())
+        self.write(To::Everyone, "events", &told.collect::<Vec<_>>())
     }
 
-    fn write(&self, kind: &str, d: &impl Serialize) -> Bytes {
+    fn write(&self, to: To, kind: &str, d: &impl Serialize) -> Bytes {
         let mut out = vec![0; MAC];
-        let envelope = Envelope { v: VERSION, from: self.node, kind, d };
+        let to = match to {
+            To::Everyone => None,
+            To::Node(node) => Some(node),
+        };
+        let envelope = Envelope { v: VERSION, from: self.node, to, kind, d };
         serde_json::to_writer(&mut out, &envelope).expect("a message has only string keys");
         let mac = self.key.clone().chain_update(&out[MAC..]).finalize().into_bytes();
         out[..MAC].copy_from_slice(&mac[..MAC]);
@@ -299,6 +312,10 @@ impl Seal {
         let right = self.key.clone().chain_update(text).verify_truncated_left(mac);
         right.map_err(|_| Unread::Forged)?;
         let envelope: Envelope<'_, &RawValue> = serde_json::from_slice(text).map_err(|_| Unread::Malformed)?;
+        // Earlier releases name nobody.
+        if envelope.to.is_some_and(|to| to != self.node) {
+            return Err(Unread::Repeated);
+        }
         let d = envelope.d.get();
         let message = match envelope.kind {
             "beat" => Message::Beat(read(d)?),
@@ -323,6 +340,9 @@ fn read<'a, D: Deserialize<'a>>(d: &'a str) -> Result<D, Unread> {
 
 fn events(told: Vec<Told<'_>>) -> Result<Vec<Event>, Unread> {
     let event = |told: Told<'_>| {
+        if told.seq < 1 {
+            return Err(Unread::Malformed);
+        }
         let Told { stream, seq, id, actor, at, .. } = told;
         let kind = EventKind::of(told.kind, stream);
         Ok(Event { stream, seq, id, kind, actor, payload: told.payload.get().into(), at: Timestamp(at) })
@@ -341,6 +361,7 @@ mod tests {
     #[test]
     fn what_is_said_is_understood() {
         let seal = seal();
+        let me = To::Node(seal.node);
         let event = Event {
             stream: StreamId::WORKSPACE,
             seq: 7,
@@ -350,7 +371,7 @@ mod tests {
             payload: r#"{"text":"a \"b\" ☃"}"#.into(),
             at: Timestamp(1_790_000_000_000_919),
         };
-        let (from, message) = seal.open(&seal.seal(&Message::Events(vec![event.clone()]))).unwrap();
+        let (from, message) = seal.open(&seal.seal(me, &Message::Events(vec![event.clone()]))).unwrap();
         let Message::Events(events) = message else { panic!("{message:?}") };
         assert_eq!(from, seal.node);
         assert_eq!(format!("{events:?}"), format!("{:?}", [event]));
@@ -358,25 +379,26 @@ mod tests {
         let user_id = UserId::new(Timestamp(3));
         let caller = Principal { user_id, role: Role::Moderator, token_id: TokenId::new(Timestamp(4)) };
         let run = Run::new(9, 2_000, caller, "message.send", r#"{"text":"hi"}"#.to_owned(), "k".to_owned());
-        let Message::Run(run) = seal.open(&seal.seal(&Message::Run(run))).unwrap().1 else { panic!("a run") };
+        let Message::Run(run) = seal.open(&seal.seal(me, &Message::Run(run))).unwrap().1 else { panic!("a run") };
         assert_eq!((run.number, run.within_ms, run.caller(), run.body.get()), (9, 2_000, caller, r#"{"text":"hi"}"#));
 
         let users = vec![(user_id, Presence::Dnd), (UserId::new(Timestamp(5)), Presence::Offline)];
         let all = All { version: 7, part: 1, parts: 2, users: users.clone() };
-        let Message::PresenceAll(told) = seal.open(&seal.seal(&Message::PresenceAll(all.clone()))).unwrap().1 else {
+        let Message::PresenceAll(told) = seal.open(&seal.seal(me, &Message::PresenceAll(all.clone()))).unwrap().1
+        else {
             panic!("all")
         };
         assert_eq!(told, all);
         let changes = Changes { version: 8, users };
-        let Message::Presence(told) = seal.open(&seal.seal(&Message::Presence(changes.clone()))).unwrap().1 else {
+        let Message::Presence(told) = seal.open(&seal.seal(me, &Message::Presence(changes.clone()))).unwrap().1 else {
             panic!("changes")
         };
         assert_eq!(told, changes);
-        assert!(matches!(seal.open(&seal.seal(&Message::PresenceAsk)).unwrap().1, Message::PresenceAsk));
+        assert!(matches!(seal.open(&seal.seal(me, &Message::PresenceAsk)).unwrap().1, Message::PresenceAsk));
 
         let refusal = Refusal::new(Code::Archived, "it is archived").retry_after(1.5);
         for result in [Ok(Reply { json: r#"{"seq":1}"#.to_owned(), duplicate: true }), Err(refusal)] {
-            let sealed = seal.seal(&Message::Ran(Ran::new(9, result.clone())));
+            let sealed = seal.seal(me, &Message::Ran(Ran::new(9, result.clone())));
             let Message::Ran(ran) = seal.open(&sealed).unwrap().1 else { panic!("an answer") };
             assert_eq!((ran.number, ran.result()), (9, Some(result)));
         }
@@ -386,7 +408,8 @@ mod tests {
     fn who_does_not_know_the_secret_says_nothing() {
         let (seal, other) = (seal(), Seal::new(NodeId::new(Timestamp(1)), b"another"));
         let beat = Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false, cut_off: false, presence: 0 });
-        let mut sealed = seal.seal(&beat).to_vec();
+        let me = To::Node(seal.node);
+        let mut sealed = seal.seal(me, &beat).to_vec();
         assert!(seal.open(&sealed).is_ok());
         assert_eq!(other.open(&sealed).unwrap_err(), Unread::Forged);
         *sealed.last_mut().unwrap() ^= 1;
@@ -397,12 +420,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_to_one_node_is_said_to_no_other_run() {
+        let (one, next) = (seal(), Seal::new(NodeId::new(Timestamp(2)), b"secret"));
+        let ran = || Message::Ran(Ran::new(1, Ok(Reply { json: "{}".to_owned(), duplicate: false })));
+        let sealed = next.seal(To::Node(one.node), &ran());
+        assert!(one.open(&sealed).is_ok());
+        assert_eq!(next.open(&sealed).unwrap_err(), Unread::Repeated);
+        assert!(one.open(&next.seal(To::Everyone, &ran())).is_ok(), "as an earlier release says it");
+    }
+
+    #[test]
+    fn an_event_has_a_number_that_there_can_be() {
+        let seal = seal();
+        for seq in [i64::MIN, 0] {
+            let told = serde_json::json!([{"stream": StreamId::WORKSPACE, "seq": seq, "id": EventId::new(Timestamp(1)),
+                "kind": "user.created", "at": i64::MAX, "payload": {}}]);
+            assert_eq!(seal.open(&seal.write(To::Everyone, "events", &told)).unwrap_err(), Unread::Malformed);
+        }
+    }
+
+    #[test]
     fn a_newer_release_is_understood_as_far_as_it_goes() {
         let seal = seal();
         let beat = serde_json::json!({"name": "hub-1", "leaves": true, "mood": "fine"});
-        let Message::Beat(beat) = seal.open(&seal.write("beat", &beat)).unwrap().1 else { panic!("a beat") };
+        let Message::Beat(beat) = seal.open(&seal.write(To::Everyone, "beat", &beat)).unwrap().1 else {
+            panic!("a beat")
+        };
         assert!(beat.leaves);
-        assert_eq!(seal.open(&seal.write("dance", &beat)).unwrap_err(), Unread::Unknown);
-        assert_eq!(seal.open(&seal.write("beat", &"what")).unwrap_err(), Unread::Malformed);
+        assert_eq!(seal.open(&seal.write(To::Everyone, "dance", &beat)).unwrap_err(), Unread::Unknown);
+        assert_eq!(seal.open(&seal.write(To::Everyone, "beat", &"what")).unwrap_err(), Unread::Malformed);
     }
 }

@@ -45,7 +45,7 @@ use crate::storage::tokens::Revoked;
 use crate::storage::writer::{Answer, Claim, Work, Write};
 use crate::storage::{Store, StoreError, nodes};
 use core::{Core, Routed, Ticked};
-use envelope::{Beat, Message, Ran, Run, Seal, Typing};
+use envelope::{Beat, Message, Ran, Run, Seal, Typing, Unread};
 use forwards::PATIENCE;
 use members::{Lease, Way};
 use status::Report;
@@ -134,7 +134,7 @@ impl Cluster {
 
     /// Says something; whether it is heard is not known.
     pub(super) fn say(&self, to: To, message: &Message) -> bool {
-        self.bus.publish(to, self.seal.seal(message))
+        self.bus.publish(to, self.seal.seal(to, message))
     }
 
     /// Returns how many other nodes can be sent commands.
@@ -297,10 +297,7 @@ impl Hub {
     fn hear(self: &Arc<Self>, cluster: &Cluster, bytes: &[u8]) {
         let (from, message) = match cluster.seal.open(bytes) {
             Ok(opened) => opened,
-            Err(why) => {
-                metrics::counter!("colink_bus_unread_total", "why" => why.as_str()).increment(1);
-                return;
-            }
+            Err(why) => return count_unread(why),
         };
         match message {
             Message::Beat(beat) => {
@@ -315,7 +312,8 @@ impl Hub {
                 }
                 self.heard_of_users(from, Word::Beat(beat.presence));
             }
-            Message::Run(run) => self.run_for(cluster, from, run),
+            Message::Run(run) if cluster.core().is_new(run.number, from) => self.run_for(cluster, from, run),
+            Message::Run(_) => count_unread(Unread::Repeated),
             Message::Ran(ran) => self.ran(cluster, from, ran),
             Message::Events(events) => self.heard(events),
             Message::Revoked(revoked) => revoked.into_iter().for_each(|revoked| self.revoke(revoked)),
@@ -337,7 +335,8 @@ impl Hub {
                 Err(refusal) if refusal.code == Code::Unavailable && hub.writer.is_cut_off() => Err(cannot()),
                 result => result,
             };
-            bus.publish(To::Node(from), seal.seal(&Message::Ran(Ran::new(number, result))));
+            let to = To::Node(from);
+            bus.publish(to, seal.seal(to, &Message::Ran(Ran::new(number, result))));
         });
         let answer = answer.within(Duration::from_millis(run.within_ms));
         let command = match Command::decode(&run.command, run.body.get()) {
@@ -415,6 +414,10 @@ impl Hub {
             self.tell(channel.into(), ChannelMsg::Typing { user, thread_seq, credit });
         }
     }
+}
+
+fn count_unread(why: Unread) {
+    metrics::counter!("colink_bus_unread_total", "why" => why.as_str()).increment(1);
 }
 
 fn random() -> u128 {

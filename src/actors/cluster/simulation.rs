@@ -388,7 +388,7 @@ impl World {
                 };
                 let body = command.stream.to_string();
                 let run = Run::new(number, 2_000, caller, "message.send", body, command.key.clone());
-                (to, number, node.seal.seal(&Message::Run(run)))
+                (to, number, node.seal.seal(To::Node(to), &Message::Run(run)))
             }
         };
         if !self.say(n, To::Node(to), &sealed)
@@ -417,7 +417,7 @@ impl World {
                     Ok(seq) => Ok(Reply { json: seq.to_string(), duplicate: false }),
                     Err(code) => Err(Refusal::new(code, "no")),
                 };
-                let sealed = self.nodes[n].seal.seal(&Message::Ran(Ran::new(number, result)));
+                let sealed = self.nodes[n].seal.seal(To::Node(to), &Message::Ran(Ran::new(number, result)));
                 self.say(n, To::Node(to), &sealed);
             }
         }
@@ -604,7 +604,7 @@ impl World {
         if now >= self.nodes[n].beat + BEAT.as_millis() as u64 {
             self.nodes[n].beat = now;
             let beat = Message::Beat(Beat { name: format!("hub-{n}"), leaves: false, cut_off: false, presence: 0 });
-            let sealed = self.nodes[n].seal.seal(&beat);
+            let sealed = self.nodes[n].seal.seal(To::Everyone, &beat);
             if self.say(n, To::Everyone, &sealed) {
                 self.nodes[n].core.members.showed(instant);
             }
