@@ -18,6 +18,8 @@ use crate::forward::Forward;
 use crate::load::World;
 use crate::random::Random;
 
+const READS: &str = "colink_database_reads_total";
+const RESUMES: &str = "colink_resumes_total";
 pub(crate) const NONE: Goal = Goal::Exactly(0.0);
 
 pub(crate) async fn wait(seconds: f64) {
@@ -258,8 +260,18 @@ pub(crate) async fn disturb(bench: &mut Bench, world: &Arc<World>, random: &mut 
     figures
 }
 
+/// Returns the sum of a metric over all nodes.
+async fn total(bench: &Bench, metric: &str) -> f64 {
+    let mut total = 0.0;
+    for node in &bench.nodes {
+        total += node.metric(metric).await;
+    }
+    total
+}
+
 /// All sockets of all nodes are cut at once.
 pub(crate) async fn storm(bench: &mut Bench, world: &Arc<World>, _: &mut Random) -> Figures {
+    let before = (total(bench, READS).await, total(bench, RESUMES).await);
     let cut = Instant::now();
     for node in &bench.nodes {
         if !node.cut_clients() {
@@ -276,7 +288,10 @@ pub(crate) async fn storm(bench: &mut Bench, world: &Arc<World>, _: &mut Random)
         }
         wait(0.05).await;
     }
+    let (reads, resumes) = (total(bench, READS).await - before.0, total(bench, RESUMES).await - before.1);
     let mut figures = Figures::default();
+    // Whatever else is read meanwhile counts, too.
+    figures.add("database reads a resume", reads / resumes.max(1.0), "", Goal::AtMost(2.0));
     world.record(|record| {
         let backs: Vec<Duration> = record.backs.iter().filter(|back| back.lost >= cut).map(|back| back.took).collect();
         figures.count("readers cut", bench.readers, None);

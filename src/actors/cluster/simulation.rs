@@ -575,7 +575,9 @@ impl World {
         let (from, message) = self.nodes[n].seal.open(bytes).expect("it was sealed");
         match message {
             Message::Beat(beat) => {
-                self.nodes[n].core.members.heard(from, &beat.name, beat.leaves, now);
+                let members = &mut self.nodes[n].core.members;
+                members.heard(from, &beat.name, beat.leaves, now);
+                members.set_cut_off(from, beat.cut_off);
             }
             Message::Events(events) => events.iter().for_each(|event| self.hear(n, event)),
             Message::Run(run) => {
@@ -603,7 +605,11 @@ impl World {
         let (now, instant) = (self.now, self.instant());
         if now >= self.nodes[n].beat + BEAT.as_millis() as u64 {
             self.nodes[n].beat = now;
-            let beat = Message::Beat(Beat { name: format!("hub-{n}"), leaves: false, cut_off: false, presence: 0 });
+            // Whatever a node believes of its way to the database, right or not.
+            let cut_off = self.faulty && self.random.says(100);
+            let (name, id) = (format!("hub-{n}"), self.nodes[n].id);
+            self.nodes[n].core.members.set_cut_off(id, cut_off);
+            let beat = Message::Beat(Beat { name, leaves: false, cut_off, presence: 0 });
             let sealed = self.nodes[n].seal.seal(To::Everyone, &beat);
             if self.say(n, To::Everyone, &sealed) {
                 self.nodes[n].core.members.showed(instant);
