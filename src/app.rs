@@ -110,6 +110,7 @@ pub fn store_options(config: &Config) -> Options {
         timeout: ms(database.timeout_ms),
         statement: ms(database.statement_timeout_ms),
         lock: ms(database.lock_timeout_ms),
+        replica: Some(database.replica_url.expose().to_owned()).filter(|url| !url.is_empty()),
         pooled: database.pooled,
     }
 }

@@ -172,7 +172,9 @@ sections! {
     database: Database {
         /// `sqlite://path` or `postgres://...`; empty: SQLite in the data directory.
         url: Secret = Secret::default();
-        /// Whether `url` leads to a pooler in transaction mode, such as PgBouncer.
+        /// A streaming replica of that Postgres, for pages of history; empty: none.
+        replica_url: Secret = Secret::default();
+        /// Whether `url`, and `replica_url`, lead to a pooler in transaction mode, such as PgBouncer.
         pooled: bool = false;
         /// Connections for reading; writing has its own.
         connections: u32 = 8, [1..=1_000];
@@ -349,8 +351,15 @@ impl Config {
             refuse(true, &["log.level"], format!("must be a filter such as info: {error}"));
         }
         let url = database.url.expose();
-        let known = ["sqlite://", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+        let known = url.starts_with("sqlite://") || is_postgres(url);
         refuse(!url.is_empty() && !known, &["database.url"], "must begin with sqlite:// or postgres://".to_owned());
+        let replica = database.replica_url.expose();
+        let both = is_postgres(replica) && is_postgres(url);
+        refuse(
+            !replica.is_empty() && !both,
+            &["database.replica_url", "database.url"],
+            "must begin with postgres://, and so must database.url".to_owned(),
+        );
         refuse(
             database.queue < database.batch,
             &["database.queue", "database.batch"],
@@ -380,6 +389,10 @@ impl Config {
         );
         problems
     }
+}
+
+fn is_postgres(url: &str) -> bool {
+    ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme))
 }
 
 /// Returns whether a text is an origin as a browser sends it (RFC 6454, 6.2): a scheme, a host, perhaps a port.

@@ -76,6 +76,7 @@ const COUNTERS: &[(&str, &str, &[&str])] = &[
     ("colink_channel_mailbox_full_total", "", &[]),
     ("colink_writes_refused_total", "", &[]),
     ("colink_writes_failed_total", "", &[]),
+    ("colink_replica_reads_total", "outcome", &["used", "late", "failed"]),
     ("colink_pruned_rows_total", "what", &["keys", "tokens", "invites"]),
     ("colink_bus_published_total", "", &[]),
     ("colink_bus_received_total", "", &[]),

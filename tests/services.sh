@@ -6,13 +6,14 @@
 #
 #   COLINK_TEST_POSTGRES         postgres://user@host/db
 #   COLINK_TEST_PGBOUNCER        the same by way of PgBouncer 1.21 or later in transaction mode, for every database there
+#   COLINK_TEST_REPLICA          a streaming replica of it, which the tests may pause
 #   COLINK_TEST_REDIS            redis://host:port
 #   COLINK_TEST_REDIS_SENTINEL   redis-sentinel://host:port/SERVICE: one sentinel, a master and a replica
 #   COLINK_TEST_REDIS_CLUSTER    redis-cluster://host:port,host:port,host:port: three masters
 #
 # Each that is in the environment is used as it is. For the others Debian's postgresql, redis-server and redis-sentinel are
-# used, and installed first if this runs as root with apt-get at hand. A PgBouncer is started before a Postgres that is
-# started here; where Debian's is too old it is built from Debian's later source, in some seconds. What cannot be had is said
+# used, and installed first if this runs as root with apt-get at hand. A PgBouncer and a replica are started with a Postgres that is
+# started here; PgBouncer, where Debian's is too old it is built from Debian's later source, in some seconds. What cannot be had is said
 # on standard error and left out.
 set -euo pipefail
 
@@ -94,7 +95,17 @@ start_postgres() {
       </dev/null >"$dir/start.log" 2>&1
 }
 
-# A pool of its own for each database, and each transaction may get another session.
+start_replica() {
+  local bin=$1 dir=$2 port=$3 server=$4
+  local primary=postgres://colink@127.0.0.1:$server/postgres
+  until_says 1 "$bin/psql" "$primary" -Atc 'SELECT 1' &&
+    as_postgres "$bin/pg_basebackup -d $primary -D $dir/replica -c fast -R --no-sync" >"$dir/basebackup.log" 2>&1 </dev/null &&
+    as_postgres "$bin/pg_ctl -D $dir/replica -l $dir/replica.log -w -t 60 -o '-p $port -h 127.0.0.1 -k $dir -c max_connections=400' start" \
+      </dev/null >"$dir/replica.start.log" 2>&1
+}
+
+# A pool of its own for each database, and each transaction may get another session. It is started behind Postgres: where it
+# found none, it would not ask again for a quarter of a minute.
 start_pgbouncer() {
   local bin=$1 psql=$2/psql dir=$3 port=$4 server=$5
   mkdir -p "$dir/pgbouncer"
@@ -117,7 +128,8 @@ pidfile = $dir/pgbouncer/pid
 logfile = $dir/pgbouncer.log
 CONF
   [ "$(id -u)" != 0 ] || chown -R postgres "$dir/pgbouncer"
-  as_postgres "$bin -d -q $dir/pgbouncer/conf" </dev/null >"$dir/pgbouncer.start.log" 2>&1 &&
+  until_says 1 "$psql" "postgres://colink@127.0.0.1:$server/postgres" -Atc 'SELECT 1' &&
+    as_postgres "$bin -d -q $dir/pgbouncer/conf" </dev/null >"$dir/pgbouncer.start.log" 2>&1 &&
     until_says 1 "$psql" "postgres://colink@127.0.0.1:$port/postgres" -Atc 'SELECT 1'
 }
 
@@ -177,12 +189,14 @@ start_cluster() {
 
 # Stops what runs, and removes its directory.
 remove() {
-  local dir=$1 bin pid
+  local dir=$1 bin pid server
   for pid in "$dir"/redis-*/pid "$dir"/pgbouncer/pid; do
     if [ -s "$pid" ]; then kill -9 "$(cat "$pid")" 2>/dev/null || true; fi
   done
-  if bin=$(postgres_bin) && [ -d "$dir/postgres" ]; then
-    as_postgres "$bin/pg_ctl -D $dir/postgres -m immediate stop" >/dev/null 2>&1 || true
+  if bin=$(postgres_bin); then
+    for server in "$dir/replica" "$dir/postgres"; do
+      [ ! -d "$server" ] || as_postgres "$bin/pg_ctl -D $server -m immediate stop" >/dev/null 2>&1 || true
+    done
   fi
   rm -rf "$dir"
 }
@@ -191,6 +205,7 @@ start() {
   local bin='' pooler dir ports packages=() wanted=() started=() what
   [ -n "${COLINK_TEST_POSTGRES:-}" ] || wanted+=(postgres)
   [ -n "${COLINK_TEST_POSTGRES:-}${COLINK_TEST_PGBOUNCER:-}" ] || wanted+=(pgbouncer)
+  [ -n "${COLINK_TEST_POSTGRES:-}${COLINK_TEST_REPLICA:-}" ] || wanted+=(replica)
   [ -n "${COLINK_TEST_REDIS:-}" ] || wanted+=(redis)
   [ -n "${COLINK_TEST_REDIS_SENTINEL:-}" ] || wanted+=(sentinel)
   [ -n "${COLINK_TEST_REDIS_CLUSTER:-}" ] || wanted+=(cluster)
@@ -209,7 +224,7 @@ start() {
   trap "remove '$dir'" EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  read -r -a ports <<<"$(free_ports 12)"
+  read -r -a ports <<<"$(free_ports 13)"
   for what in "${wanted[@]}"; do
     case $what in
       postgres)
@@ -220,14 +235,17 @@ start() {
         [ "$(id -u)" != 0 ] || chown postgres "$dir"
         start_postgres "$bin" "$dir" "${ports[0]}" &
         ;;
-      pgbouncer)
+      replica)
         # Where there is no Postgres, that was said.
+        [ -n "$bin" ] || continue
+        start_replica "$bin" "$dir" "${ports[12]}" "${ports[0]}" &
+        ;;
+      pgbouncer)
         [ -n "$bin" ] || continue
         if ! pooler=$(pgbouncer_bin); then
           say "tests: no PgBouncer here: set COLINK_TEST_PGBOUNCER, or install pgbouncer 1.21 or later"
           continue
         fi
-        # It answers when Postgres does.
         start_pgbouncer "$pooler" "$bin" "$dir" "${ports[11]}" "${ports[0]}" &
         ;;
       *)
@@ -257,6 +275,7 @@ start() {
   for what in "${started[@]}"; do
     case ${what%:*} in
       postgres) echo "export COLINK_TEST_POSTGRES=postgres://colink@127.0.0.1:${ports[0]}/postgres" ;;
+      replica) echo "export COLINK_TEST_REPLICA=postgres://colink@127.0.0.1:${ports[12]}/postgres" ;;
       pgbouncer) echo "export COLINK_TEST_PGBOUNCER=postgres://colink@127.0.0.1:${ports[11]}/postgres" ;;
       redis) echo "export COLINK_TEST_REDIS=redis://127.0.0.1:${ports[1]}" ;;
       sentinel) echo "export COLINK_TEST_REDIS_SENTINEL=redis-sentinel://127.0.0.1:${ports[2]}/colink" ;;
@@ -272,5 +291,5 @@ stop() {
 case "${1:-}" in
   start) start ;;
   stop) stop ;;
-  *) sed -n '2,18p' "$0" >&2; exit 64 ;;
+  *) sed -n '2,19p' "$0" >&2; exit 64 ;;
 esac

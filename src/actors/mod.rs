@@ -147,7 +147,9 @@ impl Hub {
             })
         };
         let (writer, written) = Writer::start(store.clone(), clock.clone(), id, limits, sink, writing.clone())?;
-        let cache = Cache::new(Duration::from_secs(config.auth.cache_s), joins.is_some());
+        // Who reads from a replica has to know how far it must have got.
+        let ask_for_heads = joins.is_some() || !config.database.replica_url.expose().is_empty();
+        let cache = Cache::new(Duration::from_secs(config.auth.cache_s), ask_for_heads);
         let (cluster, ears) = match joins {
             None => (None, None),
             Some(Joins { id, bus, incoming }) => {

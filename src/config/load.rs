@@ -19,7 +19,7 @@ use toml::{Table, Value};
 use super::Config;
 
 /// The keys that may be read from a file of their own.
-const SECRETS: &[&str] = &["database.url", "cluster.redis"];
+const SECRETS: &[&str] = &["database.url", "database.replica_url", "cluster.redis"];
 /// Variables that belong to the command line and the tests.
 const OTHERS: &[&str] = &["COLINK_CONFIG", "COLINK_TOKEN", "COLINK_PASSWORD", "COLINK_URL"];
 

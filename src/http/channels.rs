@@ -25,6 +25,7 @@ use crate::storage::cache::PageKey;
 use crate::storage::channels::{self, Facts, Listed};
 use crate::storage::messages::{self, More, Page, Saved};
 use crate::storage::personal::{self, Draft, Thread};
+use crate::storage::replica::{self, Ask};
 use crate::storage::{Db, End, LATEST, StoreError, events};
 
 /// How many entries a page has if nobody says.
@@ -278,14 +279,12 @@ pub async fn history(
     let page = query.page()?.unwrap_or(Page::Newest);
     let limit = page_size(&hub, query.limit)?;
     let facts = readable(&hub, caller, channel).await?;
-    let head = if hub.cluster.is_some() { facts.head } else { 0 };
-    let key = PageKey { channel, page, limit, head };
+    let key = PageKey { channel, page, limit, head: hub.cache.head(facts.head) };
     if let Some(bytes) = hub.cache.page(&key) {
         return Ok(Rendered(bytes, PhantomData));
     }
     let mark = hub.cache.mark();
-    let mut db = hub.store.read().await?;
-    let found = messages::history(&mut db, channel, None, page, limit).await?;
+    let found = replica::history(&hub.store, facts.head, Ask { channel, thread: None, page, limit }).await?;
     let bytes = serde_json::to_vec(&Messages::of(found)).expect("messages have only string keys");
     // Boxed, so that no more is kept than there is.
     let bytes = Bytes::from(bytes.into_boxed_slice());
@@ -333,12 +332,12 @@ pub async fn edits(hub: Arc<Hub>, caller: Principal, path: Params, paging: Pagin
 /// `GET /v1/channels/{channel_id}/messages/{seq}/replies`: from the first on, if nothing is asked for.
 pub async fn replies(hub: Arc<Hub>, caller: Principal, path: Params, query: HistoryQuery) -> Result<Messages, Refused> {
     let (channel, seq) = (path.channel()?, path.seq()?);
-    readable(&hub, caller, channel).await?;
+    let facts = readable(&hub, caller, channel).await?;
     let limit = page_size(&hub, query.limit)?;
-    let mut db = hub.store.read().await?;
-    message(&mut db, channel, seq).await?;
+    message(&mut hub.store.read().await?, channel, seq).await?;
     let page = query.page()?.unwrap_or(Page::After(0));
-    Ok(Messages::of(messages::history(&mut db, channel, Some(seq), page, limit).await?))
+    let ask = Ask { channel, thread: Some(seq), page, limit };
+    Ok(Messages::of(replica::history(&hub.store, facts.head, ask).await?))
 }
 
 /// `GET /v1/channels/{channel_id}/threads/{thread_seq}`

@@ -5,7 +5,8 @@
 //! bounded; pages in bytes, for a page may be a thousand times as long as another.
 //!
 //! If other nodes write to the same database, not all changes are heard of here at once. Then nothing is remembered of
-//! who may do what, and pages are kept by the channel's head, which is read with every question.
+//! who may do what, and pages are kept by the channel's head, which is read with every question. So it is if pages come from a
+//! replica, which has to have got as far as that head.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -34,7 +35,7 @@ pub struct PageKey {
     pub page: Page,
     /// How many messages.
     pub limit: i64,
-    /// Where the channel's head is, if other nodes may move it; else 0.
+    /// Where the channel's head is, if it is read with every question; else 0. See [`Cache::head`].
     pub head: i64,
 }
 
@@ -95,10 +96,17 @@ impl Pages {
 }
 
 impl Cache {
-    /// Makes an empty memory that believes a token for `believe`; never, if zero. `shared` says that other nodes write, too.
+    /// Makes an empty memory that believes a token for `believe`; never, if zero. `shared` says that the head is
+    /// read with every question.
     #[must_use]
     pub fn new(believe: Duration, shared: bool) -> Self {
         Cache { believe, shared, sign_ins: Mutex::default(), pages: Mutex::default() }
+    }
+
+    /// Returns what of a channel's head a page is kept by.
+    #[must_use]
+    pub fn head(&self, head: i64) -> i64 {
+        if self.shared { head } else { 0 }
     }
 
     /// Returns who a token was found to speak for, not long ago.

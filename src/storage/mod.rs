@@ -28,6 +28,7 @@ pub mod nodes;
 pub mod personal;
 pub mod postgres;
 pub mod remembered;
+pub mod replica;
 pub mod send;
 pub mod tokens;
 mod types;
@@ -47,6 +48,7 @@ use crate::clock::Timestamp;
 use crate::domain::id::ChannelId;
 
 pub use migrations::newest as newest_migration;
+use replica::Replica;
 
 /// Where a page of a list that is ordered by time ends. What one commit wrote has one time, so it takes the entry too:
 /// its channel and its `seq`.
@@ -204,6 +206,8 @@ pub struct Options {
     pub statement: Duration,
     /// How long to wait for what another connection has locked.
     pub lock: Duration,
+    /// Where a replica of a Postgres is.
+    pub replica: Option<String>,
     /// Whether a pooler in transaction mode stands before Postgres: nothing that is set in a session lasts.
     pub pooled: bool,
 }
@@ -213,7 +217,15 @@ impl Options {
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         let few = Duration::from_secs(5);
-        Options { url: url.into(), connections: 4, timeout: few, statement: few, lock: few, pooled: false }
+        Options {
+            url: url.into(),
+            connections: 4,
+            timeout: few,
+            statement: few,
+            lock: few,
+            replica: None,
+            pooled: false,
+        }
     }
 
     /// Returns the file, if it is SQLite.
@@ -294,6 +306,8 @@ pub enum Store {
         readers: PgPool,
         /// The connection that writes, opened by the writer's own runtime.
         writer: PgPool,
+        /// A replica that pages of history are read from.
+        replica: Option<Replica>,
         /// Whether a pooler in transaction mode stands before it.
         pooled: bool,
         /// How long a question may take.
@@ -422,9 +436,12 @@ impl Store {
     /// Closes every connection.
     pub async fn close(&self) {
         match self {
-            Store::Postgres { readers, writer, .. } => {
+            Store::Postgres { readers, writer, replica, .. } => {
                 readers.close().await;
                 writer.close().await;
+                if let Some(replica) = replica {
+                    replica.close().await;
+                }
             }
             Store::Sqlite { readers, writer, .. } => {
                 readers.close().await;

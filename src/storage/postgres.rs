@@ -13,6 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgConnection, PgPool};
 
 use super::failure::has_code;
+use super::replica::Replica;
 use super::{OpenError, Options, Store};
 
 /// Returns how to connect to the server of a URL under a name that its lists show.
@@ -42,7 +43,14 @@ pub(super) async fn open(options: &Options) -> Result<Store, OpenError> {
         }
     }
     drop(first);
-    Ok(Store::Postgres { readers, writer, pooled: options.pooled, patience: options.timeout })
+    let replica = options.replica.as_ref().map(|url| Replica::new(url, options)).transpose()?;
+    Ok(Store::Postgres { readers, writer, replica, pooled: options.pooled, patience: options.timeout })
+}
+
+/// Makes a pool for reading whose connections are opened when they are needed.
+pub(super) fn readers(options: &Options) -> Result<PgPool, OpenError> {
+    let connect = connect(&options.url, options.pooled, "colink")?;
+    Ok(pool(options, options.connections, limits(options)).connect_lazy_with(connect))
 }
 
 /// Returns what is set in each session.

@@ -38,6 +38,7 @@ mod protocol;
 mod queues;
 mod releases;
 mod repeats;
+mod replica;
 mod rest;
 mod resume;
 mod saved;
