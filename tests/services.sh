@@ -91,7 +91,7 @@ PYTHON
 start_postgres() {
   local bin=$1 dir=$2 port=$3
   as_postgres "$bin/initdb -D $dir/postgres -U colink -A trust --no-sync -E UTF8 --locale=C.UTF-8" >"$dir/initdb.log" 2>&1 &&
-    as_postgres "$bin/pg_ctl -D $dir/postgres -l $dir/postgres.log -w -t 60 -o '-p $port -h 127.0.0.1 -k $dir -c max_connections=400' start" \
+    as_postgres "$bin/pg_ctl -D $dir/postgres -l $dir/postgres.log -w -t 60 -o '-p $port -h 127.0.0.1 -k $dir -c max_connections=400 -c wal_level=logical' start" \
       </dev/null >"$dir/start.log" 2>&1
 }
 

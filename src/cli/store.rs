@@ -11,11 +11,29 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::Settings;
 use crate::app::{self, Running};
 use crate::storage::copy::{self, Phase, Report, Step};
+use crate::storage::partition;
 
 #[derive(Subcommand)]
 pub(super) enum StoreCommand {
     /// Copy a hub from one database to another, SQLite or Postgres, also while it is served
     Copy(Box<CopyArgs>),
+    /// Make an empty Postgres database ready for hundreds of gigabytes: messages and events in partitions
+    Partition(Box<PartitionArgs>),
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Then copy a hub into it: colink store copy, or Postgres' own logical replication. docs/OPERATIONS.md tells of both.")]
+pub(super) struct PartitionArgs {
+    /// The empty database: postgres://USER@HOST/DATABASE [default: COLINK_COPY_TO]
+    #[arg(long, value_name = "URL")]
+    to: Option<String>,
+    /// How many partitions each of the two tables has: some tens of gigabytes each are good
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    partitions: u32,
+    /// What was meant for an option: it may be a URL with a password, so it is not repeated in an error.
+    #[arg(hide = true)]
+    astray: Vec<String>,
 }
 
 #[derive(Args)]
@@ -51,7 +69,25 @@ pub(super) struct CopyArgs {
 }
 
 pub(super) async fn run(command: StoreCommand) -> Result<()> {
-    let StoreCommand::Copy(args) = command;
+    match command {
+        StoreCommand::Copy(args) => copy(*args).await,
+        StoreCommand::Partition(args) => partition(*args).await,
+    }
+}
+
+async fn partition(args: PartitionArgs) -> Result<()> {
+    if !args.astray.is_empty() {
+        bail!("name the database by --to");
+    }
+    let Some(to) = given(args.to.as_ref(), "COLINK_COPY_TO")? else {
+        bail!("name the database by --to, COLINK_COPY_TO or COLINK_COPY_TO_FILE");
+    };
+    partition::partition(&to, args.partitions).await?;
+    println!("messages and events have partitions: copy a hub into this database, by `colink store copy` or otherwise");
+    Ok(())
+}
+
+async fn copy(args: CopyArgs) -> Result<()> {
     if !args.astray.is_empty() {
         bail!("name the databases by --from and --to");
     }

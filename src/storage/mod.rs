@@ -3,8 +3,9 @@
 //! [`Store`] hands out connections ([`Db`]); every function here takes one, has its SQL beside its row type, and runs on
 //! both databases: [`on!`] compiles one body for each, [`by_dialect!`] names the rare differences. Writes go through
 //! [`writer`] alone, which commits what waits in one transaction; [`apply`] is what a command does inside it, [`send`] the
-//! short way of messages. Reads take a connection from the pool. [`lock`] keeps a second server off the database; [`copy`]
-//! takes a whole hub from one database to another.
+//! short way of messages. Reads take a connection from the pool, but for pages of history, which may come from a [`replica`].
+//! [`lock`] keeps a second server off the database; [`copy`] takes a whole hub from one database to another, [`partition`] makes
+//! one ready for a very large hub; [`postgres`] is what is set in Postgres' sessions and asked of its settings.
 //!
 //! To add a table: a numbered file in `migrations/`, its name in [`migrations`], a file here with the SQL and the row
 //! types, and a test in `contract`, which runs on both databases.
@@ -25,6 +26,7 @@ pub mod lock;
 pub mod messages;
 mod migrations;
 pub mod nodes;
+pub mod partition;
 pub mod personal;
 pub mod postgres;
 pub mod remembered;

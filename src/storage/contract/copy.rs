@@ -28,13 +28,13 @@ impl Targets {
     }
 }
 
-async fn copied(from: &str, to: &str) -> Report {
+pub(super) async fn copied(from: &str, to: &str) -> Report {
     let report = Box::pin(copy(from, to, &QUIET)).await.unwrap();
     assert_eq!(report.difference(), None, "{report:#?}");
     report
 }
 
-async fn refused(from: &str, to: &str) -> String {
+pub(super) async fn refused(from: &str, to: &str) -> String {
     let error = Box::pin(copy(from, to, &QUIET)).await.unwrap_err().to_string();
     assert!(!error.contains("hunter2"), "{error}");
     error
@@ -52,21 +52,21 @@ async fn run(url: &str, sql: &str) {
     on!(&mut db, c => { sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(c).await.unwrap(); });
 }
 
-async fn number(url: &str, sql: &'static str) -> i64 {
+pub(super) async fn number(url: &str, sql: &'static str) -> i64 {
     let mut db = Store::open(&Options::new(url)).await.unwrap().read().await.unwrap();
     on!(&mut db, c => sqlx::query_scalar(sql).fetch_one(c).await.unwrap())
 }
 
 /// A hub with something in every table.
-struct Hub {
+pub(super) struct Hub {
     root: Principal,
-    ana: Principal,
-    bob: Principal,
-    room: ChannelId,
+    pub(super) ana: Principal,
+    pub(super) bob: Principal,
+    pub(super) room: ChannelId,
     other: ChannelId,
 }
 
-async fn filled(world: &World) -> Hub {
+pub(super) async fn filled(world: &World) -> Hub {
     let root = world.user("root", Role::Admin).await;
     let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
     let gone = world.user("gone", Role::Guest).await;

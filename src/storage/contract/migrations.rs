@@ -10,7 +10,7 @@ use crate::storage::migrations::{FILES, File, newest, run};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Returns the migrations of a later release.
-fn later(text: &'static str) -> Vec<File> {
+pub(super) fn later(text: &'static str) -> Vec<File> {
     [FILES, &[(newest() + 1, "later", text)]].concat()
 }
 
@@ -112,9 +112,9 @@ async fn a_migration_does_not_keep_others_from_a_table_that_somebody_uses_for_lo
     sql(&mut user, "SELECT shoe_size FROM users").await;
 }
 
-const BY_TEXT: &str =
+pub(super) const BY_TEXT: &str =
     "-- concurrently\nCREATE UNIQUE INDEX IF NOT EXISTS messages_by_text ON messages (channel_id, text);";
-const IS_GOOD: &str =
+pub(super) const IS_GOOD: &str =
     "SELECT COALESCE((SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('messages_by_text')), FALSE)";
 
 #[tokio::test(flavor = "multi_thread")]

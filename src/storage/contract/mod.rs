@@ -69,7 +69,12 @@ impl World {
         let url = new_database(dialect, dir.path()).await?;
         let mut options = Options::new(&url);
         change(&mut options);
-        let store = Store::open(&options).await.unwrap();
+        Some(World::on(url, &options, dir).await)
+    }
+
+    /// Opens a world on the database at `url`, which is reached as `options` say.
+    async fn on(url: String, options: &Options, dir: tempfile::TempDir) -> World {
+        let store = Store::open(options).await.unwrap();
         store.migrate().await.unwrap();
         store.migrate().await.unwrap();
         let (told, news) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Notify::new()));
@@ -87,7 +92,7 @@ impl World {
         let node = NodeId::new(clock.now());
         let (writer, _) =
             Writer::start(store.clone(), clock.clone(), node, limits, sink, CancellationToken::new()).unwrap();
-        Some(World { store, writer, told, in_doubt, news, clock, url, _dir: dir })
+        World { store, writer, told, in_doubt, news, clock, url, _dir: dir }
     }
 
     async fn user(&self, name: &str, role: Role) -> Principal {
@@ -172,21 +177,27 @@ async fn page(
     Ok((found, more.any()))
 }
 
-/// Opens a world on Postgres by way of a pooler in transaction mode, if there is one to test with.
-async fn by_pooler() -> Option<World> {
+/// Opens a world on Postgres as a large hub has it: its large tables in partitions, and by way of a pooler in transaction mode, if
+/// there is one to test with.
+async fn on_a_large_postgres() -> Option<World> {
+    let dir = tempfile::tempdir().unwrap();
+    let url = new_database(Dialect::Postgres, dir.path()).await?;
+    super::partition::partition(&url, 4).await.unwrap();
+    let options = by_pooler(&url).unwrap_or_else(|| Options::new(&url));
+    Some(World::on(url, &options, dir).await)
+}
+
+/// Returns how a database is reached by way of a pooler in transaction mode, if there is one to test with.
+fn by_pooler(url: &str) -> Option<Options> {
     let Ok(pooler) = std::env::var("COLINK_TEST_PGBOUNCER") else {
         eprintln!("skipped: COLINK_TEST_PGBOUNCER is not set");
         return None;
     };
-    on_postgres(|options| {
-        let (base, _) = pooler.rsplit_once('/').unwrap();
-        let (_, database) = options.url.rsplit_once('/').unwrap();
-        (options.url, options.pooled) = (format!("{base}/{database}"), true);
-    })
-    .await
+    let ((base, _), (_, database)) = (pooler.rsplit_once('/').unwrap(), url.rsplit_once('/').unwrap());
+    Some(Options { pooled: true, ..Options::new(format!("{base}/{database}")) })
 }
 
-/// Makes one test for each database out of one body, and one for Postgres by way of a pooler.
+/// Makes one test for each database out of one body, and one for a large Postgres.
 macro_rules! everywhere {
     ($($name:ident($world:ident) $body:block)*) => {$(
         mod $name {
@@ -206,8 +217,8 @@ macro_rules! everywhere {
             }
 
             #[tokio::test(flavor = "multi_thread")]
-            async fn pooler() {
-                if let Some(world) = by_pooler().await {
+            async fn large() {
+                if let Some(world) = on_a_large_postgres().await {
                     body(world).await;
                 }
             }
@@ -243,6 +254,7 @@ mod failures;
 mod log;
 mod migrations;
 mod owners;
+mod partition;
 mod people;
 mod pooler;
 mod remembered;

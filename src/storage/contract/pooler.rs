@@ -4,18 +4,17 @@ use super::*;
 use crate::storage::OpenError;
 use crate::storage::lock::Lock;
 
-/// Returns how to reach a world's database past the pooler and by it.
-fn ways(world: &World) -> (Options, Options) {
-    let pooler = std::env::var("COLINK_TEST_PGBOUNCER").unwrap();
-    let (base, _) = pooler.rsplit_once('/').unwrap();
-    let (_, database) = world.url.rsplit_once('/').unwrap();
-    (Options::new(&world.url), Options { pooled: true, ..Options::new(format!("{base}/{database}")) })
+/// Opens a world, and returns with it how its database is reached past the pooler and by it; nothing if there is no pooler.
+async fn both_ways() -> Option<(World, Options, Options)> {
+    by_pooler("postgres://server/database")?;
+    let world = on_a_large_postgres().await?;
+    let (past, by) = (Options::new(&world.url), by_pooler(&world.url)?);
+    Some((world, past, by))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_server_holds_a_database_by_whichever_way() {
-    let Some(world) = by_pooler().await else { return };
-    let (past, by) = ways(&world);
+    let Some((_world, past, by)) = both_ways().await else { return };
     for (first, second) in [(&by, &by), (&by, &past), (&past, &by)] {
         let held = Lock::take(first, false).await.unwrap().expect("nobody has it");
         for shared in [false, true] {
@@ -29,8 +28,8 @@ async fn one_server_holds_a_database_by_whichever_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_holds_a_database_by_a_pooler_holds_up_no_cleaning() {
-    let Some(world) = by_pooler().await else { return };
-    let _held = Lock::take(&ways(&world).1, false).await.unwrap().expect("nobody has it");
+    let Some((world, _, by)) = both_ways().await else { return };
+    let _held = Lock::take(&by, false).await.unwrap().expect("nobody has it");
     let Db::Postgres(mut apart) = world.apart().await else { unreachable!("it is for Postgres alone") };
     let sql = "SELECT state, backend_xmin IS NULL AND backend_xid IS NULL FROM pg_stat_activity \
                WHERE application_name = 'colink lock' AND datname = current_database()";
@@ -41,11 +40,10 @@ async fn what_holds_a_database_by_a_pooler_holds_up_no_cleaning() {
 /// What one sets in a session of a pooler's, the next one has.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_in_the_sessions_of_a_pooler() {
-    let Some(world) = by_pooler().await else { return };
+    let Some((world, _, by)) = both_ways().await else { return };
     let ana = world.user("ana", Role::Member).await;
     let room = world.channel(ana, "room", &[]).await;
     world.ask(ana, says(room, "hi", None)).await.unwrap();
-    let (_, by) = ways(&world);
     let _held = Lock::take(&by, false).await.unwrap();
     let pool =
         sqlx::PgPool::connect_with(super::super::postgres::connect(&by.url, true, "test").unwrap()).await.unwrap();
@@ -67,8 +65,7 @@ async fn nothing_is_left_in_the_sessions_of_a_pooler() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooler_and_the_configuration_have_to_agree() {
-    let Some(world) = by_pooler().await else { return };
-    let (past, by) = ways(&world);
+    let Some((_world, past, by)) = both_ways().await else { return };
     let unsaid = Store::open(&Options { pooled: false, ..by }).await.unwrap_err();
     assert!(matches!(unsaid, OpenError::Pooler(_)) && unsaid.to_string().contains("set database.pooled"), "{unsaid}");
     // As a pooler is that does not look after prepared statements.
