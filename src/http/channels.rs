@@ -146,6 +146,19 @@ async fn readable(hub: &Hub, caller: Principal, channel: ChannelId) -> Result<Fa
     Ok(facts)
 }
 
+/// Reads something of a channel for who may read it when that is done: the right is looked at last, so that who was put out
+/// meanwhile is not shown what was said since. Whether they may is also the first that they are told.
+async fn read_of<T>(
+    hub: &Hub,
+    caller: Principal,
+    channel: ChannelId,
+    read: impl Future<Output = Result<T, Refused>>,
+) -> Result<T, Refused> {
+    let found = read.await;
+    readable(hub, caller, channel).await?;
+    found
+}
+
 /// `GET /v1/channels`
 pub async fn mine(hub: Arc<Hub>, caller: Principal, _: Params, paging: Paging) -> Result<List<Membership>, Refused> {
     let limit = page_size(&hub, paging.limit)?;
@@ -194,23 +207,27 @@ pub enum Seen {
 /// `GET /v1/channels/{channel_id}`
 pub async fn one(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Seen, Refused> {
     let id = path.channel()?;
-    readable(&hub, caller, id).await?;
-    let mut db = hub.store.read().await?;
-    if let Some(membership) = channels::membership(&mut db, caller.user_id, id).await? {
-        return Ok(Seen::Inside(Box::new(membership)));
-    }
-    let channel = channels::by_id(&mut db, id).await?.ok_or_else(|| not_found("channel"))?;
-    Ok(Seen::Outside(Box::new(channel)))
+    let read = async {
+        let mut db = hub.store.read().await?;
+        if let Some(membership) = channels::membership(&mut db, caller.user_id, id).await? {
+            return Ok(Seen::Inside(Box::new(membership)));
+        }
+        let channel = channels::by_id(&mut db, id).await?.ok_or_else(|| not_found("channel"))?;
+        Ok(Seen::Outside(Box::new(channel)))
+    };
+    read_of(&hub, caller, id, read).await
 }
 
 /// `GET /v1/channels/{channel_id}/members`
 pub async fn members(hub: Arc<Hub>, caller: Principal, path: Params, paging: Paging) -> Result<List<Member>, Refused> {
     let id = path.channel()?;
-    readable(&hub, caller, id).await?;
     let limit = page_size(&hub, paging.limit)?;
-    let mut db = hub.store.read().await?;
-    let found = channels::members(&mut db, id, paging.cursor::<UserId>()?, limit + 1).await?;
-    Ok(cut(found, limit, |member| member.user_id.to_string()))
+    let read = async {
+        let mut db = hub.store.read().await?;
+        let found = channels::members(&mut db, id, paging.cursor::<UserId>()?, limit + 1).await?;
+        Ok(cut(found, limit, |member| member.user_id.to_string()))
+    };
+    read_of(&hub, caller, id, read).await
 }
 
 /// Which part of a history: at most one of the three.
@@ -284,7 +301,11 @@ pub async fn history(
         return Ok(Rendered(bytes, PhantomData));
     }
     let mark = hub.cache.mark();
-    let found = replica::history(&hub.store, facts.head, Ask { channel, thread: None, page, limit }).await?;
+    let read = async {
+        let ask = Ask { channel, thread: None, page, limit };
+        Ok(replica::history(&hub.store, facts.head, ask).await?)
+    };
+    let found = read_of(&hub, caller, channel, read).await?;
     let bytes = serde_json::to_vec(&Messages::of(found)).expect("messages have only string keys");
     // Boxed, so that no more is kept than there is.
     let bytes = Bytes::from(bytes.into_boxed_slice());
@@ -309,9 +330,8 @@ async fn message(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Message, S
 /// `GET /v1/channels/{channel_id}/messages/{seq}`
 pub async fn message_at(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Linked, Refused> {
     let (channel, seq) = (path.channel()?, path.seq()?);
-    readable(&hub, caller, channel).await?;
-    let mut db = hub.store.read().await?;
-    let message = message(&mut db, channel, seq).await?;
+    let read = async { Ok(message(&mut hub.store.read().await?, channel, seq).await?) };
+    let message = read_of(&hub, caller, channel, read).await?;
     let thread = message.thread_seq.map(|thread| format!("?thread={thread}")).unwrap_or_default();
     let permalink = format!("{}/c/{channel}/{seq}{thread}", hub.config.server.url());
     Ok(Linked { message, permalink })
@@ -321,11 +341,13 @@ pub async fn message_at(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothi
 pub async fn edits(hub: Arc<Hub>, caller: Principal, path: Params, paging: Paging) -> Result<List<Edit>, Refused> {
     let (channel, seq) = (path.channel()?, path.seq()?);
     let limit = page_size(&hub, paging.limit)?;
-    readable(&hub, caller, channel).await?;
-    let mut db = hub.store.read().await?;
-    message(&mut db, channel, seq).await?;
     let after = paging.cursor()?.unwrap_or(0);
-    let found = messages::edits(&mut db, channel, seq, after, limit).await?;
+    let read = async {
+        let mut db = hub.store.read().await?;
+        message(&mut db, channel, seq).await?;
+        Ok(messages::edits(&mut db, channel, seq, after, limit).await?)
+    };
+    let found = read_of(&hub, caller, channel, read).await?;
     Ok(list(found, |edit| edit.edit_seq.to_string()))
 }
 
@@ -334,28 +356,32 @@ pub async fn replies(hub: Arc<Hub>, caller: Principal, path: Params, query: Hist
     let (channel, seq) = (path.channel()?, path.seq()?);
     let facts = readable(&hub, caller, channel).await?;
     let limit = page_size(&hub, query.limit)?;
-    message(&mut hub.store.read().await?, channel, seq).await?;
     let page = query.page()?.unwrap_or(Page::After(0));
-    let ask = Ask { channel, thread: Some(seq), page, limit };
-    Ok(Messages::of(replica::history(&hub.store, facts.head, ask).await?))
+    let read = async {
+        message(&mut hub.store.read().await?, channel, seq).await?;
+        let ask = Ask { channel, thread: Some(seq), page, limit };
+        Ok(Messages::of(replica::history(&hub.store, facts.head, ask).await?))
+    };
+    read_of(&hub, caller, channel, read).await
 }
 
 /// `GET /v1/channels/{channel_id}/threads/{thread_seq}`
 pub async fn thread(hub: Arc<Hub>, caller: Principal, path: Params, _: Nothing) -> Result<Thread, Refused> {
     let (channel, seq) = (path.channel()?, path.thread_seq()?);
-    readable(&hub, caller, channel).await?;
-    let mut db = hub.store.read().await?;
-    Ok(personal::thread(&mut db, caller.user_id, channel, seq).await?.ok_or_else(|| not_found("message"))?)
+    let read = async {
+        let mut db = hub.store.read().await?;
+        Ok(personal::thread(&mut db, caller.user_id, channel, seq).await?.ok_or_else(|| not_found("message"))?)
+    };
+    read_of(&hub, caller, channel, read).await
 }
 
 /// `GET /v1/channels/{channel_id}/pins`
 pub async fn pins(hub: Arc<Hub>, caller: Principal, path: Params, paging: Paging) -> Result<List<Message>, Refused> {
     let channel = path.channel()?;
-    readable(&hub, caller, channel).await?;
     let limit = page_size(&hub, paging.limit)?;
     let end = paging.cursor()?.map(|ByTime(at, seq)| (at, seq));
-    let mut db = hub.store.read().await?;
-    let found = messages::pinned(&mut db, channel, end, limit).await?;
+    let read = async { Ok(messages::pinned(&mut hub.store.read().await?, channel, end, limit).await?) };
+    let found = read_of(&hub, caller, channel, read).await?;
     let List { items, next_cursor } = list(found, |pin| format!("{}_{}", pin.pinned_at.0, pin.message.seq));
     Ok(List { items: items.into_iter().map(|pin| pin.message).collect(), next_cursor })
 }
@@ -390,8 +416,7 @@ pub async fn channel_events(
     query: EventsQuery,
 ) -> Result<Events, Refused> {
     let channel = path.channel()?;
-    readable(&hub, caller, channel).await?;
-    events_of(&hub, channel.into(), query).await
+    read_of(&hub, caller, channel, events_of(&hub, channel.into(), query)).await
 }
 
 /// `GET /v1/streams/{stream_id}/events`: the caller's own stream, the workspace's, or a channel's.
@@ -405,7 +430,7 @@ pub async fn stream_events(
     if stream == StreamId::WORKSPACE {
         may_make_channels(caller.role)?;
     } else if stream != caller.user_id.into() {
-        readable(&hub, caller, stream.into()).await?;
+        return read_of(&hub, caller, stream.into(), events_of(&hub, stream, query)).await;
     }
     events_of(&hub, stream, query).await
 }

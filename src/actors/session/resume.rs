@@ -163,21 +163,20 @@ impl Hub {
     /// Reads the next page of a stream; nothing if the user may no longer read it.
     async fn page(&self, who: Principal, range: &Range) -> Result<Vec<Event>, StoreError> {
         let (user, stream) = (who.user_id, range.stream);
-        let mut db = self.store.read().await?;
-        if stream == StreamId::WORKSPACE {
-            if !permission::sees_everybody(who.role) {
-                return Ok(Vec::new());
-            }
-        } else if stream != user.into() {
-            let facts = channels::facts(&mut db, user, stream.into()).await?;
-            let may_read = facts.is_some_and(|facts| {
-                facts.who.channel_role.is_some() && permission::allows(facts.who, Action::Read, facts.channel).is_ok()
-            });
-            if !may_read {
-                return Ok(Vec::new());
-            }
+        if stream == StreamId::WORKSPACE && !permission::sees_everybody(who.role) {
+            return Ok(Vec::new());
         }
-        events::after(&mut db, stream, range.after, PAGE.min(range.head - range.after)).await
+        let mut db = self.store.read().await?;
+        let read = events::after(&mut db, stream, range.after, PAGE.min(range.head - range.after)).await?;
+        if stream == StreamId::WORKSPACE || stream == user.into() {
+            return Ok(read);
+        }
+        // Behind the events: who was put out while they were read does not get what was said since.
+        let facts = channels::facts(&mut db, user, stream.into()).await?;
+        let may_read = facts.is_some_and(|facts| {
+            facts.who.channel_role.is_some() && permission::allows(facts.who, Action::Read, facts.channel).is_ok()
+        });
+        Ok(if may_read { read } else { Vec::new() })
     }
 }
 

@@ -217,7 +217,12 @@ on_both! {
                     break;
                 }
                 cuts += 1;
-                assert!(matches!(opens(to).await, Err(OpenError::UnfinishedCopy)), "cut at step {n}");
+                match opens(to).await {
+                    Err(OpenError::UnfinishedCopy) => {}
+                    // Cut when the last word was on its way to the database, which heard it.
+                    Ok(_) => break,
+                    Err(error) => panic!("cut at step {n}: {error}"),
+                }
             }
             assert!(cuts > 5, "{cuts}");
             opens(to).await.unwrap();
