@@ -10,9 +10,10 @@ use colink::domain::permission::{Action, ChannelFacts, Standing, allows};
 use colink::domain::user::Role;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::socket::Socket;
-use crate::world::{Person, World, message, on_both};
+use crate::world::{Database, Person, World, message, on_both, postgres_is_there, within};
 
 /// Where the subject stands, and in what.
 #[derive(Clone, Copy, Debug)]
@@ -309,4 +310,34 @@ impl<'a> Room<'a> {
 
 fn posting_of(channel_id: ChannelId, posting: Posting) -> c::UpdateChannel {
     c::UpdateChannel { channel_id, name: None, topic: None, purpose: None, posting: Some(posting) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_put_out_while_a_page_is_read_does_not_see_it() {
+    if !postgres_is_there() {
+        return;
+    }
+    let world = World::on(Database::Postgres, |_| ()).await;
+    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+    let room = world.private("room", &[&ana, &bob]).await;
+    ana.says(room, "hello").await;
+    let page = format!("/v1/channels/{room}/messages");
+    let mut postgres = sqlx::PgConnection::connect(world.app().hub.config.database.url.expose()).await.unwrap();
+    // Whoever reads messages waits from here on; who is in a channel can be changed.
+    sqlx::raw_sql("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").execute(&mut postgres).await.unwrap();
+    let reading = bob.http.get(&page);
+    let meanwhile = async {
+        let waits =
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let waiting = async {
+            while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut postgres).await.unwrap() {
+                tokio::task::yield_now().await;
+            }
+        };
+        within("the page to be read", waiting).await;
+        ana.removes(room, &bob).await;
+        sqlx::raw_sql("COMMIT").execute(&mut postgres).await.unwrap();
+    };
+    let (read, ()) = tokio::join!(reading, meanwhile);
+    assert_eq!(read.code(), "not_found");
 }
