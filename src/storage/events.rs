@@ -142,13 +142,3 @@ pub async fn head(db: &mut Db, stream: StreamId) -> Result<i64, StoreError> {
     let seq: Option<i64> = on!(db, c => sqlx::query_scalar(sql).bind(stream).fetch_optional(c).await?);
     Ok(seq.unwrap_or(0))
 }
-
-/// Returns the numbers of several streams' newest events. Streams that are not there are left out.
-pub async fn heads(db: &mut Db, streams: &[StreamId]) -> Result<Vec<(StreamId, i64)>, StoreError> {
-    let ids = serde_json::to_string(streams).expect("identifiers are strings");
-    let sql = by_dialect!(db,
-        postgres: "SELECT id, last_seq FROM streams WHERE id IN (SELECT value::uuid FROM json_array_elements_text($1::json))",
-        sqlite: "SELECT id, last_seq FROM streams WHERE id IN (SELECT unhex(value, '-') FROM json_each($1))",
-    );
-    Ok(on!(db, c => sqlx::query_as(sql).bind(ids).fetch_all(c).await?))
-}

@@ -12,16 +12,18 @@
 //!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
+mod write;
+
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::accounts::Account;
+use self::write::interrupted;
 use super::apply::Scope;
 use super::failure::{Failure, is_full};
 use super::remembered::{Remembered, Tally};
@@ -34,152 +36,7 @@ use crate::domain::error::{Code, Refusal, unavailable};
 use crate::domain::event::Event;
 use crate::domain::id::{NodeId, StreamId};
 
-/// The answer to a committed write.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Reply {
-    /// The answer as JSON.
-    pub json: String,
-    /// Whether it repeats the answer to an earlier request with the same key.
-    pub duplicate: bool,
-}
-
-impl Reply {
-    /// Makes the answer to a repeat out of the first one.
-    pub(super) fn repeated(json: String) -> Self {
-        let json = match json.strip_suffix("\"duplicate\":false}") {
-            Some(head) => format!("{head}\"duplicate\":true}}"),
-            None => json,
-        };
-        Reply { json, duplicate: true }
-    }
-}
-
-/// What is to be written.
-#[derive(Clone)]
-pub enum Work {
-    /// A command of a user's.
-    Command(Command),
-    /// Account work.
-    Account(Account),
-    /// Account work that is done once.
-    Once {
-        /// The work.
-        account: Box<Account>,
-        /// The caller's idempotency key.
-        key: String,
-        /// What it is bound to.
-        hash: [u8; 32],
-    },
-}
-
-/// Receives the answer, exactly once, after the commit. It must not block.
-///
-/// If it is dropped on the way, because an actor that held it died, the caller is told that the outcome is not known.
-pub struct Answer {
-    receive: Mutex<Option<Receive>>,
-    since: Instant,
-    /// From when on nobody waits for it any more.
-    until: Option<Instant>,
-}
-
-type Receive = Box<dyn FnOnce(Result<Reply, Refusal>) + Send>;
-
-impl Answer {
-    /// Makes an answer that goes to `receive`, which waits for it from now on.
-    pub fn new(receive: impl FnOnce(Result<Reply, Refusal>) + Send + 'static) -> Self {
-        Answer { receive: Mutex::new(Some(Box::new(receive))), since: Instant::now(), until: None }
-    }
-
-    /// Says for how long somebody waits for it: what was not begun by then is not done.
-    #[must_use]
-    pub fn within(self, patience: Duration) -> Self {
-        Answer { until: Some(self.since + patience), receive: Mutex::new(self.take()), since: self.since }
-    }
-
-    /// Has something done just before it is given.
-    #[must_use]
-    pub fn then(self, first: impl FnOnce() + Send + 'static) -> Self {
-        let receive = self.take().map(|receive| {
-            let both: Receive = Box::new(move |result| {
-                first();
-                receive(result);
-            });
-            both
-        });
-        Answer { receive: Mutex::new(receive), since: self.since, until: self.until }
-    }
-
-    fn take(&self) -> Option<Receive> {
-        self.receive.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Gives the answer; a second one is nobody's.
-    pub fn give(&self, result: Result<Reply, Refusal>) {
-        if let Some(receive) = self.take() {
-            receive(result);
-        }
-    }
-
-    /// Returns whether nobody waits for it any more; who does not, is told so.
-    fn is_over(&self) -> bool {
-        if self.until.is_some_and(|until| until <= Instant::now()) {
-            self.give(Err(interrupted()));
-        }
-        self.receive.lock().unwrap_or_else(PoisonError::into_inner).is_none()
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if let Some(receive) = self.take() {
-            receive(Err(interrupted()));
-        }
-    }
-}
-
-fn interrupted() -> Refusal {
-    let why = "the request was interrupted and may have taken effect: repeat it with the same key";
-    Refusal::new(Code::Timeout, why).retry_after(1.0)
-}
-
-/// In whose name a node writes to a channel. Every write is right either way: the claim decides who may remember what it
-/// knows of the channel from one write to the next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claim {
-    /// As its owner: if it is not yet, it takes the channel over, unless another node did so a moment ago.
-    Owner,
-    /// Beside its owner, who cannot be reached.
-    Beside,
-}
-
-/// One write, and where its answer goes.
-pub struct Write {
-    /// Who asks.
-    pub caller: Principal,
-    /// What for.
-    pub work: Work,
-    /// In whose name.
-    pub claim: Claim,
-    /// The idempotency key, if the caller gave one.
-    pub key: Option<String>,
-    /// Receives the answer.
-    pub answer: Answer,
-}
-
-/// What one commit did that others hear of, and when it was done.
-pub struct Committed {
-    /// The events, in order within each stream.
-    pub events: Vec<Event>,
-    /// The sign-ins that ended.
-    pub revoked: Vec<Revoked>,
-    /// When the commit came back.
-    pub at: Instant,
-    /// Something may have been committed that this does not tell: it is to be looked for in the database.
-    pub in_doubt: bool,
-}
-
-/// Receives what every commit did, in the order of the commits. It must not block.
-pub type Sink = Arc<dyn Fn(Committed) + Send + Sync>;
+pub use self::write::{Answer, Claim, Committed, Reply, Sink, Work, Write};
 
 /// The door to the writer. Cloning it shares it.
 #[derive(Clone)]

@@ -5,7 +5,8 @@
 //! rows.rs       the faults, one function each
 //! partition.rs  a node that is cut off from Redis or Postgres
 //! disk.rs       a disk that is full
-//! load.rs       who writes, who reads, who is put out meanwhile; all record what they see
+//! load.rs       who writes and who reads; all record what they see
+//! victims.rs    who is put out meanwhile
 //! leaks.rs      who heard what they should not have, and whether owners followed each other in order
 //! figures.rs    what was measured, and what it was meant to be
 //! nodes.rs      the program, three times
@@ -49,6 +50,7 @@ mod services;
 mod spaces;
 #[path = "../common/stored.rs"]
 mod stored;
+mod victims;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -66,11 +68,12 @@ use checker::{Recorded, Stored};
 use disk::Disk;
 use figures::{Figures, Goal};
 use leaks::Committed;
-use load::{Door, LIMIT, Listener, Victim, World, Writer};
+use load::{Door, LIMIT, Listener, World, Writer};
 use nodes::Node;
 use random::Random;
 use services::{Postgres, Redis};
 use stored::{Person, Room, read_back};
+use victims::Victim;
 
 const NODES: usize = 3;
 const PEOPLE: usize = 8;
@@ -261,7 +264,7 @@ impl Bench {
             victims.spawn(victim.run(stop.clone()));
         }
         if put_out {
-            victims.spawn(load::put_out(world.clone(), random(300), Duration::from_secs(2), stop.clone()));
+            victims.spawn(victims::put_out(world.clone(), random(300), Duration::from_secs(2), stop.clone()));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
 

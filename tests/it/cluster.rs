@@ -39,6 +39,16 @@ impl Nodes {
         Nodes::at(Clock::default(), change).await
     }
 
+    /// Starts three nodes that learn of each other's commits by the sweep, too, or by the bus alone.
+    async fn that(sweep: bool) -> Option<Nodes> {
+        Nodes::start(|config| {
+            if !sweep {
+                by_bus_alone(config);
+            }
+        })
+        .await
+    }
+
     /// Starts three nodes that tell the time by a clock.
     pub(crate) async fn at(clock: Clock, change: impl Fn(&mut Config)) -> Option<Nodes> {
         if !postgres_is_there() {
@@ -251,15 +261,7 @@ async fn what_an_owner_without_its_database_cannot_write_others_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_brought_in_or_taken_out_on_another_node_hears_it_from_there_on_and_no_longer() {
     for sweeps in [false, true] {
-        let Some(nodes) = Nodes::start(|config| {
-            if !sweeps {
-                by_bus_alone(config)
-            }
-        })
-        .await
-        else {
-            return;
-        };
+        let Some(nodes) = Nodes::that(sweeps).await else { return };
         let (ana, bob) = (nodes[0].user("ana").await, nodes[0].user("bob").await.at(&nodes[1]));
         let mut socket = bob.connects().await;
         for room in nodes.channels(&[&ana]).await {
@@ -286,15 +288,7 @@ async fn who_is_brought_in_or_taken_out_on_another_node_hears_it_from_there_on_a
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sign_in_that_ends_on_one_node_ends_its_sockets_on_all() {
     for sweeps in [false, true] {
-        let Some(nodes) = Nodes::start(|config| {
-            if !sweeps {
-                by_bus_alone(config)
-            }
-        })
-        .await
-        else {
-            return;
-        };
+        let Some(nodes) = Nodes::that(sweeps).await else { return };
         let root = nodes[0].person("root", Role::Admin).await;
         let (ana, bob) = (nodes[0].user("ana").await.at(&nodes[1]), nodes[0].user("bob").await.at(&nodes[1]));
         let second = ana.with_token(&nodes[0].token(ana.id()).await);
@@ -317,15 +311,7 @@ async fn a_sign_in_that_ends_on_one_node_ends_its_sockets_on_all() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_changes_on_one_node_counts_on_all() {
     for sweeps in [false, true] {
-        let Some(nodes) = Nodes::start(|config| {
-            if !sweeps {
-                by_bus_alone(config)
-            }
-        })
-        .await
-        else {
-            return;
-        };
+        let Some(nodes) = Nodes::that(sweeps).await else { return };
         let root = nodes[0].person("root", Role::Admin).await;
         let ana = nodes[0].user("ana").await.at(&nodes[1]);
         let mut socket = ana.connects().await;

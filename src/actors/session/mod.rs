@@ -4,298 +4,39 @@
 //! not pass through its mailbox: channels put them into the [`queue`], which the connection empties. [`SessionHandle`] is
 //! what others hold of a session, [`Attached`] what its connection holds; `opening.rs` and [`resume`] are how it comes by one.
 
+mod handle;
 mod opening;
 pub mod queue;
 pub mod resume;
 mod ring;
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::Hub;
-use super::channel::room::UNKNOWN;
-use super::directory::Slot;
 use super::presence::PresenceMsg;
 use super::trace::Asked;
 use crate::clock::Timestamp;
-use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, invalid, unavailable};
-use crate::domain::id::{ChannelId, SessionId, StreamId, TokenId, UserId};
+use crate::domain::id::{ChannelId, UserId};
 use crate::domain::permission::{self, Action};
 use crate::domain::rate::{Bucket, Rate};
-use crate::domain::user::Role;
-use crate::protocol::client::{Intent, Request};
+use crate::protocol::client::Request;
 use crate::protocol::close::CloseCode;
-use crate::protocol::push::Batch;
 use crate::protocol::server;
 use crate::storage::writer::{Answer, Reply};
 use crate::storage::{StoreError, tokens, users};
+pub use handle::{Attached, SessionHandle};
 pub use opening::{OpenError, READY_CHANNELS_MAX};
-use queue::Queue;
 
 /// The longest that a timer is set for.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a session tells the presence tracker that its user is active.
 const ACTIVE_EVERY_S: i64 = 30;
-
-/// What others hold of a session.
-#[derive(Debug)]
-pub struct SessionHandle {
-    /// The session.
-    pub id: SessionId,
-    /// Whose it is.
-    pub user_id: UserId,
-    /// The sign-in behind it.
-    pub token_id: TokenId,
-    /// What waits for it.
-    pub queue: Arc<Queue>,
-    /// Whether it wants to be told who is typing.
-    pub wants_typing: bool,
-    /// Whether it wants to be told who is online.
-    pub wants_presence: bool,
-    wants_messages: bool,
-    wants_reactions: bool,
-    role: AtomicU8,
-    /// When the sign-in ends, in microseconds; the greatest number if it does not.
-    sign_in_ends: AtomicI64,
-    /// The version of the user's account that was last looked at.
-    version: AtomicI64,
-    /// The streams that it hears, so that what another node commits there is missed here.
-    hears: Mutex<Vec<Arc<Slot>>>,
-    ended: AtomicBool,
-    watches: Mutex<Box<[UserId]>>,
-    /// The presence tracker was told to look at `watches`, and did not yet.
-    watches_told: AtomicBool,
-    /// When the presence tracker was last told that the user does something, in microseconds.
-    told_active: AtomicI64,
-    actor: OnceLock<ActorRef<SessionMsg>>,
-}
-
-impl SessionHandle {
-    fn new(principal: Principal, intents: Option<&[Intent]>, queue: Arc<Queue>, now: Timestamp) -> Arc<Self> {
-        let wants = |intent| intents.is_none_or(|list| list.contains(&intent));
-        Arc::new(SessionHandle {
-            id: SessionId::new(now),
-            user_id: principal.user_id,
-            token_id: principal.token_id,
-            queue,
-            wants_typing: wants(Intent::Typing),
-            wants_presence: wants(Intent::Presence),
-            wants_messages: wants(Intent::Messages),
-            wants_reactions: wants(Intent::Reactions),
-            role: AtomicU8::new(principal.role as u8),
-            sign_in_ends: AtomicI64::new(i64::MAX),
-            version: AtomicI64::new(0),
-            hears: Mutex::default(),
-            ended: AtomicBool::new(false),
-            watches: Mutex::default(),
-            watches_told: AtomicBool::new(false),
-            told_active: AtomicI64::new(0),
-            actor: OnceLock::new(),
-        })
-    }
-
-    /// Delivers events.
-    pub fn push(&self, batch: &Arc<Batch>) {
-        if let Some(part) = self.wanted(batch) {
-            self.queue.push(&part);
-        }
-    }
-
-    /// Notes that of a stream it knows all up to one number, and hears what comes behind another: its client is told to read
-    /// what is in between, if that is something.
-    pub(super) fn missed(&self, stream: StreamId, known: i64, sent: i64) {
-        if known < sent && self.wants_durable() {
-            self.queue.miss(stream, known + 1, sent);
-        }
-    }
-
-    /// Returns what of a batch the session wants.
-    fn wanted(&self, batch: &Arc<Batch>) -> Option<Arc<Batch>> {
-        batch.part(self.wants_messages, self.wants_reactions)
-    }
-
-    /// Returns whether it wants any durable event.
-    fn wants_durable(&self) -> bool {
-        self.wants_messages || self.wants_reactions
-    }
-
-    /// Returns who asks when this session asks.
-    pub fn principal(&self) -> Principal {
-        let role = Role::ALL[usize::from(self.role.load(Ordering::Acquire)).min(Role::ALL.len() - 1)];
-        Principal { user_id: self.user_id, role, token_id: self.token_id }
-    }
-
-    /// Notes what the user's role is; returns whether it was another.
-    pub fn set_role(&self, role: Role) -> bool {
-        self.role.swap(role as u8, Ordering::AcqRel) != role as u8
-    }
-
-    /// Returns how long the sign-in still holds; nothing if it does not end by itself.
-    pub fn sign_in_left(&self, now: Timestamp) -> Option<Duration> {
-        let ends = self.sign_in_ends.load(Ordering::Acquire);
-        (ends != i64::MAX).then(|| Timestamp(ends).since(now))
-    }
-
-    fn set_sign_in_ends(&self, at: Option<Timestamp>) {
-        self.sign_in_ends.store(at.map_or(i64::MAX, |at| at.0), Ordering::Release);
-    }
-
-    /// Returns the version of the user's account that was last looked at.
-    pub(super) fn version(&self) -> i64 {
-        self.version.load(Ordering::Acquire)
-    }
-
-    /// Notes that the user's account was looked at.
-    pub(super) fn note_version(&self, version: i64) {
-        self.version.fetch_max(version, Ordering::AcqRel);
-    }
-
-    /// Notes that it hears a stream of which all is known up to `head`: what comes later than that is missed if it does not come.
-    pub(super) fn hears(&self, slot: Arc<Slot>, head: i64) {
-        let _ = slot.delivered.compare_exchange(UNKNOWN, head, Ordering::AcqRel, Ordering::Acquire);
-        let mut hears = self.hears.lock().expect("no panic under this lock");
-        if !hears.iter().any(|known| Arc::ptr_eq(known, &slot)) {
-            hears.push(slot);
-        }
-    }
-
-    /// Notes that the user does something; returns whether the presence tracker is to be told, which is enough every so
-    /// often.
-    fn turns_active(&self, now: Timestamp) -> bool {
-        let told = self.told_active.load(Ordering::Relaxed);
-        let is_due = now.since(Timestamp(told)).as_secs() as i64 >= ACTIVE_EVERY_S;
-        is_due && self.told_active.compare_exchange(told, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-
-    /// Returns whether the session is over.
-    pub fn ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
-    }
-
-    /// Makes way for another session, if nobody is connected; it is over from here on. Returns whether it did.
-    pub(super) fn make_way(&self) -> bool {
-        self.queue.retire(0) && !self.ended.swap(true, Ordering::AcqRel)
-    }
-
-    /// Returns whom it watches, for the presence tracker; a change from here on is told to it again.
-    pub(super) fn take_watches(&self) -> Box<[UserId]> {
-        self.watches_told.store(false, Ordering::SeqCst);
-        self.watches()
-    }
-
-    /// Returns whom it watches.
-    pub(super) fn watches(&self) -> Box<[UserId]> {
-        self.watches.lock().expect("no panic under this lock").clone()
-    }
-
-    /// Has the session look again whom of those it watches its user may see.
-    pub(super) fn look_again(&self) {
-        self.tell(SessionMsg::LookAgain);
-    }
-
-    /// Asks the client to move to another connection, at a random time within `spread`.
-    pub fn ask_to_reconnect(&self, url: &str, spread: Duration) {
-        // The end of the identifier is random.
-        let jitter = self.id.0.as_u128() % spread.as_millis().max(1);
-        self.queue.push_control(server::reconnect(url, u64::try_from(jitter).unwrap_or(0)));
-    }
-
-    fn tell(&self, message: SessionMsg) {
-        if let Some(actor) = self.actor.get() {
-            let _ = actor.cast(message);
-        }
-    }
-
-    /// Hands a request to the session. The caller took a credit of the queue; it comes back with the answer.
-    ///
-    /// One that is refused already comes here too: it costs an answer, and so a turn.
-    pub fn request(&self, id: Option<u64>, request: Result<Request, Refusal>) {
-        self.tell(SessionMsg::Request(id, request.map(Box::new)));
-    }
-
-    /// Notes that a connection ended; if it was the session's, the session waits for its client from now on, or ends if
-    /// nobody may resume it.
-    fn detach(&self, connection: u64) {
-        if self.queue.detach(connection) {
-            self.tell(if self.queue.is_over() { SessionMsg::End } else { SessionMsg::Detached(connection) });
-        }
-    }
-
-    /// Ends the session because the connection that serves it said goodbye; nothing if another serves it by now.
-    pub fn leave(&self, connection: u64) {
-        if self.queue.retire(connection) {
-            self.end();
-        }
-    }
-
-    /// Closes the connection for good, or ends the session at once if there is none.
-    pub fn revoke(&self) {
-        self.queue.close(CloseCode::Revoked);
-        if !self.queue.attached() {
-            self.end();
-        }
-    }
-
-    /// Makes the session's actor panic.
-    #[cfg(test)]
-    pub(super) fn panic(&self) {
-        self.tell(SessionMsg::Panic);
-    }
-
-    /// Lets the first timer of a lost connection come, without waiting for it.
-    #[cfg(test)]
-    pub(super) fn lingered(&self, connection: u64) {
-        self.tell(SessionMsg::Lingered(connection));
-    }
-
-    /// Lets the last timer of a lost connection come, without waiting for it.
-    #[cfg(test)]
-    pub(super) fn expire(&self, connection: u64) {
-        self.tell(SessionMsg::Expire(connection));
-    }
-
-    /// Ends the session.
-    pub fn end(&self) {
-        // At once: it no longer counts as in use.
-        self.ended.store(true, Ordering::Release);
-        self.queue.close(CloseCode::SessionExpired);
-        self.tell(SessionMsg::End);
-    }
-}
-
-/// A session in the hands of a connection, which lets go of it however it ends.
-#[derive(Debug)]
-pub struct Attached {
-    session: Arc<SessionHandle>,
-    connection: u64,
-}
-
-impl Attached {
-    /// Returns which connection it is.
-    #[must_use]
-    pub fn connection(&self) -> u64 {
-        self.connection
-    }
-}
-
-impl std::ops::Deref for Attached {
-    type Target = Arc<SessionHandle>;
-
-    fn deref(&self) -> &Arc<SessionHandle> {
-        &self.session
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.session.detach(self.connection);
-    }
-}
 
 impl Hub {
     /// Takes a session up again behind `s`, for a connection; returns it with how many events follow, or nothing if memory
@@ -626,15 +367,11 @@ impl Actor for Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn size_of_future<F: Future>(_: impl FnOnce() -> F) -> usize {
-        size_of::<F>()
-    }
+    use crate::actors::tests::size_of_handling;
 
     #[test]
-    #[expect(unreachable_code, reason = "the type is what counts, so it is never made")]
     fn an_idle_session_is_small() {
-        let size = size_of_future(|| Session.handle(unreachable!(), unreachable!(), unreachable!()));
+        let size = size_of_handling(&Session);
         assert!(size <= 512, "{size} bytes: box what is awaited");
     }
 }

@@ -45,17 +45,16 @@ impl From<StoreError> for OpenError {
 impl Hub {
     /// Opens a session and returns it with the text of `ready`.
     ///
-    /// The session hears its channels before the state is read, so nothing falls in between: what it hears twice, the
-    /// client drops by `seq`.
+    /// The session hears its streams from their heads on before the state is read, so nothing falls in between: what it
+    /// hears twice, the client drops by `seq`.
     pub async fn open_session(
         self: &Arc<Self>,
         principal: Principal,
         intents: Option<&[Intent]>,
         connection: u64,
     ) -> Result<(Attached, String), OpenError> {
-        let (session, _) = self.new_session(principal, intents, connection, &HashMap::new()).await?;
-        let text = self.ready(&session).await;
-        match text {
+        let (session, read) = self.new_session(principal, intents, connection, &HashMap::new()).await?;
+        match self.ready(&session, &read.streams).await {
             Ok(text) => Ok((session, text)),
             Err(error) => {
                 session.end();
@@ -153,15 +152,14 @@ impl Hub {
         Ok(read)
     }
 
-    async fn ready(&self, session: &SessionHandle) -> Result<String, StoreError> {
+    async fn ready(&self, session: &SessionHandle, heard: &[Heard]) -> Result<String, StoreError> {
         let mut db = self.store.read().await?;
         let user = users::by_id(&mut db, session.user_id).await?;
         let user = user.ok_or_else(|| not_found("user"))?;
         let mut list = channels::of_user(&mut db, session.user_id, None, READY_CHANNELS_MAX + 1).await?;
         let more = list.len() as i64 > READY_CHANNELS_MAX;
         list.truncate(usize::try_from(READY_CHANNELS_MAX).unwrap_or(0));
-        let heads = crate::storage::events::heads(&mut db, &[session.user_id.into(), StreamId::WORKSPACE]).await?;
-        let head = |stream: StreamId| heads.iter().find(|(id, _)| *id == stream).map_or(0, |(_, seq)| *seq);
+        let head = |stream: StreamId| heard.iter().find(|heard| heard.stream == stream).map_or(0, |heard| heard.head);
         Ok(server::ready(&server::Ready {
             session_id: session.id,
             resume_window_s: self.config.gateway.resume_window_s,

@@ -23,8 +23,11 @@ everywhere! {
             catch_up::read(&mut world.store.read().await.unwrap(), ana, &cursors, limit, now).await.unwrap()
         };
         let (first, second, foreign): (StreamId, StreamId, StreamId) = (first.into(), second.into(), foreign.into());
-        let heads = events::heads(&mut world.store.read().await.unwrap(), &[first, second]).await.unwrap();
-        let head = |stream| heads.iter().find(|(id, _)| *id == stream).unwrap().1;
+        let mut heads = std::collections::HashMap::new();
+        for stream in [first, second] {
+            heads.insert(stream, events::head(&mut world.store.read().await.unwrap(), stream).await.unwrap());
+        }
+        let head = |stream| heads[&stream];
 
         let nothing = read(&[], 64, now).await;
         let sign_in = nothing.sign_in.unwrap();

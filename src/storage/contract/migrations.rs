@@ -1,36 +1,12 @@
 //! How the schema changes while others use the database.
 
-use sqlx::postgres::PgConnection;
-
 use super::*;
 use crate::storage::OpenError;
 use crate::storage::migrations::{FILES, File, newest, run};
 
-/// How long anything may take that happens at all.
-const LIMIT: Duration = Duration::from_secs(20);
-
 /// Returns the migrations of a later release.
 pub(super) fn later(text: &'static str) -> Vec<File> {
     [FILES, &[(newest() + 1, "later", text)]].concat()
-}
-
-/// Opens a connection to a world on Postgres, past its pools.
-async fn beside(world: &World) -> PgConnection {
-    <PgConnection as sqlx::Connection>::connect(&world.url).await.unwrap()
-}
-
-async fn sql(db: &mut PgConnection, sql: &'static str) {
-    sqlx::raw_sql(sql).execute(db).await.unwrap();
-}
-
-/// Asks a yes-or-no question until the answer is yes.
-async fn until(db: &mut PgConnection, question: &'static str) {
-    let asked = async {
-        while !sqlx::query_scalar::<_, bool>(question).fetch_one(&mut *db).await.unwrap() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("still not: {question}"));
 }
 
 everywhere! {

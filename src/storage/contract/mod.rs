@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use sqlx::postgres::PgConnection;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,8 @@ use crate::domain::message::{Message, Sent};
 use crate::domain::text::TEXT_MAX;
 use crate::domain::user::{Role, User};
 
+/// How long anything may take that happens at all.
+const LIMIT: Duration = Duration::from_secs(20);
 /// How long an answer of the writer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -155,6 +158,25 @@ impl World {
     }
 }
 
+/// Opens a connection to a world on Postgres, past its pools.
+async fn beside(world: &World) -> PgConnection {
+    <PgConnection as sqlx::Connection>::connect(&world.url).await.unwrap()
+}
+
+async fn sql(db: &mut PgConnection, sql: &'static str) {
+    sqlx::raw_sql(sql).execute(db).await.unwrap();
+}
+
+/// Asks a yes-or-no question until the answer is yes.
+async fn until(db: &mut PgConnection, question: &'static str) {
+    let asked = async {
+        while !sqlx::query_scalar::<_, bool>(question).fetch_one(&mut *db).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, asked).await.unwrap_or_else(|_| panic!("still not: {question}"));
+}
+
 fn says(channel: ChannelId, text: &str, key: Option<&str>) -> command::SendMessage {
     command::SendMessage {
         channel_id: channel,
@@ -197,38 +219,10 @@ fn by_pooler(url: &str) -> Option<Options> {
     Some(Options { pooled: true, ..Options::new(format!("{base}/{database}")) })
 }
 
-/// Makes one test for each database out of one body, and one for a large Postgres.
-macro_rules! everywhere {
-    ($($name:ident($world:ident) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-            async fn body($world: World) $body
-
-            #[tokio::test(flavor = "multi_thread")]
-            async fn sqlite() {
-                body(World::open(Dialect::Sqlite).await.unwrap()).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread")]
-            async fn postgres() {
-                if let Some(world) = on_postgres(|_| {}).await {
-                    body(world).await;
-                }
-            }
-
-            #[tokio::test(flavor = "multi_thread")]
-            async fn large() {
-                if let Some(world) = on_a_large_postgres().await {
-                    body(world).await;
-                }
-            }
-        }
-    )*};
-}
-
 /// Makes one test for each database out of one body.
 macro_rules! on_both {
-    ($($name:ident($world:ident) $body:block)*) => {$(
+    ($($name:ident($world:ident) $body:block)*) => { on_both! { @also {} $($name($world) $body)* } };
+    (@also $more:tt $($name:ident($world:ident) $body:block)*) => {$(
         mod $name {
             use super::*;
             async fn body($world: World) $body
@@ -244,8 +238,28 @@ macro_rules! on_both {
                     body(world).await;
                 }
             }
+
+            on_both! { @unpack $more }
         }
     )*};
+    (@unpack { $($more:item)* }) => { $($more)* };
+}
+
+/// The same, and one for a large Postgres.
+macro_rules! everywhere {
+    ($($tests:tt)*) => {
+        on_both! {
+            @also {
+                #[tokio::test(flavor = "multi_thread")]
+                async fn large() {
+                    if let Some(world) = on_a_large_postgres().await {
+                        body(world).await;
+                    }
+                }
+            }
+            $($tests)*
+        }
+    };
 }
 
 mod copy;
