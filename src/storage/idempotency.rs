@@ -45,7 +45,8 @@ pub(super) async fn find(db: &mut Db, user: UserId, key: &str, hash: &[u8; 32]) 
     }
 }
 
-/// Keeps the first answer to a key that has none.
+/// Keeps the first answer to a key that has none. Returns whether it is kept: it is not if another node was first, who was
+/// not done yet when the key was looked for.
 pub(super) async fn keep(
     db: &mut Db,
     user: UserId,
@@ -53,11 +54,13 @@ pub(super) async fn keep(
     hash: &[u8; 32],
     response: &str,
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let sql = "INSERT INTO idempotency (user_id, key, body_hash, response, created_at) VALUES ($1, $2, $3, $4, $5) \
                ON CONFLICT (user_id, key) DO NOTHING";
-    on!(db, c => { sqlx::query(sql).bind(user).bind(key).bind(&hash[..]).bind(response).bind(now).execute(c).await?; });
-    Ok(())
+    let kept = on!(db, c => {
+        sqlx::query(sql).bind(user).bind(key).bind(&hash[..]).bind(response).bind(now).execute(c).await?.rows_affected()
+    });
+    Ok(kept == 1)
 }
 
 /// Deletes up to `most` answers from before a time; returns how many.

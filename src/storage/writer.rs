@@ -34,7 +34,7 @@ use crate::clock::Clock;
 use crate::domain::command::{Command, Principal, SendMessage};
 use crate::domain::error::{Code, Refusal, unavailable};
 use crate::domain::event::Event;
-use crate::domain::id::{NodeId, StreamId};
+use crate::domain::id::{NodeId, StreamId, UserId};
 
 pub use self::write::{Answer, Claim, Committed, Reply, Sink, Work, Write};
 
@@ -421,7 +421,7 @@ impl Task {
         if !only_sends {
             for (index, write) in batch.iter().enumerate() {
                 if results[index].is_none() {
-                    results[index] = Some(one(db, now, write, &mut news).await?);
+                    results[index] = one(db, now, write, &mut news).await?;
                 }
             }
             if let Err(error) = db.run("COMMIT").await {
@@ -490,46 +490,66 @@ fn changed_room(write: &Write) -> Option<StreamId> {
     changes.then(|| command.stream(write.caller.user_id))
 }
 
-/// Applies one write within a savepoint of its own.
+/// Applies one write within a savepoint of its own. Nothing is done and nothing returned if it is to be tried again, because
+/// another node did it under the same key meanwhile.
 async fn one(
     db: &mut Db,
     now: crate::clock::Timestamp,
     write: &Write,
     news: &mut News,
-) -> Result<Result<Reply, Refusal>, StoreError> {
+) -> Result<Option<Result<Reply, Refusal>>, StoreError> {
     db.run("SAVEPOINT item").await?;
     let mut scope = Scope { db, now, caller: write.caller, events: Vec::new(), revoked: Vec::new() };
     let result = Box::pin(keyed(&mut scope, write)).await;
     let Scope { events, revoked, .. } = scope;
-    match result {
-        Ok(reply) => {
+    let refused = match result {
+        Ok(Some(reply)) => {
             db.run("RELEASE SAVEPOINT item").await?;
             news.events.extend(events);
             news.revoked.extend(revoked);
-            Ok(Ok(reply))
+            return Ok(Some(Ok(reply)));
         }
-        Err(StoreError::Refused(refusal)) => {
-            db.run("ROLLBACK TO SAVEPOINT item").await?;
-            db.run("RELEASE SAVEPOINT item").await?;
-            Ok(Err(refusal))
-        }
-        Err(error) => Err(error),
+        Ok(None) => None,
+        Err(StoreError::Refused(refusal)) => Some(refusal),
+        Err(error) => return Err(error),
+    };
+    db.run("ROLLBACK TO SAVEPOINT item").await?;
+    db.run("RELEASE SAVEPOINT item").await?;
+    match (&refused, key(write)) {
+        // What stands in its way may be itself: another node has done it meanwhile.
+        (Some(_), Some((key, hash))) if is_kept(db, write.caller.user_id, key, &hash).await? => Ok(None),
+        _ => Ok(refused.map(Err)),
     }
 }
 
-async fn keyed(scope: &mut Scope<'_>, write: &Write) -> Result<Reply, StoreError> {
-    let (key, hash) = match (&write.work, &write.key) {
-        (Work::Once { key, hash, .. }, _) => (key, *hash),
-        (Work::Command(command), Some(key)) => (key, idempotency::body_hash(command)),
-        (work, _) => return Ok(Reply { json: carry_out(scope, work).await?, duplicate: false }),
+async fn is_kept(db: &mut Db, user: UserId, key: &str, hash: &[u8; 32]) -> Result<bool, StoreError> {
+    match idempotency::find(db, user, key, hash).await {
+        Err(StoreError::Refused(_)) => Ok(false),
+        found => Ok(found?.is_some()),
+    }
+}
+
+/// Returns a write's key, if it has one, and what the key is bound to.
+fn key(write: &Write) -> Option<(&str, [u8; 32])> {
+    match (&write.work, &write.key) {
+        (Work::Once { key, hash, .. }, _) => Some((key, *hash)),
+        (Work::Command(command), Some(key)) => Some((key, idempotency::body_hash(command))),
+        _ => None,
+    }
+}
+
+/// Carries out what its key was not used for yet; nothing, if another node used it at the same time.
+async fn keyed(scope: &mut Scope<'_>, write: &Write) -> Result<Option<Reply>, StoreError> {
+    let Some((key, hash)) = key(write) else {
+        return Ok(Some(Reply { json: carry_out(scope, &write.work).await?, duplicate: false }));
     };
     if let Some(first) = idempotency::find(scope.db, write.caller.user_id, key, &hash).await? {
-        return Ok(Reply::repeated(first));
+        return Ok(Some(Reply::repeated(first)));
     }
     let json = carry_out(scope, &write.work).await?;
     let kept = without_secret(&write.work, &json);
-    idempotency::keep(scope.db, write.caller.user_id, key, &hash, &kept, scope.now).await?;
-    Ok(Reply { json, duplicate: false })
+    let first = idempotency::keep(scope.db, write.caller.user_id, key, &hash, &kept, scope.now).await?;
+    Ok(first.then_some(Reply { json, duplicate: false }))
 }
 
 async fn carry_out(scope: &mut Scope<'_>, work: &Work) -> Result<String, StoreError> {

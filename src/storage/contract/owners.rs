@@ -146,3 +146,36 @@ async fn two_writers_do_all_kinds_of_things_to_the_same_channels() {
         assert_eq!(log.len(), 1 + 50);
     }
 }
+
+/// A node that gives up on the owner's answer writes itself, while the owner may be about to.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_writers_do_at_once_under_one_key_is_done_once() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let other = another(&world).await;
+    let thread_seq = Some(send(&world.writer, ana, room, "what do you think?").await.unwrap());
+    let (mut holder, mut watch) = (beside(&world).await, beside(&world).await);
+    let works: [Command; 4] = [
+        command::SendMessage { thread_seq, ..says(room, "a reply", None) }.into(),
+        says(room, "a message", None).into(),
+        command::EditMessage { channel_id: room, seq: 2, text: "what do you all think?".into() }.into(),
+        command::LeaveChannel { channel_id: room }.into(),
+    ];
+    for (n, work) in works.into_iter().enumerate() {
+        sql(&mut holder, "BEGIN; SELECT * FROM streams FOR UPDATE").await;
+        let write = |writer: Writer| {
+            let work = Work::Command(work.clone());
+            async move { writer.write(ana, work, Some(format!("key-{n}"))).await.unwrap() }
+        };
+        let both_wait = async {
+            let waiting = "SELECT count(*) = 2 FROM pg_stat_activity WHERE datname = current_database() AND \
+                           wait_event_type = 'Lock'";
+            until(&mut watch, waiting).await;
+            sql(&mut holder, "COMMIT").await;
+        };
+        let (one, two, ()) = tokio::join!(write(world.writer.clone()), write(other.clone()), both_wait);
+        assert!(one.duplicate != two.duplicate, "{one:?} {two:?}");
+        assert_eq!(world.log(room).await.len(), n + 3);
+    }
+}
