@@ -82,7 +82,7 @@ const COUNTERS: &[(&str, &str, &[&str])] = &[
     ("colink_bus_received_total", "", &[]),
     ("colink_bus_dropped_total", "why", &["down", "full", "lost", "slow", "size", "foreign", "commits"]),
     ("colink_bus_reconnects_total", "", &[]),
-    ("colink_bus_unread_total", "why", &["forged", "unknown", "malformed", "repeated"]),
+    ("colink_bus_unread_total", "why", &["forged", "unknown", "malformed", "repeated", "late"]),
     ("colink_commands_forwarded_total", "", &[]),
     ("colink_commands_taken_back_total", "", &[]),
     ("colink_writes_beside_owner_total", "", &[]),

@@ -322,21 +322,23 @@ async fn who_is_put_out_while_a_page_is_read_does_not_see_it() {
     let room = world.private("room", &[&ana, &bob]).await;
     ana.says(room, "hello").await;
     let page = format!("/v1/channels/{room}/messages");
-    let mut postgres = sqlx::PgConnection::connect(world.app().hub.config.database.url.expose()).await.unwrap();
+    let connect = async || sqlx::PgConnection::connect(world.app().hub.config.database.url.expose()).await.unwrap();
+    // A transaction sees the others as they were when it first looked: whoever watches is not in one.
+    let (mut holder, mut watch) = (connect().await, connect().await);
     // Whoever reads messages waits from here on; who is in a channel can be changed.
-    sqlx::raw_sql("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").execute(&mut postgres).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").execute(&mut holder).await.unwrap();
     let reading = bob.http.get(&page);
     let meanwhile = async {
         let waits =
             "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         let waiting = async {
-            while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut postgres).await.unwrap() {
+            while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut watch).await.unwrap() {
                 tokio::task::yield_now().await;
             }
         };
         within("the page to be read", waiting).await;
         ana.removes(room, &bob).await;
-        sqlx::raw_sql("COMMIT").execute(&mut postgres).await.unwrap();
+        sqlx::raw_sql("COMMIT").execute(&mut holder).await.unwrap();
     };
     let (read, ()) = tokio::join!(reading, meanwhile);
     assert_eq!(read.code(), "not_found");

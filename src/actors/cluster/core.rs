@@ -1,8 +1,10 @@
 //! What a node decides about commands and other nodes. Pure: takes `now`, returns what is to be done.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::delay::Delay;
+use super::envelope::{Run, Unread};
 use super::forwards::Forwards;
 use super::members::{Members, Way};
 use crate::domain::id::{NodeId, StreamId};
@@ -13,8 +15,16 @@ pub struct Core<W> {
     /// Who is there.
     pub members: Members,
     forwards: Forwards<W>,
-    /// The number of the newest command that came from each node: a few bytes for each of its runs, for as long as this lasts.
-    came: BTreeMap<NodeId, u64>,
+    born: Instant,
+    /// What came from each node: a few bytes for each of its runs, for as long as this lasts.
+    came: BTreeMap<NodeId, Came>,
+}
+
+#[derive(Default)]
+struct Came {
+    /// The number of the newest command.
+    newest: u64,
+    delay: Delay,
 }
 
 /// Where a command goes.
@@ -38,8 +48,14 @@ pub struct Ticked<W> {
 impl<W> Core<W> {
     /// Makes the state of a node that just started, which has `most` commands out at most.
     #[must_use]
-    pub fn new(me: NodeId, name: String, most: usize) -> Self {
-        Core { members: Members::new(me, name), forwards: Forwards::new(most), came: BTreeMap::new() }
+    pub fn new(me: NodeId, name: String, most: usize, now: Instant) -> Self {
+        Core { members: Members::new(me, name), forwards: Forwards::new(most), born: now, came: BTreeMap::new() }
+    }
+
+    /// Returns how many milliseconds ago this node started: what it says of when it sends something.
+    #[must_use]
+    pub fn age_ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.born).as_millis()).expect("a node runs for less than eons")
     }
 
     /// Returns how many commands are out.
@@ -65,13 +81,31 @@ impl<W> Core<W> {
         self.forwards.end(number, from)
     }
 
-    /// Notes a command that came from another node; returns whether it is a new one. A node numbers them as it sends them, and
-    /// they come in that order; what was said before and is said again, by whoever can write to the bus, is not done again.
-    pub fn is_new(&mut self, number: u64, from: NodeId) -> bool {
-        let newest = self.came.entry(from).or_default();
-        let is_new = number > *newest;
-        *newest = number.max(*newest);
-        is_new
+    /// Notes when a sign of life of another node was sent.
+    pub fn beats(&mut self, from: NodeId, sent: Option<u64>, now: Instant) {
+        let here = self.age_ms(now);
+        if let Some(sent) = sent {
+            self.came.entry(from).or_default().delay.of(sent, here);
+        }
+    }
+
+    /// Notes a command that came from another node; returns for how long its answer is still waited for. A node numbers them
+    /// as it sends them, and they come in that order; what was said before and is said again, by whoever can write to the bus,
+    /// is not done again. Nor is what was held back for so long that nobody waits any more: who asked was given another
+    /// answer, and may have done something else since.
+    pub fn comes(&mut self, from: NodeId, run: &Run, now: Instant) -> Result<Duration, Unread> {
+        let here = self.age_ms(now);
+        let came = self.came.entry(from).or_default();
+        let is_new = run.number > came.newest;
+        came.newest = run.number.max(came.newest);
+        if !is_new {
+            return Err(Unread::Repeated);
+        }
+        let delay = run.sent_ms.map_or(0, |sent| came.delay.of(sent, here));
+        match run.within_ms.checked_sub(delay) {
+            None | Some(0) => Err(Unread::Late),
+            Some(left) => Ok(Duration::from_millis(left)),
+        }
     }
 
     /// Looks who is there, and takes back what was sent to who is not.
@@ -88,15 +122,56 @@ impl<W> Core<W> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::clock::Timestamp;
+    use crate::domain::command::Principal;
+    use crate::domain::id::{TokenId, UserId};
+    use crate::domain::user::Role;
+
+    fn run(number: u64, sent_ms: Option<u64>) -> Run {
+        let nobody = Principal { user_id: UserId(Uuid::nil()), role: Role::Member, token_id: TokenId(Uuid::nil()) };
+        let body = "{}".to_owned();
+        let run = Run::new(number, 2_000, nobody, "channel.join", body, "k".to_owned());
+        match sent_ms {
+            Some(ms) => run.sent(ms),
+            None => run,
+        }
+    }
 
     #[test]
     fn a_command_that_is_said_again_is_no_new_one() {
         let [me, one, other] = [1, 2, 3].map(|n| NodeId::new(Timestamp(n)));
-        let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4);
-        assert!(core.is_new(1, one) && core.is_new(4, one) && core.is_new(1, other));
-        assert!(!core.is_new(4, one) && !core.is_new(2, one) && !core.is_new(1, other));
-        assert!(core.is_new(5, one));
+        let now = Instant::now();
+        let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4, now);
+        let steps = [
+            (one, 1, true),
+            (one, 4, true),
+            (other, 1, true),
+            (one, 4, false),
+            (one, 2, false),
+            (other, 1, false),
+            (one, 5, true),
+        ];
+        for (from, number, is_new) in steps {
+            let expected = if is_new { Ok(Duration::from_secs(2)) } else { Err(Unread::Repeated) };
+            assert_eq!(core.comes(from, &run(number, None), now), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_nobody_waits_for_any_more_is_late() {
+        let [me, other] = [1, 2].map(|n| NodeId::new(Timestamp(n)));
+        let born = Instant::now();
+        let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4, born);
+        let after = |ms| born + Duration::from_millis(ms);
+        core.beats(other, Some(70_000), after(1_000));
+        let mut comes = |number, sent, now| core.comes(other, &run(number, Some(sent)), after(now));
+        assert_eq!(comes(1, 70_100, 1_100), Ok(Duration::from_secs(2)));
+        assert_eq!(comes(2, 70_200, 2_700), Ok(Duration::from_millis(500)));
+        assert_eq!(comes(3, 70_300, 3_300), Err(Unread::Late));
+        assert_eq!(comes(4, 75_000, 60_000), Err(Unread::Late));
+        assert_eq!(comes(5, 129_000, 60_000), Ok(Duration::from_secs(2)));
     }
 }

@@ -42,6 +42,9 @@ pub struct Beat {
     /// The number of what it told last of who is there; 0, if it does not.
     #[serde(default)]
     pub presence: u64,
+    /// When it was sent, in milliseconds since its node started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_ms: Option<u64>,
 }
 
 /// Please carry this out, as the owner of its stream.
@@ -49,7 +52,10 @@ pub struct Beat {
 pub struct Run {
     /// The number that the answer names.
     pub number: u64,
-    /// Milliseconds after which nobody waits for the answer any more.
+    /// When it was sent, in milliseconds since its node started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_ms: Option<u64>,
+    /// Milliseconds since then after which nobody waits for the answer any more.
     pub within_ms: u64,
     /// Who asks.
     user: UserId,
@@ -76,7 +82,13 @@ impl Run {
         let Principal { user_id: user, role, token_id: token } = caller;
         let body = RawValue::from_string(body).expect("a command's body is JSON");
         let command = command.to_owned();
-        Run { number, within_ms, user, role, token, command, body, key, request: None, trace: None }
+        Run { number, sent_ms: None, within_ms, user, role, token, command, body, key, request: None, trace: None }
+    }
+
+    /// Returns it with when it is sent.
+    #[must_use]
+    pub fn sent(self, ms: u64) -> Self {
+        Run { sent_ms: Some(ms), ..self }
     }
 
     /// Returns it with the name of the request that it is part of.
@@ -235,6 +247,8 @@ pub enum Unread {
     Malformed,
     /// It was said before, to another node or to this one.
     Repeated,
+    /// Nobody waits for its answer any more.
+    Late,
 }
 
 impl Unread {
@@ -246,6 +260,7 @@ impl Unread {
             Unread::Unknown => "unknown",
             Unread::Malformed => "malformed",
             Unread::Repeated => "repeated",
+            Unread::Late => "late",
         }
     }
 }
@@ -407,7 +422,8 @@ mod tests {
     #[test]
     fn who_does_not_know_the_secret_says_nothing() {
         let (seal, other) = (seal(), Seal::new(NodeId::new(Timestamp(1)), b"another"));
-        let beat = Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false, cut_off: false, presence: 0 });
+        let beat =
+            Message::Beat(Beat { name: "hub-1".to_owned(), leaves: false, cut_off: false, presence: 0, sent_ms: None });
         let me = To::Node(seal.node);
         let mut sealed = seal.seal(me, &beat).to_vec();
         assert!(seal.open(&sealed).is_ok());

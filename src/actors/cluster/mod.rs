@@ -11,9 +11,10 @@
 //!
 //! Postgres carries correctness alone: whoever writes is fenced ([`crate::storage::send`]), whoever hears looks for gaps. So
 //! the bus may lose anything, and an owner that cannot be reached is not waited for: its commands are carried out beside it.
-//! [`core`] is what a node decides, made of [`members`] and [`forwards`], all pure; [`envelope`] is what is said.
+//! [`core`] is what a node decides, made of [`members`], [`forwards`] and `delay`, all pure; [`envelope`] is what is said.
 
 pub mod core;
+mod delay;
 pub mod envelope;
 pub mod forwards;
 pub mod members;
@@ -112,7 +113,7 @@ impl Cluster {
         let report = "{}".to_owned();
         let row = nodes::Row { id, name: name.to_owned(), clustered: true, started_at, beat: 0, report };
         let (commits, committed) = mpsc::channel(COMMITS);
-        let core = Core::new(id, name.to_owned(), inflight);
+        let core = Core::new(id, name.to_owned(), inflight, Instant::now());
         let cluster = Cluster {
             bus,
             seal,
@@ -159,10 +160,12 @@ impl Cluster {
     /// asked before is just taken back from a node that was lost.
     pub(super) fn route(&self, hub: &Hub, stream: StreamId, write: Write) {
         let mut core = self.core();
-        let back = match core.route(stream, write, Instant::now()) {
+        let now = Instant::now();
+        let sent_ms = core.age_ms(now);
+        let back = match core.route(stream, write, now) {
             Routed::Here(claim, write) => Some((claim, write)),
             Routed::There(node, number, write) => {
-                if self.forward(node, number, write) {
+                if self.forward(node, number, sent_ms, write) {
                     count(&self.counts.forwarded, metrics::counter!("colink_commands_forwarded_total"), 1);
                     return;
                 }
@@ -175,14 +178,14 @@ impl Cluster {
     }
 
     /// Sends a write to its owner; returns whether it is on its way.
-    fn forward(&self, node: NodeId, number: u64, write: &mut Write) -> bool {
+    fn forward(&self, node: NodeId, number: u64, sent_ms: u64, write: &mut Write) -> bool {
         let Work::Command(command) = &write.work else { return false };
         // With a key, it can be carried out here if no answer comes.
         let key = write.key.get_or_insert_with(|| format!("~{:032x}", random())).clone();
         let within_ms = PATIENCE.as_millis() as u64;
         let asked = Asked::current();
         let run = Run::new(number, within_ms, write.caller, command.name(), command.body(), key);
-        let said = self.say(To::Node(node), &Message::Run(run.asked_by(asked.as_ref())));
+        let said = self.say(To::Node(node), &Message::Run(run.sent(sent_ms).asked_by(asked.as_ref())));
         if let Some(asked) = asked {
             tracing::debug!(request.id = %asked, command = command.name(), node.id = %node, "sent a command to its owner");
         }
@@ -237,8 +240,12 @@ impl Cluster {
     fn beat_by_bus(&self, cut_off: bool) {
         let leaves = self.leaves.load(Ordering::Acquire);
         let presence = self.presence.load(Ordering::Acquire);
-        self.core().members.set_cut_off(self.row.id, cut_off);
-        let beat = Beat { name: self.row.name.clone(), leaves, cut_off, presence };
+        let sent_ms = {
+            let mut core = self.core();
+            core.members.set_cut_off(self.row.id, cut_off);
+            Some(core.age_ms(Instant::now()))
+        };
+        let beat = Beat { name: self.row.name.clone(), leaves, cut_off, presence, sent_ms };
         if self.say(To::Everyone, &Message::Beat(beat)) {
             self.core().members.showed(Instant::now());
         }
@@ -302,9 +309,10 @@ impl Hub {
         match message {
             Message::Beat(beat) => {
                 let is_new = {
-                    let members = &mut cluster.core().members;
-                    let is_new = members.heard(from, &beat.name, beat.leaves, Instant::now());
-                    members.set_cut_off(from, beat.cut_off);
+                    let (mut core, now) = (cluster.core(), Instant::now());
+                    core.beats(from, beat.sent_ms, now);
+                    let is_new = core.members.heard(from, &beat.name, beat.leaves, now);
+                    core.members.set_cut_off(from, beat.cut_off);
                     is_new
                 };
                 if is_new && beat.name == cluster.row.name {
@@ -312,8 +320,7 @@ impl Hub {
                 }
                 self.heard_of_users(from, Word::Beat(beat.presence));
             }
-            Message::Run(run) if cluster.core().is_new(run.number, from) => self.run_for(cluster, from, run),
-            Message::Run(_) => count_unread(Unread::Repeated),
+            Message::Run(run) => self.run_for(cluster, from, run),
             Message::Ran(ran) => self.ran(cluster, from, ran),
             Message::Events(events) => self.heard(events),
             Message::Revoked(revoked) => revoked.into_iter().for_each(|revoked| self.revoke(revoked)),
@@ -327,6 +334,11 @@ impl Hub {
 
     /// Carries out a command that another node sent here, and answers it.
     fn run_for(self: &Arc<Self>, cluster: &Cluster, from: NodeId, run: Run) {
+        let comes = cluster.core().comes(from, &run, Instant::now());
+        let left = match comes {
+            Ok(left) => left,
+            Err(why) => return count_unread(why),
+        };
         let (number, caller) = (run.number, run.caller());
         let (bus, seal, hub) = (cluster.bus.clone(), cluster.seal.clone(), self.clone());
         let answer = Answer::new(move |result| {
@@ -338,7 +350,7 @@ impl Hub {
             let to = To::Node(from);
             bus.publish(to, seal.seal(to, &Message::Ran(Ran::new(number, result))));
         });
-        let answer = answer.within(Duration::from_millis(run.within_ms));
+        let answer = answer.within(left);
         let command = match Command::decode(&run.command, run.body.get()) {
             Some(Ok(command)) => command,
             // Of another release: the sender knows better what to do with it.

@@ -318,7 +318,7 @@ impl World {
         let name = format!("hub-{n}");
         let heads: Vec<(StreamId, i64)> = self.database.streams.iter().map(|s| (s.id, s.head())).collect();
         self.database.nodes.insert(id, (name.clone(), 1));
-        let mut core = Core::new(id, name, 64);
+        let mut core = Core::new(id, name, 64, self.instant());
         core.members.showed(self.instant());
         Node {
             run: self.runs,
@@ -378,6 +378,7 @@ impl World {
     fn ask(&mut self, n: usize, command: Command) {
         let (now, id) = (self.instant(), self.database.streams[command.stream].id);
         let node = &mut self.nodes[n];
+        let sent_ms = node.core.age_ms(now);
         let (to, number, sealed) = match node.core.route(id, command, now) {
             Routed::Here(claim, command) => return node.queue.push(Command { claim, ..command }),
             Routed::There(to, number, command) => {
@@ -388,7 +389,7 @@ impl World {
                 };
                 let body = command.stream.to_string();
                 let run = Run::new(number, 2_000, caller, "message.send", body, command.key.clone());
-                (to, number, node.seal.seal(To::Node(to), &Message::Run(run)))
+                (to, number, node.seal.seal(To::Node(to), &Message::Run(run.sent(sent_ms))))
             }
         };
         if !self.say(n, To::Node(to), &sealed)
@@ -575,12 +576,16 @@ impl World {
         let (from, message) = self.nodes[n].seal.open(bytes).expect("it was sealed");
         match message {
             Message::Beat(beat) => {
-                let members = &mut self.nodes[n].core.members;
-                members.heard(from, &beat.name, beat.leaves, now);
-                members.set_cut_off(from, beat.cut_off);
+                let core = &mut self.nodes[n].core;
+                core.beats(from, beat.sent_ms, now);
+                core.members.heard(from, &beat.name, beat.leaves, now);
+                core.members.set_cut_off(from, beat.cut_off);
             }
             Message::Events(events) => events.iter().for_each(|event| self.hear(n, event)),
             Message::Run(run) => {
+                if self.nodes[n].core.comes(from, &run, now).is_err() {
+                    return;
+                }
                 let stream: usize = run.body.get().parse().expect("a stream");
                 let owned = self.nodes[n].core.members.owner(self.database.streams[stream].id, now);
                 let claim = if owned == Some(self.nodes[n].id) { Claim::Owner } else { Claim::Beside };
@@ -609,7 +614,8 @@ impl World {
             let cut_off = self.faulty && self.random.says(100);
             let (name, id) = (format!("hub-{n}"), self.nodes[n].id);
             self.nodes[n].core.members.set_cut_off(id, cut_off);
-            let beat = Message::Beat(Beat { name, leaves: false, cut_off, presence: 0 });
+            let sent_ms = Some(self.nodes[n].core.age_ms(instant));
+            let beat = Message::Beat(Beat { name, leaves: false, cut_off, presence: 0, sent_ms });
             let sealed = self.nodes[n].seal.seal(To::Everyone, &beat);
             if self.say(n, To::Everyone, &sealed) {
                 self.nodes[n].core.members.showed(instant);
