@@ -13,10 +13,10 @@
 //! services.rs   a Postgres and a Redis of the harness's own
 //! process.rs    processes that are gone when the harness is
 //! spaces.rs     networks and mounts that only some of them see
-//! forward.rs    an address that stays where it is, whatever serves behind it
 //! ```
 //!
-//! What must hold of all that was recorded and is stored is `tests/common/checker.rs`, which the crash test asks, too.
+//! What must hold of all that was recorded and is stored is `tests/common/checker.rs`, which the crash test asks, too; an
+//! address that stays where it is, whatever serves behind it, is `tests/common/forward.rs`.
 //!
 //! `cargo test --test faults -- --nocapture` takes two minutes. The long form repeats all rows until the time is
 //! over, with more readers, and ends with a table of the goals:
@@ -35,6 +35,7 @@
 mod checker;
 mod disk;
 mod figures;
+#[path = "../common/forward.rs"]
 mod forward;
 mod leaks;
 mod load;
@@ -76,6 +77,8 @@ use stored::{Person, Room, read_back};
 use victims::Victim;
 
 const NODES: usize = 3;
+/// How long the load runs before anything fails.
+const UNHARMED: Duration = Duration::from_millis(500);
 const PEOPLE: usize = 8;
 const VICTIMS: usize = 3;
 const ROOMS: usize = 6;
@@ -266,7 +269,7 @@ impl Bench {
         if put_out {
             victims.spawn(victims::put_out(world.clone(), random(300), Duration::from_secs(2), stop.clone()));
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(UNHARMED).await;
 
         let mut figures = self.fault(row, &world, &mut random(0)).await;
 

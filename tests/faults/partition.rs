@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use crate::Bench;
 use crate::figures::{Figures, Goal, Span, percentile};
-use crate::forward::Forward;
+use crate::forward::{Forward, listen};
 use crate::load::{Heard, World};
 use crate::random::Random;
 use crate::rows::{NONE, wait};
@@ -134,9 +134,9 @@ pub(crate) async fn partition(bench: &mut Bench, world: &Arc<World>, random: &mu
     let inside = SocketAddr::new(IpAddr::V4(network.inside(Wire::Clients)), front.port());
     bench.nodes[n].stop().await;
     let forwards = [
-        Forward::start(front, inside).await,
-        Forward::start(at(Wire::Redis, redis), local(redis)).await,
-        Forward::start(at(Wire::Postgres, postgres), local(postgres)).await,
+        Forward::start(listen(front).await, inside),
+        Forward::start(listen(at(Wire::Redis, redis)).await, local(redis)),
+        Forward::start(listen(at(Wire::Postgres, postgres)).await, local(postgres)),
     ];
     let environment = [
         ("COLINK_SERVER__LISTEN", inside.to_string()),

@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::Bench;
 use crate::figures::{Figures, Goal, Span, percentile};
-use crate::forward::Forward;
+use crate::forward::{Forward, listen};
 use crate::load::World;
 use crate::random::Random;
 
@@ -163,7 +163,7 @@ pub(crate) async fn fail_over(bench: &mut Bench, world: &Arc<World>, random: &mu
     // Somebody has to notice.
     wait(0.5 + random.below(1_000) as f64 / 1_000.0).await;
     standby.promote().await;
-    let front = Forward::start(bench.postgres.local(), standby.local()).await;
+    let front = Forward::start(listen(bench.postgres.local()).await, standby.local());
     wait(bench.stretch(3.0, 15.0)).await;
 
     let (span, mut figures) = (Span::since(killed), Figures::default());

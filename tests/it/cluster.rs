@@ -9,10 +9,8 @@ use colink::domain::command as c;
 use colink::domain::id::{ChannelId, StreamId};
 use colink::domain::user::Role;
 use serde_json::{Value, json};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
 
+use crate::forward::{Forward, listen};
 use crate::logs::lines_with;
 use crate::socket::Socket;
 use crate::world::{Person, World, eventually, new_postgres_database, postgres_is_there};
@@ -211,22 +209,13 @@ async fn a_node_that_is_cut_off_goes_on_and_misses_nothing() {
     }
 }
 
-/// A way to the database that ends, with all connections, when it is aborted. Returns its URL.
-async fn way_to(database: &str) -> (String, JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let server = database.rsplit_once('@').and_then(|(_, rest)| Some(rest.split_once('/')?.0.to_owned())).unwrap();
-    let url = database.replacen(&server, &listener.local_addr().unwrap().to_string(), 1);
-    let way = tokio::spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((mut near, _)) = listener.accept().await {
-            let server = server.clone();
-            connections.spawn(async move {
-                let mut far = TcpStream::connect(server).await.unwrap();
-                let _ = copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
-    });
-    (url, way)
+/// A way to the database that ends, with all connections, when it is stopped. Returns its URL, too.
+async fn way_to(database: &str) -> (String, Forward) {
+    let server = database.rsplit_once('@').and_then(|(_, rest)| Some(rest.split_once('/')?.0)).unwrap();
+    let listener = listen(([127, 0, 0, 1], 0).into()).await;
+    let url = database.replacen(server, &listener.local_addr().unwrap().to_string(), 1);
+    let to = tokio::net::lookup_host(server).await.unwrap().next().unwrap();
+    (url, Forward::start(listener, to))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,8 +234,7 @@ async fn what_an_owner_without_its_database_cannot_write_others_do() {
     let mut there = ana.at(&nodes[3]).connects().await;
     ana.says(room, "one").await;
     hears(&mut there, room, 1).await;
-    way.abort();
-    let _ = way.await;
+    way.stop().await;
     // Either the sender finds out what its owner could not do, or it knows better than to ask.
     for n in 0..10 {
         ana.says(room, &format!("text {n}")).await;

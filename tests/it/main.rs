@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod binary;
+#[path = "../common/forward.rs"]
+mod forward;
 mod http;
 mod logs;
 mod socket;

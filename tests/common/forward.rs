@@ -7,13 +7,17 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Carries connections from one address to another.
+/// Takes connections at an address.
+pub(crate) async fn listen(at: SocketAddr) -> TcpListener {
+    TcpListener::bind(at).await.unwrap()
+}
+
+/// Carries connections from one address to another, until it is dropped.
 pub(crate) struct Forward(JoinHandle<()>);
 
 impl Forward {
-    /// Listens at one address, and carries what comes to the other.
-    pub(crate) async fn start(at: SocketAddr, to: SocketAddr) -> Forward {
-        let listener = TcpListener::bind(at).await.unwrap();
+    /// Carries what comes to a listener to an address.
+    pub(crate) fn start(listener: TcpListener, to: SocketAddr) -> Forward {
         Forward(tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((near, _)) = listener.accept().await {
