@@ -69,7 +69,7 @@ const COUNTERS: &[(&str, &str, &[&str])] = &[
     ("colink_deliveries_total", "", &[]),
     ("colink_resumes_total", "mode", &["buffer", "log", "invalid"]),
     ("colink_gap_repairs_total", "", &[]),
-    ("colink_database_reads_total", "", &[]),
+    ("colink_database_reads_total", "for", &["sessions", "sign_ins", "others"]),
     ("colink_session_lagged_total", "", &[]),
     ("colink_stalled_answers_total", "", &[]),
     ("colink_rate_limited_total", "", &[]),

@@ -85,7 +85,7 @@ pub async fn identify(hub: &Hub, token: &str) -> Result<Principal, Refusal> {
     }
     let mark = hub.cache.mark_identity();
     let found = hub.store.in_half_the_time(async {
-        let mut db = hub.store.read().await?;
+        let mut db = hub.store.read_for("sign_ins").await?;
         tokens::identify(&mut db, &hash, now).await
     });
     let found = found.await.map_err(refusal)?.ok_or_else(unauthenticated)?;

@@ -373,7 +373,12 @@ impl Store {
 
     /// Returns a connection for reading. What is written and committed before is seen.
     pub async fn read(&self) -> Result<Db, StoreError> {
-        metrics::counter!("colink_database_reads_total").increment(1);
+        self.read_for("others").await
+    }
+
+    /// Returns a connection for reading, which is counted by what it is for.
+    pub(crate) async fn read_for(&self, what: &'static str) -> Result<Db, StoreError> {
+        metrics::counter!("colink_database_reads_total", "for" => what).increment(1);
         Ok(match self {
             Store::Postgres { readers, .. } => Db::Postgres(readers.acquire().await?),
             Store::Sqlite { readers, .. } => Db::Sqlite(readers.acquire().await?),

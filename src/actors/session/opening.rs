@@ -122,7 +122,7 @@ impl Hub {
         session: &Arc<SessionHandle>,
         cursors: &HashMap<StreamId, i64>,
     ) -> Result<CatchUp, StoreError> {
-        let mut db = self.store.read().await?;
+        let mut db = self.store.read_for("sessions").await?;
         let mut looks = 0;
         let read = loop {
             let mark = self.cache.mark_identity();
@@ -153,7 +153,7 @@ impl Hub {
     }
 
     async fn ready(&self, session: &SessionHandle, heard: &[Heard]) -> Result<String, StoreError> {
-        let mut db = self.store.read().await?;
+        let mut db = self.store.read_for("sessions").await?;
         let user = users::by_id(&mut db, session.user_id).await?;
         let user = user.ok_or_else(|| not_found("user"))?;
         let mut list = channels::of_user(&mut db, session.user_id, None, READY_CHANNELS_MAX + 1).await?;

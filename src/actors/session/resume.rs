@@ -166,7 +166,7 @@ impl Hub {
         if stream == StreamId::WORKSPACE && !permission::sees_everybody(who.role) {
             return Ok(Vec::new());
         }
-        let mut db = self.store.read().await?;
+        let mut db = self.store.read_for("sessions").await?;
         let read = events::after(&mut db, stream, range.after, PAGE.min(range.head - range.after)).await?;
         if stream == StreamId::WORKSPACE || stream == user.into() {
             return Ok(read);
