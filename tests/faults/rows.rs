@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use colink::client::Gateway;
 use colink::domain::id::ChannelId;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 use crate::Bench;
 use crate::figures::{Figures, Goal, Span, percentile};
 use crate::forward::{Forward, listen};
-use crate::load::World;
+use crate::load::{World, listening};
 use crate::random::Random;
 
 /// What whoever comes back makes a node read: whose the token is, and what was missed.
@@ -215,11 +217,24 @@ async fn open_by_hand(url: &str, token: &str) -> std::io::Result<TcpStream> {
 
 /// Beside the others: clients that read nothing, clients that are there and say nothing more, and floods of fragments.
 pub(crate) async fn disturb(bench: &mut Bench, world: &Arc<World>, random: &mut Random) -> Figures {
+    let (count, sizes) = (bench.stretch(4.0, 20.0) as usize, bench.sizes());
+    // First as many who do nobody any harm: what is compared is how they behave, not that they are there.
+    let (good, mut behaving) = (CancellationToken::new(), tokio::task::JoinSet::new());
+    for n in 0..3 * count {
+        let (node, token) = (n % world.urls.len(), &random.pick(&world.people).token);
+        let mut gateway = Gateway::connect(&world.urls[node], token, listening()).await.unwrap();
+        let good = good.clone();
+        behaving.spawn(async move {
+            while good.run_until_cancelled(gateway.next_event()).await.is_some_and(|event| event.is_ok()) {}
+            gateway.close().await;
+        });
+    }
     let quiet = Instant::now();
     wait(bench.stretch(2.5, 20.0)).await;
-    let (quiet, sizes) = (Span::since(quiet), bench.sizes());
+    let quiet = Span::since(quiet);
+    good.cancel();
+    behaving.join_all().await;
     let noisy = Instant::now();
-    let count = bench.stretch(4.0, 20.0) as usize;
     let (mut slow, mut floods, mut silent) = (Vec::new(), tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
     for n in 0..count {
         let node = n % world.urls.len();
