@@ -82,7 +82,6 @@ impl Hub {
         for (stream, head) in moved.streams {
             let Some(slot) = self.directory.slot(stream) else { continue };
             if slot.delivered.load(Ordering::Acquire) < head {
-                self.repaired.fetch_add(1, Ordering::Relaxed);
                 metrics::counter!("colink_sweep_repairs_total").increment(1);
                 self.tell(stream, ChannelMsg::Recover);
             }

@@ -30,8 +30,8 @@ use crate::domain::rate::{Rate, Standing};
 use crate::domain::user::{self, User};
 use crate::storage::accounts::{Account, PROLONGED_EVERY_S, Proof, SYSTEM};
 use crate::storage::tokens::{self, Identity, Secret, Token};
-use crate::storage::users;
 use crate::storage::writer::Work;
+use crate::storage::{StoreError, users};
 
 const COOKIE: &str = "colink_session";
 /// As long as browsers keep one; it is the sign-in that ends.
@@ -261,7 +261,10 @@ fn attempt(hub: &Hub, from: IpAddr, name: &str) -> Result<(), Refusal> {
 pub async fn login(hub: Arc<Hub>, from: IpAddr, body: Login) -> Result<Response, Refused> {
     attempt(&hub, from, &body.name)?;
     let found = match user::handle(&body.name) {
-        Ok(name) => users::for_login(&mut hub.store.read().await?, &name).await?,
+        Ok(name) => {
+            let known = async { users::for_login(&mut hub.store.read().await?, &name).await };
+            hub.store.in_half_the_time(known).await?
+        }
         Err(_) => None,
     };
     let (id, stored) = found.map_or((None, None), |(id, hash)| (Some(id), hash));
@@ -279,8 +282,8 @@ async fn signed_in(hub: &Arc<Hub>, id: UserId, proof: Proof, label: &str, cookie
     let (Secret(secret), token) = new_token(hub, label, expires_at, true)?;
     let sign_in = Account::SignIn { user: id, proof, hash: Secret::hash(&secret), token };
     hub.writer.write(SYSTEM, Work::Account(sign_in), None).await?;
-    let mut db = hub.store.read().await?;
-    let user = users::by_id(&mut db, id).await?.ok_or_else(|| not_found("user"))?;
+    let user = hub.store.in_half_the_time(async { users::by_id(&mut hub.store.read().await?, id).await }).await?;
+    let user = user.ok_or_else(|| not_found("user"))?;
     let body = SignedIn { token: secret.clone(), user, expires_at };
     let bytes = serde_json::to_vec(&body).expect("a sign-in has only string keys");
     let mut response = json_response(StatusCode::OK, bytes.into());
@@ -400,10 +403,13 @@ pub async fn change_password(
     params: Params,
     body: ChangePassword,
 ) -> Result<Response, Refused> {
-    let mut db = hub.store.read().await?;
-    let found = users::by_id(&mut db, caller.user_id).await?.ok_or_else(|| not_found("user"))?;
-    let stored = users::for_login(&mut db, &found.name).await?.and_then(|(_, hash)| hash);
-    drop(db);
+    let known = hub.store.in_half_the_time(async {
+        let mut db = hub.store.read().await?;
+        let found = users::by_id(&mut db, caller.user_id).await?.ok_or_else(|| not_found("user"))?;
+        let stored = users::for_login(&mut db, &found.name).await?.and_then(|(_, hash)| hash);
+        Ok::<_, StoreError>((found, stored))
+    });
+    let (found, stored) = known.await?;
     attempt(&hub, params.origin(), &found.name)?;
     let Some(proof) = verify(&hub, body.current, stored).await? else {
         return Err(forbidden("the present password is wrong").into());

@@ -74,7 +74,7 @@ pub async fn run(State(hub): State<Arc<Hub>>, request: Request) -> Result<Respon
 }
 
 async fn in_the_name_of(hub: &Hub, user_id: UserId) -> Result<Principal, Refused> {
-    let mut db = hub.store.read().await?;
-    let user = users::by_id(&mut db, user_id).await?.ok_or_else(|| not_found("user"))?;
+    let user = hub.store.in_half_the_time(async { users::by_id(&mut hub.store.read().await?, user_id).await }).await?;
+    let user = user.ok_or_else(|| not_found("user"))?;
     Ok(Principal { user_id, role: user.role, token_id: TokenId(uuid::Uuid::nil()) })
 }

@@ -22,6 +22,7 @@ mod cli;
 mod client;
 mod cluster;
 mod cluster_presence;
+mod deadlines;
 mod dev_cluster;
 mod drafts;
 mod durability;

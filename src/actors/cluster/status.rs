@@ -35,7 +35,7 @@ pub struct Report {
     pub beside: u64,
     /// Commands that it took back from an owner who did not answer; they count as `beside`, too.
     pub taken_back: u64,
-    /// Streams of which the bus had lost events that were read from the log.
+    /// Times that events of a stream were missing here and read from the log.
     pub repaired: u64,
 }
 
@@ -113,14 +113,17 @@ impl Hub {
 
     /// Returns the cluster as this node sees it; of a node by itself, that node.
     pub async fn cluster_status(&self) -> Result<Status, StoreError> {
-        let mut db = self.store.read().await?;
-        let rows = match &self.cluster {
-            Some(_) => nodes::all(&mut db).await?,
-            None => Vec::new(),
-        };
-        let owners = nodes::owners(&mut db).await?;
-        drop(db);
-        let database = self.store.weaknesses().await?;
+        let stored = self.store.in_time(async {
+            let mut db = self.store.read().await?;
+            let rows = match &self.cluster {
+                Some(_) => nodes::all(&mut db).await?,
+                None => Vec::new(),
+            };
+            let owners = nodes::owners(&mut db).await?;
+            drop(db);
+            Ok::<_, StoreError>((rows, owners, self.store.weaknesses().await?))
+        });
+        let (rows, owners, database) = stored.await?;
         let owners: HashMap<NodeId, (i64, i64)> = owners.into_iter().map(|(id, n, epoch)| (id, (n, epoch))).collect();
         let me = Node {
             id: self.id,
