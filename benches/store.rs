@@ -19,7 +19,7 @@ async fn open(dir: &std::path::Path) -> (Writer, Principal, ChannelId) {
     let options = Options::new(url);
     let store = Store::open(&options).await.expect("the database opens");
     store.migrate().await.expect("the schema is made");
-    let limits = Limits { queue: 8_192, batch: 1_024, patience: Duration::from_secs(5) };
+    let limits = Limits { queue: 8_192, batch: 1_024, patience: Duration::from_secs(5), statement: Duration::ZERO };
     let (writer, _) = Writer::start(
         store,
         Clock::default(),

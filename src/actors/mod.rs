@@ -135,8 +135,13 @@ impl Hub {
     ) -> anyhow::Result<Arc<Hub>> {
         let id = joins.as_ref().map_or_else(|| NodeId::new(clock.now()), |joins| joins.id);
         let writing = CancellationToken::new();
-        let patience = Duration::from_millis(config.database.timeout_ms);
-        let limits = writer::Limits { queue: config.database.queue, batch: config.database.batch, patience };
+        let database = &config.database;
+        let limits = writer::Limits {
+            queue: database.queue,
+            batch: database.batch,
+            patience: Duration::from_millis(database.timeout_ms),
+            statement: Duration::from_millis(database.statement_timeout_ms),
+        };
         let listener: Arc<OnceLock<Weak<Hub>>> = Arc::default();
         let sink: writer::Sink = {
             let listener = listener.clone();

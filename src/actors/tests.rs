@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::channel::room::UNKNOWN;
 use super::channel::{ChannelMsg, ChannelStats};
+use super::directory::Credit;
 use super::presence::PresenceMsg;
 use super::session::queue::text_of;
 use super::session::{Attached, OpenError, SessionHandle};
@@ -101,6 +103,19 @@ impl World {
     async fn listen(&self, who: Principal, connection: u64) -> Ear {
         let (session, _) = self.hub.open_session(who, None, connection).await.unwrap();
         Ear { session, connection, heard: HashMap::new() }
+    }
+
+    /// Posts by another process of the same store; returns what is in the channel now, behind its making.
+    async fn elsewhere(&self, author: Principal, channel: ChannelId, texts: &[&str]) -> Vec<Event> {
+        let store = open_store(self.dir.path()).await;
+        let limits = writer::Limits { queue: 16, batch: 16, patience: Duration::from_secs(5), statement: LIMIT };
+        let node = NodeId::new(Clock::default().now());
+        let (sink, stop) = (Arc::new(|_| {}), CancellationToken::new());
+        let (writer, _) = Writer::start(store.clone(), Clock::default(), node, limits, sink, stop).unwrap();
+        for text in texts {
+            writer.write(author, Work::Command(says(channel, text).into()), None).await.unwrap();
+        }
+        events::after(&mut store.read().await.unwrap(), channel.into(), 1, 10).await.unwrap()
     }
 
     fn panic(&self, channel: ChannelId) {
@@ -293,21 +308,25 @@ async fn what_a_channel_was_handed_first_survives_its_death() {
     let actor = until(async || world.hub.directory.slot(room.into())?.actor()).await;
 
     // Another process of the same store commits; the events are handed over when the actor is about to die.
-    let store = open_store(world.dir.path()).await;
-    let limits = writer::Limits { queue: 16, batch: 16, patience: Duration::from_secs(5) };
-    let (elsewhere, _) = Writer::start(
-        store.clone(),
-        Clock::default(),
-        NodeId::new(Clock::default().now()),
-        limits,
-        Arc::new(|_| {}),
-        CancellationToken::new(),
-    )
-    .unwrap();
-    elsewhere.write(ana, Work::Command(says(room, "first").into()), None).await.unwrap();
-    let committed = events::after(&mut store.read().await.unwrap(), room.into(), 1, 10).await.unwrap();
+    let committed = world.elsewhere(ana, room, &["first"]).await;
     actor.cast(ChannelMsg::Panic).unwrap();
     world.hub.deliver(room.into(), committed, Instant::now());
+    ear.hears(room, 2, 2).await;
+}
+
+#[tokio::test]
+async fn what_is_missing_is_found_though_the_channel_was_started_before_its_number_was_known() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let room = world.channel(ana, "room", &[]).await;
+    // Somebody types in it, before anybody here listens to it.
+    let slot = world.hub.directory.slot_or_new(room.into());
+    let credit = until(async || Credit::take(&slot, 8)).await;
+    world.hub.tell(room.into(), ChannelMsg::Typing { user: ana.user_id, thread_seq: None, credit });
+    assert_eq!(world.stats(room).await.delivered, UNKNOWN);
+    let mut ear = world.listen(ana, 1).await;
+    world.elsewhere(ana, room, &["lost"]).await;
+    world.hub.tell(room.into(), ChannelMsg::Recover);
     ear.hears(room, 2, 2).await;
 }
 

@@ -23,7 +23,7 @@ use crate::http::operator::Order;
 use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::lock::Lock;
 use crate::storage::writer::{Limits, Work, Writer};
-use crate::storage::{Store, users};
+use crate::storage::{Options, Store, users};
 
 /// The way to the data.
 pub(super) struct Door {
@@ -64,8 +64,8 @@ impl Door {
             );
         };
         let store = app::open_store(&config).await?;
-        let patience = app::store_options(&config).timeout;
-        let limits = Limits { queue: config.database.queue, batch: config.database.batch, patience };
+        let Options { timeout: patience, statement, .. } = app::store_options(&config);
+        let limits = Limits { queue: config.database.queue, batch: config.database.batch, patience, statement };
         let nobody_listens = Arc::new(|_| ());
         let clock = Clock::default();
         let node = NodeId::new(clock.now());

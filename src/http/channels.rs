@@ -301,15 +301,18 @@ pub async fn history(
         return Ok(Rendered(bytes, PhantomData));
     }
     let mark = hub.cache.mark();
-    let read = async {
-        let ask = Ask { channel, thread: None, page, limit };
-        Ok(replica::history(&hub.store, facts.head, ask).await?)
-    };
-    let found = read_of(&hub, caller, channel, read).await?;
+    let ask = Ask { channel, thread: None, page, limit };
+    let found = replica::history(&hub.store, facts.head, ask).await;
+    // As [`read_of`].
+    let after = readable(&hub, caller, channel).await?;
+    let found = found?;
     let bytes = serde_json::to_vec(&Messages::of(found)).expect("messages have only string keys");
     // Boxed, so that no more is kept than there is.
     let bytes = Bytes::from(bytes.into_boxed_slice());
-    hub.cache.keep_page(mark, key, bytes.clone());
+    // A page that holds what was said since is for those alone who may read now: it is kept under no earlier head.
+    if after.head == facts.head {
+        hub.cache.keep_page(mark, key, bytes.clone());
+    }
     Ok(Rendered(bytes, PhantomData))
 }
 

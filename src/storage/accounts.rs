@@ -194,6 +194,7 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             Ok(serde_json::to_string(&user).expect("a user has only string keys"))
         }
         Account::SignIn { user, proof, token, hash } => {
+            lock_people(scope, *user, proof).await?;
             check(scope, *user, proof).await?;
             if users::active_role(scope.db, *user).await?.is_none() {
                 return Err(not_found("user").into());
@@ -215,6 +216,7 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             Ok("{}".to_owned())
         }
         Account::SetPassword { user, proof, hash, sign_out } => {
+            lock_people(scope, *user, proof).await?;
             check(scope, *user, proof).await?;
             users::set_password(scope.db, *user, hash).await?;
             if *sign_out {
@@ -223,6 +225,8 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             Ok("{}".to_owned())
         }
         Account::EndStatuses => {
+            // Who changes a user holds this: what is read here is not written over by what it was.
+            events::lock(scope, StreamId::WORKSPACE).await?;
             for id in users::ended_status(scope.db, now).await? {
                 end_status(scope, id).await?;
             }
@@ -250,6 +254,15 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
             Ok(serde_json::to_string(&Pruned { pruned }).expect("a count has only string keys"))
         }
     }
+}
+
+/// Locks whom a proof is about, and who gives it: whatever ends their sign-ins waits, or is seen.
+async fn lock_people(scope: &mut Scope<'_>, user: UserId, proof: &Proof) -> Result<(), StoreError> {
+    let mut people = vec![user];
+    if matches!(proof, Proof::SignIn) {
+        people.push(scope.caller.user_id);
+    }
+    users::lock(scope.db, &people).await
 }
 
 /// Refuses what is no longer proven.

@@ -29,6 +29,15 @@ impl Failure {
         error.as_database_error().is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other))
     }
 
+    /// Returns whether so many writes may fare better if they are tried again as they are: another node was in the way, by
+    /// locks in another order (`deadlock_detected`), or with the same name or key at the same time, which is seen now.
+    pub(super) fn may_pass(&self, writes: usize) -> bool {
+        match self {
+            Failure::RolledBack(StoreError::Database(error)) if has_code(error, &["40P01"]) => true,
+            _ => writes == 1 && self.breaks_a_rule(),
+        }
+    }
+
     /// Returns whether its writes may fare better one by one. What is locked now is locked for each of them, and they
     /// would wait for it one after the other; and there is no more room for one than for all.
     pub(super) fn may_be_one_item(&self) -> bool {

@@ -7,17 +7,23 @@ use crate::clock::Timestamp;
 use crate::domain::channel::Notify;
 use crate::domain::id::{ChannelId, UserId};
 
-/// Moves the read mark of a member; nothing happens to anybody else.
+/// Moves the read mark of a member; nothing happens to anybody else. Returns whether it moved.
 pub(super) async fn set_read(
     scope: &mut Scope<'_>,
     channel: ChannelId,
-    seq: i64,
-    number: i64,
-) -> Result<(), StoreError> {
+    (seq, number): (i64, i64),
+    to: Move,
+) -> Result<bool, StoreError> {
     let user = scope.caller.user_id;
-    let sql = "UPDATE members SET read_seq = $3, read_no = $4 WHERE channel_id = $1 AND user_id = $2";
-    on!(scope.db, db => { sqlx::query(sql).bind(channel).bind(user).bind(seq).bind(number).execute(db).await?; });
-    Ok(())
+    let sql = match to {
+        Move::Anywhere => "UPDATE members SET read_seq = $3, read_no = $4 WHERE channel_id = $1 AND user_id = $2",
+        Move::Forward => {
+            "UPDATE members SET read_seq = $3, read_no = $4 WHERE channel_id = $1 AND user_id = $2 AND read_seq < $3"
+        }
+    };
+    Ok(on!(scope.db, db => {
+        sqlx::query(sql).bind(channel).bind(user).bind(seq).bind(number).execute(db).await?.rows_affected() == 1
+    }))
 }
 
 /// Saves or forgets a message; returns whether that changed anything.
@@ -154,7 +160,7 @@ pub(super) async fn follow_by_default(
 pub(super) enum Move {
     /// Forward, if it is behind.
     Forward,
-    /// To wherever is said, in a thread that is followed.
+    /// To wherever is said; in a thread, if it is followed.
     Anywhere,
 }
 

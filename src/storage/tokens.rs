@@ -167,6 +167,8 @@ pub struct Revoked {
 
 /// Ends one of a user's sign-ins; returns whether it was there.
 pub(super) async fn revoke(scope: &mut Scope<'_>, user: UserId, token: TokenId) -> Result<bool, StoreError> {
+    // The user first, as whoever signs them in does.
+    users::lock(scope.db, &[user]).await?;
     let sql = "UPDATE tokens SET revoked_at = $3 WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL";
     let rows =
         on!(scope.db, c => sqlx::query(sql).bind(token).bind(user).bind(scope.now).execute(c).await?.rows_affected());
@@ -179,9 +181,9 @@ pub(super) async fn revoke(scope: &mut Scope<'_>, user: UserId, token: TokenId) 
 
 /// Ends all of a user's sign-ins.
 pub(super) async fn revoke_all(scope: &mut Scope<'_>, user: UserId) -> Result<(), StoreError> {
+    users::raise_version(scope.db, user).await?;
     let sql = "UPDATE tokens SET revoked_at = $2 WHERE user_id = $1 AND revoked_at IS NULL";
     on!(scope.db, c => { sqlx::query(sql).bind(user).bind(scope.now).execute(c).await?; });
-    users::raise_version(scope.db, user).await?;
     scope.revoked.push(Revoked { user, token: None });
     Ok(())
 }

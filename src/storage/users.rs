@@ -178,6 +178,16 @@ pub(super) async fn update(scope: &mut Scope<'_>, user: &User) -> Result<(), Sto
     Ok(())
 }
 
+/// Keeps others on Postgres from changing users until the transaction ends; what is read of them from here on is as it is.
+pub(super) async fn lock(db: &mut Db, users: &[UserId]) -> Result<(), StoreError> {
+    if let Db::Postgres(connection) = db {
+        let ids: Vec<uuid::Uuid> = users.iter().map(|user| user.0).collect();
+        let sql = "SELECT 1 FROM users WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
+        sqlx::query(sql).bind(ids).execute(&mut **connection).await?;
+    }
+    Ok(())
+}
+
 /// Notes that a user may do less, or is signed out somewhere.
 pub(super) async fn raise_version(db: &mut Db, id: UserId) -> Result<(), StoreError> {
     let sql = "UPDATE users SET version = version + 1 WHERE id = $1";

@@ -6,8 +6,9 @@
 //! items are tried once more, each alone ([`super::failure`]). Top-level messages go together, by [`send`]; a batch of nothing
 //! else needs no `BEGIN` and no `COMMIT` of its own.
 //!
-//! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does: who waited so long is told that
-//! the outcome is not known, and who comes while it does not answer is refused at once. A commit whose outcome is not known
+//! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does, or a quarter of that more if it
+//! was waited for before, at another node: who waited so long is told that the outcome is not known, and who comes while it
+//! does not answer is refused at once. A commit whose outcome is not known
 //! may have taken effect; what it changed is found by looking into the database ([`Committed::in_doubt`]).
 //!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
@@ -24,12 +25,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::write::interrupted;
+use super::accounts::{self, Account};
 use super::apply::Scope;
 use super::failure::{Failure, is_full};
 use super::remembered::{Remembered, Tally};
 use super::send::Transaction;
 use super::tokens::Revoked;
-use super::{Db, Dialect, Store, StoreError, accounts, apply, events, idempotency, send};
+use super::{Db, Dialect, Store, StoreError, apply, events, idempotency, send};
 use crate::clock::Clock;
 use crate::domain::command::{Command, Principal, SendMessage};
 use crate::domain::error::{Code, Refusal, unavailable};
@@ -84,6 +86,7 @@ impl Writer {
             remembered: Remembered::new(node, tally.clone()),
             batch: limits.batch,
             patience: limits.patience,
+            give_up: limits.give_up(),
             trouble: trouble.clone(),
             written: 0,
             checkpoint: None,
@@ -149,6 +152,17 @@ pub struct Limits {
     pub batch: usize,
     /// The longest that an answer may take.
     pub patience: Duration,
+    /// The longest that a statement may take on Postgres; zero: no limit.
+    pub statement: Duration,
+}
+
+impl Limits {
+    /// Returns after how long without a word the connection to Postgres is given up: it would have ended the statement
+    /// before, so it is not there any more, or nothing comes by from there.
+    fn give_up(&self) -> Duration {
+        let statement = if self.statement.is_zero() { Duration::from_secs(30) } else { self.statement };
+        self.patience + statement
+    }
 }
 
 struct Task {
@@ -159,6 +173,8 @@ struct Task {
     remembered: Remembered,
     batch: usize,
     patience: Duration,
+    /// After which time a connection that says nothing is given up.
+    give_up: Duration,
     trouble: Arc<Trouble>,
     /// Writes since the last checkpoint began.
     written: usize,
@@ -171,10 +187,6 @@ const CHECKPOINT: usize = 4_000;
 
 /// How often a batch is tried when another process writes to the same channels.
 const TRIES: usize = 3;
-
-/// How long a database that does not answer is waited for before its connection is given up: longer than any statement may
-/// take.
-const GIVE_UP: Duration = Duration::from_secs(30);
 
 /// From how many members on the making of a channel ends its batch, so that what came before is not kept waiting by more
 /// than one of them.
@@ -275,7 +287,7 @@ impl Task {
         mut batch: Vec<Write>,
         waiting: &mut mpsc::Receiver<Write>,
     ) -> Result<(), (Vec<Write>, Failure)> {
-        for _ in 0..TRIES {
+        for left in (0..TRIES).rev() {
             // Who had no patience any more was told so: nothing more is done for them.
             batch.retain(|write| !write.answer.is_over());
             if batch.is_empty() {
@@ -283,6 +295,7 @@ impl Task {
             }
             match self.commit(&batch, waiting).await {
                 Ok((results, news)) => batch = self.conclude(batch, results, news),
+                Err(failure) if left > 0 && failure.may_pass(batch.len()) => {}
                 Err(failure) => return Err((batch, failure)),
             }
         }
@@ -320,8 +333,13 @@ impl Task {
         waiting: &mut mpsc::Receiver<Write>,
     ) -> Result<(Results, News), Failure> {
         let now = Instant::now();
-        let since = batch.iter().map(|write| write.answer.since).min().unwrap_or(now);
-        let (answer_by, give_up_at) = (since + self.patience, now + GIVE_UP.max(self.patience));
+        let (late_at, give_up_at) = (now + self.patience, now + self.give_up);
+        // What comes back from another node has waited there: it is given a moment here all the same.
+        let answer_by = |write: &Write| (write.answer.since + self.patience).max(now + self.patience / 4);
+        let mut answers: Vec<(Instant, &Answer)> =
+            batch.iter().map(|write| (answer_by(write), &write.answer)).collect();
+        answers.sort_unstable_by_key(|(at, _)| *at);
+        let mut answers = answers.into_iter().peekable();
         let (local, trouble) = (self.store.dialect() == Dialect::Sqlite, self.trouble.clone());
         let mut late = false;
         let done = {
@@ -330,11 +348,15 @@ impl Task {
                 tokio::select! {
                     biased;
                     done = &mut work => break Some(done),
-                    () = tokio::time::sleep_until(answer_by.into()), if !late => {
+                    () = until(answers.peek().map(|(at, _)| *at)) => {
+                        if let Some((_, answer)) = answers.next() {
+                            answer.give(Err(interrupted()));
+                        }
+                    }
+                    () = tokio::time::sleep_until(late_at.into()), if !late => {
                         late = true;
                         Trouble::set(&trouble.late, true);
                         tracing::warn!(writes = batch.len(), "the database does not answer in time");
-                        batch.iter().for_each(|write| write.answer.give(Err(interrupted())));
                     }
                     Some(write) = waiting.recv(), if late => {
                         write.answer.give(Err(unavailable("the database does not answer now")));
@@ -433,20 +455,51 @@ impl Task {
     }
 }
 
-/// Locks the streams that the commands of a batch change, in the order in which every node does that, so that none waits
-/// for another in a circle. One command alone begins with its stream anyway.
+/// Waits until a time; for ever, if there is none.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Locks the streams that a batch changes, in the order in which every node does that, so that none waits for another in a
+/// circle. One write alone that changes one stream begins with that anyway.
 async fn lock_streams(db: &mut Db, batch: &[Write]) -> Result<(), StoreError> {
-    let stream = |write: &Write| match &write.work {
-        Work::Command(command) => Some(command.stream(write.caller.user_id)),
-        Work::Account(_) | Work::Once { .. } => None,
-    };
-    let mut streams: Vec<StreamId> = batch.iter().filter_map(stream).collect();
+    let mut streams: Vec<StreamId> = batch.iter().flat_map(streams_of).collect();
     streams.sort_unstable();
     streams.dedup();
-    if streams.len() > 1 || batch.iter().any(|write| top_level(write).is_some()) {
+    if streams.len() > 1 || batch.len() > 1 || batch.iter().any(|write| top_level(write).is_some()) {
         events::lock_all(db, &streams).await?;
     }
     Ok(())
+}
+
+/// Returns the streams that a write appends to, as far as it says itself.
+fn streams_of(write: &Write) -> Vec<StreamId> {
+    let caller = write.caller.user_id;
+    let command = match &write.work {
+        Work::Command(command) => command,
+        // The rest of them make somebody, or append nothing.
+        Work::Account(Account::EndStatuses) => return vec![StreamId::WORKSPACE],
+        Work::Account(_) | Work::Once { .. } => return Vec::new(),
+    };
+    let mut streams: Vec<StreamId> = vec![command.stream(caller)];
+    match command {
+        Command::CreateChannel(c) => {
+            streams.push(caller.into());
+            streams.extend(c.members.iter().copied().map(StreamId::from));
+        }
+        Command::OpenDirect(c) => streams.extend(c.user_ids.iter().copied().map(StreamId::from)),
+        Command::JoinChannel(_) | Command::LeaveChannel(_) => streams.push(caller.into()),
+        Command::InviteMember(c) => streams.push(c.user_id.into()),
+        Command::RemoveMember(c) => streams.push(c.user_id.into()),
+        Command::UpdateChannel(_) | Command::ArchiveChannel(_) | Command::UnarchiveChannel(_) => {
+            streams.push(StreamId::WORKSPACE);
+        }
+        _ => {}
+    }
+    streams
 }
 
 /// A connection in the middle of something: whoever lets go of it gives it up.

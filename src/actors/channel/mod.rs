@@ -153,6 +153,11 @@ impl State {
     ///
     /// Its audience is that of the last delivery, whatever was committed since: whoever left in between still hears that.
     async fn room(&mut self) -> Result<&mut Room, StoreError> {
+        // Since it was loaded somebody said how far the stream is known, so that something may be missing.
+        let is_known = self.slot.delivered.load(Ordering::Acquire) != UNKNOWN;
+        if is_known && self.room.as_ref().is_some_and(|room| room.delivered() == UNKNOWN) {
+            self.room = None;
+        }
         if self.room.is_none() {
             let loaded = Box::pin(self.hub.store.in_time(self.load()));
             let (audience, delivered) = loaded.await?;
@@ -245,7 +250,7 @@ impl State {
 
     /// Reads what is missing from the log; returns whether that succeeded.
     async fn fill_gap(&mut self) -> bool {
-        metrics::counter!("colink_gap_repairs_total").increment(1);
+        let mut missing = false;
         loop {
             let Some(delivered) = self.room.as_ref().map(Room::delivered) else { return false };
             let read = self.hub.store.in_time(async {
@@ -261,6 +266,10 @@ impl State {
             };
             if read.is_empty() {
                 return true;
+            }
+            if !std::mem::replace(&mut missing, true) {
+                self.hub.repaired.fetch_add(1, Ordering::Relaxed);
+                metrics::counter!("colink_gap_repairs_total").increment(1);
             }
             for event in read {
                 self.hub.note(&event);

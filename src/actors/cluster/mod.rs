@@ -288,7 +288,8 @@ impl Cluster {
         for write in back {
             if let Work::Command(command) = &write.work {
                 let stream = command.stream(write.caller.user_id);
-                self.enter(hub, stream, Write { claim: Claim::Beside, ..write });
+                let answer = write.answer.in_doubt();
+                self.enter(hub, stream, Write { claim: Claim::Beside, answer, ..write });
             }
         }
         metrics::gauge!("colink_commands_forwarded_waiting").set(core.waiting() as f64);
@@ -337,7 +338,15 @@ impl Hub {
         let comes = cluster.core().comes(from, &run, Instant::now());
         let left = match comes {
             Ok(left) => left,
-            Err(why) => return count_unread(why),
+            Err(why) => {
+                count_unread(why);
+                if why == Unread::Late {
+                    // Who gave up passes this over; who did not, because it is the clocks that are late, goes on at once.
+                    let to = To::Node(from);
+                    cluster.say(to, &Message::Ran(Ran::new(run.number, Err(cannot()))));
+                }
+                return;
+            }
         };
         let (number, caller) = (run.number, run.caller());
         let (bus, seal, hub) = (cluster.bus.clone(), cluster.seal.clone(), self.clone());
@@ -384,7 +393,8 @@ impl Hub {
         }
         if let Work::Command(command) = &write.work {
             let stream = command.stream(write.caller.user_id);
-            cluster.enter(self, stream, Write { claim: Claim::Beside, ..write });
+            let answer = write.answer.in_doubt();
+            cluster.enter(self, stream, Write { claim: Claim::Beside, answer, ..write });
         }
     }
 

@@ -12,6 +12,7 @@ use crate::domain::id::{ChannelId, MessageId, StreamId, UserId};
 use crate::domain::message::{Mentions, Message, Sent};
 use crate::domain::permission::{self, Action};
 use crate::domain::text;
+use crate::storage::personal::Move;
 use crate::storage::{Db, StoreError, channels, events, messages, on, personal, users};
 
 /// The most different emoji on one message, and the most pins in one channel.
@@ -103,7 +104,7 @@ pub(super) async fn send_message(scope: &mut Scope<'_>, c: &command::SendMessage
         follow_participants(scope, &message, thread, number).await?;
     }
     if top_level {
-        personal::set_read(scope, c.channel_id, seq, last_no).await?;
+        personal::set_read(scope, c.channel_id, (seq, last_no), Move::Forward).await?;
     }
     events::append_numbered(scope, c.channel_id.into(), seq, EventKind::MessageCreated, &Created::of(&message)).await?;
     answer(&Sent::new(c.channel_id, seq, message.id, scope.now))
@@ -131,7 +132,7 @@ async fn follow_participants(
         personal::follow_by_default(scope, reply.channel_id, thread, *user, (reply.seq - 1, number - 1)).await?;
     }
     personal::follow_by_default(scope, reply.channel_id, thread, reply.author_id, (reply.seq, number)).await?;
-    personal::move_thread_mark(scope, reply.channel_id, thread, (reply.seq, number), personal::Move::Forward).await?;
+    personal::move_thread_mark(scope, reply.channel_id, thread, (reply.seq, number), Move::Forward).await?;
     Ok(())
 }
 

@@ -21,7 +21,7 @@ pub(super) async fn mark_read(scope: &mut Scope<'_>, c: &command::MarkRead) -> A
         return answer(&before);
     }
     let number = messages::number_at(scope.db, c.channel_id, seq).await?;
-    move_read_mark(scope, c.channel_id, seq, number).await
+    move_read_mark(scope, c.channel_id, (seq, number), Move::Forward).await
 }
 
 pub(super) async fn mark_unread(scope: &mut Scope<'_>, c: &command::MarkUnread) -> Applied {
@@ -29,7 +29,7 @@ pub(super) async fn mark_unread(scope: &mut Scope<'_>, c: &command::MarkUnread) 
     let message = standing_message(scope, c.channel_id, c.seq).await?;
     let number =
         message.message_no.ok_or_else(|| invalid("a reply in a thread cannot be marked unread in the channel"))?;
-    move_read_mark(scope, c.channel_id, c.seq - 1, number - 1).await
+    move_read_mark(scope, c.channel_id, (c.seq - 1, number - 1), Move::Anywhere).await
 }
 
 async fn own_membership(scope: &mut Scope<'_>, channel: ChannelId) -> Result<channel::Membership, StoreError> {
@@ -37,9 +37,13 @@ async fn own_membership(scope: &mut Scope<'_>, channel: ChannelId) -> Result<cha
     Ok(found.ok_or_else(|| not_found("channel"))?)
 }
 
-async fn move_read_mark(scope: &mut Scope<'_>, channel: ChannelId, seq: i64, number: i64) -> Applied {
-    personal::set_read(scope, channel, seq, number).await?;
+async fn move_read_mark(scope: &mut Scope<'_>, channel: ChannelId, mark: (i64, i64), to: Move) -> Applied {
+    let moved = personal::set_read(scope, channel, mark, to).await?;
     let after = own_membership(scope, channel).await?;
+    if !moved {
+        // They have sent something meanwhile, and read on by that.
+        return answer(&after);
+    }
     let payload = json!({"channel_id": channel, "read_seq": after.read_seq, "unread_count": after.unread_count,
         "mention_count": after.mention_count});
     events::append(scope, scope.caller.user_id.into(), EventKind::UserRead, &payload).await?;
@@ -105,8 +109,8 @@ pub(super) async fn follow(scope: &mut Scope<'_>, channel: ChannelId, thread_seq
 pub(super) async fn mark_thread_read(scope: &mut Scope<'_>, c: &command::MarkThreadRead) -> Applied {
     permit_own(scope, c.channel_id).await?;
     let root = root_message(scope, c.channel_id, c.thread_seq).await?;
-    let number = messages::reply_no_at(scope.db, c.channel_id, c.thread_seq, c.seq).await?;
     let seq = c.seq.min(root.last_reply_seq.unwrap_or(root.seq));
+    let number = messages::reply_no_at(scope.db, c.channel_id, c.thread_seq, seq).await?;
     if !personal::move_thread_mark(scope, c.channel_id, c.thread_seq, (seq, number), Move::Forward).await? {
         return nothing_to_do();
     }

@@ -15,6 +15,19 @@ async fn existing_user(scope: &mut Scope<'_>, id: UserId) -> Result<User, StoreE
     Ok(users::by_id(scope.db, id).await?.ok_or_else(|| not_found("user"))?)
 }
 
+/// Returns the caller, whose account is in use.
+async fn own_user(scope: &mut Scope<'_>) -> Result<User, StoreError> {
+    let user = existing_user(scope, scope.caller.user_id).await?;
+    caller_role(scope).await?;
+    Ok(user)
+}
+
+/// Refuses who may not manage users, as of now: whoever changes a role holds this lock.
+async fn permit_to_manage(scope: &mut Scope<'_>) -> Result<(), StoreError> {
+    events::lock(scope, StreamId::WORKSPACE).await?;
+    Ok(permission::may_manage_users(caller_role(scope).await?)?)
+}
+
 async fn store_user(scope: &mut Scope<'_>, user: &User) -> Applied {
     users::update(scope, user).await?;
     events::append(scope, StreamId::WORKSPACE, EventKind::UserUpdated, user).await?;
@@ -22,7 +35,7 @@ async fn store_user(scope: &mut Scope<'_>, user: &User) -> Applied {
 }
 
 pub(super) async fn update_profile(scope: &mut Scope<'_>, c: &command::UpdateProfile) -> Applied {
-    let mut user = existing_user(scope, scope.caller.user_id).await?;
+    let mut user = own_user(scope).await?;
     if let Some(name) = &c.display_name {
         user.display_name = user::one_line("display_name", name, 80)?;
         if user.display_name.is_empty() {
@@ -39,7 +52,7 @@ pub(super) async fn update_profile(scope: &mut Scope<'_>, c: &command::UpdatePro
 }
 
 pub(super) async fn set_status(scope: &mut Scope<'_>, c: &command::SetStatus) -> Applied {
-    let mut user = existing_user(scope, scope.caller.user_id).await?;
+    let mut user = own_user(scope).await?;
     let text = user::one_line("text", &c.text, 100)?;
     let emoji = if c.emoji.is_empty() { String::new() } else { text::emoji(&c.emoji)?.to_owned() };
     if c.until.is_some_and(|until| until <= scope.now) {
@@ -51,7 +64,7 @@ pub(super) async fn set_status(scope: &mut Scope<'_>, c: &command::SetStatus) ->
 }
 
 pub(super) async fn set_presence(scope: &mut Scope<'_>, c: &command::SetPresence) -> Applied {
-    let mut user = existing_user(scope, scope.caller.user_id).await?;
+    let mut user = own_user(scope).await?;
     if c.until.is_some_and(|until| until <= scope.now) {
         return Err(invalid("until is in the past").into());
     }
@@ -61,7 +74,7 @@ pub(super) async fn set_presence(scope: &mut Scope<'_>, c: &command::SetPresence
 }
 
 pub(super) async fn create_user(scope: &mut Scope<'_>, c: &command::CreateUser) -> Applied {
-    permission::may_manage_users(caller_role(scope).await?)?;
+    permit_to_manage(scope).await?;
     let user = make_user(scope, &c.name, c.display_name.as_deref(), c.role, c.bot).await?;
     answer(&user)
 }
@@ -99,7 +112,7 @@ pub(in crate::storage) async fn make_user(
 }
 
 pub(super) async fn set_user_role(scope: &mut Scope<'_>, c: &command::SetUserRole) -> Applied {
-    permission::may_manage_users(caller_role(scope).await?)?;
+    permit_to_manage(scope).await?;
     let mut user = existing_user(scope, c.user_id).await?;
     if user.role == Role::Admin && c.role != Role::Admin {
         keep_an_admin(scope, &user).await?;
@@ -109,7 +122,7 @@ pub(super) async fn set_user_role(scope: &mut Scope<'_>, c: &command::SetUserRol
 }
 
 pub(super) async fn set_active(scope: &mut Scope<'_>, id: UserId, active: bool) -> Applied {
-    permission::may_manage_users(caller_role(scope).await?)?;
+    permit_to_manage(scope).await?;
     let mut user = existing_user(scope, id).await?;
     if user.deactivated_at.is_none() == active {
         return answer(&user);
@@ -132,7 +145,7 @@ async fn keep_an_admin(scope: &mut Scope<'_>, user: &User) -> Result<(), StoreEr
 }
 
 pub(super) async fn create_invite(scope: &mut Scope<'_>, c: &command::CreateInvite) -> Applied {
-    permission::may_manage_users(caller_role(scope).await?)?;
+    permit_to_manage(scope).await?;
     let code = tokens::Secret::generate("cli_");
     let lifetime = c.expires_in_s.unwrap_or(7 * 86_400);
     let max_uses = c.max_uses.unwrap_or(1);
@@ -157,7 +170,7 @@ pub(super) async fn create_invite(scope: &mut Scope<'_>, c: &command::CreateInvi
 }
 
 pub(super) async fn revoke_invite(scope: &mut Scope<'_>, c: &command::RevokeInvite) -> Applied {
-    permission::may_manage_users(caller_role(scope).await?)?;
+    permit_to_manage(scope).await?;
     let now = scope.now;
     if !tokens::revoke_invite(scope.db, c.invite_id, now).await? {
         return Err(not_found("invite").into());

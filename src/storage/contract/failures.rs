@@ -2,6 +2,7 @@
 
 use super::wire::{Cut, Wire};
 use super::*;
+use crate::storage::writer::{Answer, Claim, Write};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
@@ -37,6 +38,25 @@ async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
 
 fn says_there_is_no_room(refusal: &Refusal) -> bool {
     refusal.code == Code::Unavailable && refusal.message.contains("no room")
+}
+
+/// A command that is taken back from a node that does not answer has waited there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_waited_elsewhere_is_written_and_takes_no_neighbour_along() {
+    let world = World::open(Dialect::Sqlite).await.unwrap();
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let (tx, mut rx) = tokio::sync::mpsc::unbounded_channel();
+    for ago in [Duration::ZERO, PATIENCE, Duration::ZERO] {
+        let tx = tx.clone();
+        let answer = Answer::new(move |result| drop(tx.send(result))).since(ago);
+        let work = Work::Command(says(room, "hi", None).into());
+        world.writer.submit(Write { caller: ana, work, claim: Claim::Owner, key: None, answer });
+    }
+    for _ in 0..3 {
+        rx.recv().await.unwrap().unwrap();
+    }
+    assert!(!world.writer.is_cut_off());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -91,7 +91,7 @@ impl World {
             })
         };
         let clock = Clock::manual(Timestamp(1_790_000_000_000_000));
-        let limits = Limits { queue: 4_096, batch: 256, patience: PATIENCE };
+        let limits = Limits { queue: 4_096, batch: 256, patience: PATIENCE, statement: LIMIT };
         let node = NodeId::new(clock.now());
         let (writer, _) =
             Writer::start(store.clone(), clock.clone(), node, limits, sink, CancellationToken::new()).unwrap();
@@ -271,6 +271,7 @@ mod owners;
 mod partition;
 mod people;
 mod pooler;
+mod races;
 mod remembered;
 mod rooms;
 mod talk;

@@ -5,7 +5,7 @@ use super::*;
 /// Another node's writer on the same database.
 async fn another(world: &World) -> Writer {
     let store = Store::open(&Options::new(&world.url)).await.unwrap();
-    let limits = Limits { queue: 4_096, batch: 256, patience: Duration::from_secs(5) };
+    let limits = Limits { queue: 4_096, batch: 256, patience: Duration::from_secs(5), statement: LIMIT };
     let node = NodeId::new(world.clock.now());
     let stop = CancellationToken::new();
     Writer::start(store, world.clock.clone(), node, limits, Arc::new(|_| {}), stop).unwrap().0

@@ -19,7 +19,7 @@ async fn in_parts(parts: u32) -> Option<String> {
 async fn serves(world: &World, url: &str) -> (Store, Writer) {
     let store = Store::open(&Options::new(url)).await.unwrap();
     store.migrate().await.unwrap();
-    let limits = Limits { queue: 4_096, batch: 256, patience: PATIENCE };
+    let limits = Limits { queue: 4_096, batch: 256, patience: PATIENCE, statement: LIMIT };
     let node = NodeId::new(world.clock.now());
     let stop = CancellationToken::new();
     let (writer, _) = Writer::start(store.clone(), world.clock.clone(), node, limits, Arc::new(|_| {}), stop).unwrap();

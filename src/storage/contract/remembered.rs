@@ -81,7 +81,7 @@ everywhere! {
         let ana = world.user("ana", Role::Member).await;
         let room = world.channel(ana, "room", &[]).await;
         let store = Store::open(&Options::new(&world.url)).await.unwrap();
-        let limits = Limits { queue: 4_096, batch: 256, patience: Duration::from_secs(5) };
+        let limits = Limits { queue: 4_096, batch: 256, patience: Duration::from_secs(5), statement: LIMIT };
         let sink: crate::storage::writer::Sink = Arc::new(|_| {});
         let (other, _) =
             Writer::start(store, world.clock.clone(), NodeId::new(world.clock.now()), limits, sink, CancellationToken::new()).unwrap();

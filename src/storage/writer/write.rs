@@ -71,6 +71,28 @@ impl Answer {
         Answer { until: Some(self.since + patience), receive: Mutex::new(self.take()), since: self.since }
     }
 
+    /// Has it waited for some time.
+    #[cfg(test)]
+    pub(crate) fn since(self, ago: Duration) -> Self {
+        Answer { since: self.since - ago, receive: Mutex::new(self.take()), until: self.until }
+    }
+
+    /// Has whoever refuses it for the moment say that the outcome is not known: it was asked for elsewhere before, where it
+    /// may have been done.
+    #[must_use]
+    pub fn in_doubt(self) -> Self {
+        let receive = self.take().map(|receive| {
+            let doubting: Receive = Box::new(move |result| match result {
+                Err(refusal) if matches!(refusal.code, Code::Unavailable | Code::RateLimited) => {
+                    receive(Err(interrupted()))
+                }
+                result => receive(result),
+            });
+            doubting
+        });
+        Answer { receive: Mutex::new(receive), since: self.since, until: self.until }
+    }
+
     /// Has something done just before it is given.
     #[must_use]
     pub fn then(self, first: impl FnOnce() + Send + 'static) -> Self {
