@@ -85,13 +85,14 @@ const ROOMS: usize = 6;
 /// No node may ever need more.
 const SIZE: usize = 1 << 30;
 
-const ROWS: [&str; 12] = [
+const ROWS: [&str; 13] = [
     "node",
     "redis",
     "partition",
     "owner",
     "postgres",
     "failover",
+    "silence",
     "disk",
     "sqlite",
     "disturb",
@@ -182,7 +183,8 @@ impl Bench {
             "partition" => partition::partition(self, world, random).await,
             "owner" => rows::stop_an_owner(self, world, random).await,
             "postgres" => rows::kill_postgres(self, world, random).await,
-            "failover" => rows::fail_over(self, world, random).await,
+            "failover" => rows::fail_over(self, world, random, false).await,
+            "silence" => rows::fail_over(self, world, random, true).await,
             "disk" => disk::full_below_postgres(self, world).await,
             "sqlite" => disk::full_below_sqlite(self, world).await,
             "disturb" => rows::disturb(self, world, random).await,

@@ -78,6 +78,31 @@ impl Process {
     }
 }
 
+/// Processes that stand still in the middle of what they did, whose parent is gone. They are killed when this is dropped.
+pub(crate) struct Silent(Vec<Pid>);
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        for process in &self.0 {
+            let _ = kill_process(*process, Signal::KILL);
+        }
+    }
+}
+
+impl Process {
+    /// Kills it alone, and stops what it started: to whoever is connected to that it says nothing any more, as if its machine
+    /// were gone.
+    pub(crate) fn fall_silent(mut self) -> Silent {
+        let children = children_of(self.pid);
+        for child in &children {
+            let _ = kill_process(*child, Signal::STOP);
+        }
+        self.signal(Signal::KILL);
+        self.child.wait().unwrap();
+        Silent(children)
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();

@@ -159,17 +159,21 @@ pub(crate) async fn kill_postgres(bench: &mut Bench, world: &Arc<World>, random:
     figures
 }
 
-/// `kill -9` of Postgres; a standby that has everything takes its place, at the same address.
-pub(crate) async fn fail_over(bench: &mut Bench, world: &Arc<World>, random: &mut Random) -> Figures {
+/// `kill -9` of Postgres, or it falls silent; a standby that has everything takes its place, at the same address.
+pub(crate) async fn fail_over(bench: &mut Bench, world: &Arc<World>, random: &mut Random, silent: bool) -> Figures {
     let mut standby = bench.postgres.stand_by().await;
     wait(bench.stretch(1.0, 10.0)).await;
     let killed = Instant::now();
-    bench.postgres.kill();
+    let silence = silent.then(|| bench.postgres.fall_silent());
+    if !silent {
+        bench.postgres.kill();
+    }
     // Somebody has to notice.
     wait(0.5 + random.below(1_000) as f64 / 1_000.0).await;
     standby.promote().await;
     let front = Forward::start(listen(bench.postgres.local()).await, standby.local());
-    wait(bench.stretch(3.0, 15.0)).await;
+    // Who is told nothing takes longer to find out.
+    wait(if silent { 20.0 } else { bench.stretch(3.0, 15.0) }).await;
 
     let (span, mut figures) = (Span::since(killed), Figures::default());
     world.record(|record| {
@@ -177,6 +181,7 @@ pub(crate) async fn fail_over(bench: &mut Bench, world: &Arc<World>, random: &mu
         figures.time("longest call", record.calls(span).iter().map(|call| call.took).max(), 3.0);
         figures.time("writes back everywhere", world.written_everywhere(record, killed), 15.0);
     });
+    drop(silence);
     standby.stop().await;
     front.stop().await;
     bench.postgres.replace_by(standby).await;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::disk::Disk;
-use crate::process::{Process, command, find};
+use crate::process::{Process, Silent, command, find};
 use crate::spaces::{Space, run, script};
 
 /// How long a service may take to start.
@@ -245,6 +245,11 @@ impl Postgres {
     /// Kills it with SIGKILL, and all its backends.
     pub(crate) fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Takes it away without a word: connections stay open, and nothing comes by them.
+    pub(crate) fn fall_silent(&mut self) -> Silent {
+        self.process.take().unwrap().fall_silent()
     }
 
     /// Stops it in order.
