@@ -6,6 +6,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -45,6 +46,9 @@ impl Write for Lines {
         Ok(())
     }
 }
+
+/// How often what was recorded is put into its buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -116,8 +120,22 @@ pub fn start_metrics() {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
         .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_writes".to_owned()), SIZES));
     if let Ok(handle) = builder.and_then(PrometheusBuilder::install_recorder) {
+        keep_small(handle.clone());
         let _ = METRICS.set(handle);
         begin_counters();
+    }
+}
+
+/// Puts what was recorded into its buckets now and then: until then every sample is kept, and nobody may ever ask for them.
+fn keep_small(handle: PrometheusHandle) {
+    let keep = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            handle.run_upkeep();
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("colink-metrics".to_owned()).spawn(keep) {
+        tracing::error!(%error, "cannot keep the metrics small: ask for them now and then");
     }
 }
 
