@@ -25,7 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Body, Bus, Incoming, To, count_dropped, count_published, hand_over, set_up};
+use super::{Body, Bus, Incoming, MESSAGE_MAX, To, count_dropped, count_published, hand_over, set_up};
 use crate::domain::id::NodeId;
 
 /// How often a node speaks to itself.
@@ -272,7 +272,9 @@ impl Place {
             return false;
         };
         let own = sender == self.node.0.as_bytes();
-        if !own {
+        if message.len() > MESSAGE_MAX {
+            count_dropped("size", 1);
+        } else if !own {
             hand_over(&self.incoming, Bytes::copy_from_slice(message));
         }
         own

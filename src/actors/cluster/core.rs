@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::delay::Delay;
-use super::envelope::{Run, Unread};
+use super::envelope::Run;
 use super::forwards::Forwards;
 use super::members::{Members, Way};
+use super::replay::Came;
 use crate::domain::id::{NodeId, StreamId};
 use crate::storage::writer::Claim;
 
@@ -16,14 +17,13 @@ pub struct Core<W> {
     pub members: Members,
     forwards: Forwards<W>,
     born: Instant,
-    /// What came from each node: a few bytes for each of its runs, for as long as this lasts.
-    came: BTreeMap<NodeId, Came>,
+    /// What came from each node: some bytes for each of its runs, for as long as this lasts.
+    from: BTreeMap<NodeId, From>,
 }
 
 #[derive(Default)]
-struct Came {
-    /// The number of the newest command.
-    newest: u64,
+struct From {
+    came: Came,
     delay: Delay,
 }
 
@@ -49,7 +49,7 @@ impl<W> Core<W> {
     /// Makes the state of a node that just started, which has `most` commands out at most.
     #[must_use]
     pub fn new(me: NodeId, name: String, most: usize, now: Instant) -> Self {
-        Core { members: Members::new(me, name), forwards: Forwards::new(most), born: now, came: BTreeMap::new() }
+        Core { members: Members::new(me, name), forwards: Forwards::new(most), born: now, from: BTreeMap::new() }
     }
 
     /// Returns how many milliseconds ago this node started: what it says of when it sends something.
@@ -85,27 +85,24 @@ impl<W> Core<W> {
     pub fn beats(&mut self, from: NodeId, sent: Option<u64>, now: Instant) {
         let here = self.age_ms(now);
         if let Some(sent) = sent {
-            self.came.entry(from).or_default().delay.of(sent, here);
+            self.from.entry(from).or_default().delay.of(sent, here);
         }
     }
 
-    /// Notes a command that came from another node; returns for how long its answer is still waited for. A node numbers them
-    /// as it sends them, and they come in that order; what was said before and is said again, by whoever can write to the bus,
-    /// is not done again. Nor is what was held back for so long that nobody waits any more: who asked was given another
-    /// answer, and may have done something else since.
-    pub fn comes(&mut self, from: NodeId, run: &Run, now: Instant) -> Result<Duration, Unread> {
+    /// Notes that a message came from another node; returns whether it is a new one, and not one that is said again by whoever
+    /// can write to the bus.
+    pub fn is_new(&mut self, from: NodeId, number: u64) -> bool {
+        self.from.entry(from).or_default().came.is_new(number)
+    }
+
+    /// Notes a command that came from another node; returns for how long its answer is still waited for. Nothing is returned
+    /// if it was held back until nobody waited any more: who asked was given another answer, and may have done something
+    /// else since.
+    pub fn comes(&mut self, from: NodeId, run: &Run, now: Instant) -> Option<Duration> {
         let here = self.age_ms(now);
-        let came = self.came.entry(from).or_default();
-        let is_new = run.number > came.newest;
-        came.newest = run.number.max(came.newest);
-        if !is_new {
-            return Err(Unread::Repeated);
-        }
-        let delay = run.sent_ms.map_or(0, |sent| came.delay.of(sent, here));
-        match run.within_ms.checked_sub(delay) {
-            None | Some(0) => Err(Unread::Late),
-            Some(left) => Ok(Duration::from_millis(left)),
-        }
+        let delay = run.sent_ms.map_or(0, |sent| self.from.entry(from).or_default().delay.of(sent, here));
+        let left = run.within_ms.checked_sub(delay).filter(|left| *left > 0)?;
+        Some(Duration::from_millis(left))
     }
 
     /// Looks who is there, and takes back what was sent to who is not.
@@ -130,34 +127,33 @@ mod tests {
     use crate::domain::id::{TokenId, UserId};
     use crate::domain::user::Role;
 
-    fn run(number: u64, sent_ms: Option<u64>) -> Run {
+    fn run(sent_ms: u64) -> Run {
         let nobody = Principal { user_id: UserId(Uuid::nil()), role: Role::Member, token_id: TokenId(Uuid::nil()) };
-        let body = "{}".to_owned();
-        let run = Run::new(number, 2_000, nobody, "channel.join", body, "k".to_owned());
-        match sent_ms {
-            Some(ms) => run.sent(ms),
-            None => run,
-        }
+        Run::new(1, 2_000, nobody, "channel.join", "{}".to_owned(), "k".to_owned()).sent(sent_ms)
     }
 
     #[test]
-    fn a_command_that_is_said_again_is_no_new_one() {
+    fn each_node_has_numbers_of_its_own() {
         let [me, one, other] = [1, 2, 3].map(|n| NodeId::new(Timestamp(n)));
+        let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4, Instant::now());
+        assert!(core.is_new(one, 4) && core.is_new(one, 2) && core.is_new(other, 4));
+        assert!(!core.is_new(one, 4) && !core.is_new(one, 2) && !core.is_new(other, 4));
+    }
+
+    #[test]
+    fn with_too_many_commands_out_the_next_is_carried_out_here() {
+        let [me, other] = [1, 2].map(|n| NodeId::new(Timestamp(n)));
         let now = Instant::now();
-        let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4, now);
-        let steps = [
-            (one, 1, true),
-            (one, 4, true),
-            (other, 1, true),
-            (one, 4, false),
-            (one, 2, false),
-            (other, 1, false),
-            (one, 5, true),
-        ];
-        for (from, number, is_new) in steps {
-            let expected = if is_new { Ok(Duration::from_secs(2)) } else { Err(Unread::Repeated) };
-            assert_eq!(core.comes(from, &run(number, None), now), expected, "{number}");
-        }
+        let mut core = Core::new(me, "hub-1".to_owned(), 2, now);
+        core.members.set_bus(true);
+        core.members.showed(now);
+        core.members.heard(other, "hub-2", false, now);
+        let mut streams = (0..).map(|n| StreamId(Uuid::from_u128(n)));
+        let theirs =
+            streams.find(|stream| core.members.way(*stream, now) == Way::There(other)).expect("it has a share");
+        let mut goes = |n| matches!(core.route(theirs, n, now), Routed::There(node, ..) if node == other);
+        assert_eq!([1, 2, 3].map(&mut goes), [true, true, false]);
+        assert!(matches!(core.route(theirs, 4, now), Routed::Here(Claim::Beside, 4)));
     }
 
     #[test]
@@ -167,11 +163,11 @@ mod tests {
         let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4, born);
         let after = |ms| born + Duration::from_millis(ms);
         core.beats(other, Some(70_000), after(1_000));
-        let mut comes = |number, sent, now| core.comes(other, &run(number, Some(sent)), after(now));
-        assert_eq!(comes(1, 70_100, 1_100), Ok(Duration::from_secs(2)));
-        assert_eq!(comes(2, 70_200, 2_700), Ok(Duration::from_millis(500)));
-        assert_eq!(comes(3, 70_300, 3_300), Err(Unread::Late));
-        assert_eq!(comes(4, 75_000, 60_000), Err(Unread::Late));
-        assert_eq!(comes(5, 129_000, 60_000), Ok(Duration::from_secs(2)));
+        let mut comes = |sent, now| core.comes(other, &run(sent), after(now));
+        assert_eq!(comes(70_100, 1_100), Some(Duration::from_secs(2)));
+        assert_eq!(comes(70_200, 2_700), Some(Duration::from_millis(500)));
+        assert_eq!(comes(70_300, 3_300), None);
+        assert_eq!(comes(75_000, 60_000), None);
+        assert_eq!(comes(129_000, 60_000), Some(Duration::from_secs(2)));
     }
 }

@@ -3,9 +3,12 @@
 //! A message is a MAC (HMAC-SHA-256, the first 16 bytes) and a JSON object: `{"v":1,"from":NODE,"kind":…,"d":{…}}`. The key
 //! is the cluster's secret, which only who can read the database has: Redis carries what nodes say, but it has no say itself.
 //! Nor has it by saying again what a node once said: a message for one node names it, each run of a node has another name, and
-//! its commands have numbers that grow ([`super::core`]); events have their own.
+//! it numbers what it says ([`super::core::Core::is_new`]).
 //! Nodes of two releases run side by side, so fields that are not known are passed over, and so are kinds; a field is never
 //! given another meaning, it gets another name.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -229,11 +232,25 @@ pub enum Message {
 struct Envelope<'a, D> {
     v: u16,
     from: NodeId,
+    /// How many its sender has said so far, this one included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    n: Option<u64>,
     /// Whom it is for, unless that is everyone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     to: Option<NodeId>,
     kind: &'a str,
     d: D,
+}
+
+/// A message that was understood.
+#[derive(Debug)]
+pub struct Opened {
+    /// Who says it.
+    pub from: NodeId,
+    /// The number under which it is said once; none, if it is one from before it gave any.
+    pub number: Option<u64>,
+    /// What is said.
+    pub message: Message,
 }
 
 /// Why a message was not understood.
@@ -270,13 +287,15 @@ impl Unread {
 pub struct Seal {
     node: NodeId,
     key: Hmac<Sha256>,
+    said: Arc<AtomicU64>,
 }
 
 impl Seal {
     /// Makes the seal of a node out of the cluster's secret.
     #[must_use]
     pub fn new(node: NodeId, secret: &[u8]) -> Self {
-        Seal { node, key: Hmac::new_from_slice(secret).expect("HMAC takes a key of any length") }
+        let key = Hmac::new_from_slice(secret).expect("HMAC takes a key of any length");
+        Seal { node, key, said: Arc::default() }
     }
 
     /// Writes a message.
@@ -314,19 +333,23 @@ impl Seal {
             To::Everyone => None,
             To::Node(node) => Some(node),
         };
-        let envelope = Envelope { v: VERSION, from: self.node, to, kind, d };
+        let n = Some(self.said.fetch_add(1, Ordering::Relaxed) + 1);
+        let envelope = Envelope { v: VERSION, from: self.node, n, to, kind, d };
         serde_json::to_writer(&mut out, &envelope).expect("a message has only string keys");
         let mac = self.key.clone().chain_update(&out[MAC..]).finalize().into_bytes();
         out[..MAC].copy_from_slice(&mac[..MAC]);
         out.into()
     }
 
-    /// Reads a message; returns it with who says it.
-    pub fn open(&self, bytes: &[u8]) -> Result<(NodeId, Message), Unread> {
+    /// Reads a message. One of a later version of the envelope is passed over: what it is, only that release knows.
+    pub fn open(&self, bytes: &[u8]) -> Result<Opened, Unread> {
         let (mac, text) = bytes.split_at_checked(MAC).ok_or(Unread::Malformed)?;
         let right = self.key.clone().chain_update(text).verify_truncated_left(mac);
         right.map_err(|_| Unread::Forged)?;
         let envelope: Envelope<'_, &RawValue> = serde_json::from_slice(text).map_err(|_| Unread::Malformed)?;
+        if envelope.v > VERSION {
+            return Err(Unread::Unknown);
+        }
         // Earlier releases name nobody.
         if envelope.to.is_some_and(|to| to != self.node) {
             return Err(Unread::Repeated);
@@ -345,7 +368,7 @@ impl Seal {
             "events" => Message::Events(events(read(d)?)?),
             _ => return Err(Unread::Unknown),
         };
-        Ok((envelope.from, message))
+        Ok(Opened { from: envelope.from, number: envelope.n, message })
     }
 }
 
@@ -386,7 +409,7 @@ mod tests {
             payload: r#"{"text":"a \"b\" ☃"}"#.into(),
             at: Timestamp(1_790_000_000_000_919),
         };
-        let (from, message) = seal.open(&seal.seal(me, &Message::Events(vec![event.clone()]))).unwrap();
+        let Opened { from, message, .. } = seal.open(&seal.seal(me, &Message::Events(vec![event.clone()]))).unwrap();
         let Message::Events(events) = message else { panic!("{message:?}") };
         assert_eq!(from, seal.node);
         assert_eq!(format!("{events:?}"), format!("{:?}", [event]));
@@ -394,27 +417,28 @@ mod tests {
         let user_id = UserId::new(Timestamp(3));
         let caller = Principal { user_id, role: Role::Moderator, token_id: TokenId::new(Timestamp(4)) };
         let run = Run::new(9, 2_000, caller, "message.send", r#"{"text":"hi"}"#.to_owned(), "k".to_owned());
-        let Message::Run(run) = seal.open(&seal.seal(me, &Message::Run(run))).unwrap().1 else { panic!("a run") };
+        let Message::Run(run) = seal.open(&seal.seal(me, &Message::Run(run))).unwrap().message else { panic!("a run") };
         assert_eq!((run.number, run.within_ms, run.caller(), run.body.get()), (9, 2_000, caller, r#"{"text":"hi"}"#));
 
         let users = vec![(user_id, Presence::Dnd), (UserId::new(Timestamp(5)), Presence::Offline)];
         let all = All { version: 7, part: 1, parts: 2, users: users.clone() };
-        let Message::PresenceAll(told) = seal.open(&seal.seal(me, &Message::PresenceAll(all.clone()))).unwrap().1
+        let Message::PresenceAll(told) = seal.open(&seal.seal(me, &Message::PresenceAll(all.clone()))).unwrap().message
         else {
             panic!("all")
         };
         assert_eq!(told, all);
         let changes = Changes { version: 8, users };
-        let Message::Presence(told) = seal.open(&seal.seal(me, &Message::Presence(changes.clone()))).unwrap().1 else {
+        let Message::Presence(told) = seal.open(&seal.seal(me, &Message::Presence(changes.clone()))).unwrap().message
+        else {
             panic!("changes")
         };
         assert_eq!(told, changes);
-        assert!(matches!(seal.open(&seal.seal(me, &Message::PresenceAsk)).unwrap().1, Message::PresenceAsk));
+        assert!(matches!(seal.open(&seal.seal(me, &Message::PresenceAsk)).unwrap().message, Message::PresenceAsk));
 
         let refusal = Refusal::new(Code::Archived, "it is archived").retry_after(1.5);
         for result in [Ok(Reply { json: r#"{"seq":1}"#.to_owned(), duplicate: true }), Err(refusal)] {
             let sealed = seal.seal(me, &Message::Ran(Ran::new(9, result.clone())));
-            let Message::Ran(ran) = seal.open(&sealed).unwrap().1 else { panic!("an answer") };
+            let Message::Ran(ran) = seal.open(&sealed).unwrap().message else { panic!("an answer") };
             assert_eq!((ran.number, ran.result()), (9, Some(result)));
         }
     }
@@ -459,11 +483,16 @@ mod tests {
     fn a_newer_release_is_understood_as_far_as_it_goes() {
         let seal = seal();
         let beat = serde_json::json!({"name": "hub-1", "leaves": true, "mood": "fine"});
-        let Message::Beat(beat) = seal.open(&seal.write(To::Everyone, "beat", &beat)).unwrap().1 else {
+        let Message::Beat(beat) = seal.open(&seal.write(To::Everyone, "beat", &beat)).unwrap().message else {
             panic!("a beat")
         };
         assert!(beat.leaves);
         assert_eq!(seal.open(&seal.write(To::Everyone, "dance", &beat)).unwrap_err(), Unread::Unknown);
         assert_eq!(seal.open(&seal.write(To::Everyone, "beat", &"what")).unwrap_err(), Unread::Malformed);
+        // An envelope of a later version is not taken for one of this.
+        let text = format!(r#"{{"v":2,"from":"{}","kind":"beat","d":{{"name":"hub-1","leaves":true}}}}"#, seal.node);
+        let mac = seal.key.clone().chain_update(&text).finalize().into_bytes();
+        let sealed = [&mac[..MAC], text.as_bytes()].concat();
+        assert_eq!(seal.open(&sealed).unwrap_err(), Unread::Unknown);
     }
 }

@@ -18,6 +18,7 @@ mod delay;
 pub mod envelope;
 pub mod forwards;
 pub mod members;
+mod replay;
 #[cfg(test)]
 mod simulation;
 pub mod status;
@@ -46,7 +47,7 @@ use crate::storage::tokens::Revoked;
 use crate::storage::writer::{Answer, Claim, Work, Write};
 use crate::storage::{Store, StoreError, nodes};
 use core::{Core, Routed, Ticked};
-use envelope::{Beat, Message, Ran, Run, Seal, Typing, Unread};
+use envelope::{Beat, Message, Opened, Ran, Run, Seal, Typing, Unread};
 use forwards::PATIENCE;
 use members::{Lease, Way};
 use status::Report;
@@ -303,10 +304,13 @@ impl Cluster {
 impl Hub {
     /// Takes a message of another node.
     fn hear(self: &Arc<Self>, cluster: &Cluster, bytes: &[u8]) {
-        let (from, message) = match cluster.seal.open(bytes) {
+        let Opened { from, number, message } = match cluster.seal.open(bytes) {
             Ok(opened) => opened,
             Err(why) => return count_unread(why),
         };
+        if number.is_some_and(|number| !cluster.core().is_new(from, number)) {
+            return count_unread(Unread::Repeated);
+        }
         match message {
             Message::Beat(beat) => {
                 let is_new = {
@@ -336,17 +340,11 @@ impl Hub {
     /// Carries out a command that another node sent here, and answers it.
     fn run_for(self: &Arc<Self>, cluster: &Cluster, from: NodeId, run: Run) {
         let comes = cluster.core().comes(from, &run, Instant::now());
-        let left = match comes {
-            Ok(left) => left,
-            Err(why) => {
-                count_unread(why);
-                if why == Unread::Late {
-                    // Who gave up passes this over; who did not, because it is the clocks that are late, goes on at once.
-                    let to = To::Node(from);
-                    cluster.say(to, &Message::Ran(Ran::new(run.number, Err(cannot()))));
-                }
-                return;
-            }
+        let Some(left) = comes else {
+            count_unread(Unread::Late);
+            // Who gave up passes this over; who did not, because it is the clocks that are late, goes on at once.
+            cluster.say(To::Node(from), &Message::Ran(Ran::new(run.number, Err(cannot()))));
+            return;
         };
         let (number, caller) = (run.number, run.caller());
         let (bus, seal, hub) = (cluster.bus.clone(), cluster.seal.clone(), self.clone());

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use self::database::{Database, Head, Stream};
 use self::node::{Command, From, Node};
 use super::core::{Core, Routed};
-use super::envelope::{Beat, Message, Ran, Run, Seal};
+use super::envelope::{Beat, Message, Opened, Ran, Run, Seal};
 use super::{BEAT, STORE_BEAT, TICK};
 use crate::actors::channel::room::{Heard, Room};
 use crate::bus::To;

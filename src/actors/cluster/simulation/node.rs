@@ -254,7 +254,10 @@ impl World {
 
     pub(super) fn take(&mut self, n: usize, bytes: &[u8]) {
         let now = self.instant();
-        let (from, message) = self.nodes[n].seal.open(bytes).expect("it was sealed");
+        let Opened { from, number, message } = self.nodes[n].seal.open(bytes).expect("it was sealed");
+        if !self.nodes[n].core.is_new(from, number.expect("it is numbered")) {
+            return;
+        }
         match message {
             Message::Beat(beat) => {
                 let core = &mut self.nodes[n].core;
@@ -264,7 +267,7 @@ impl World {
             }
             Message::Events(events) => events.iter().for_each(|event| self.hear(n, event)),
             Message::Run(run) => {
-                if self.nodes[n].core.comes(from, &run, now).is_err() {
+                if self.nodes[n].core.comes(from, &run, now).is_none() {
                     return;
                 }
                 let stream: usize = run.body.get().parse().expect("a stream");
