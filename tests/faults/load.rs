@@ -103,8 +103,8 @@ pub(crate) struct World {
     pub(crate) rooms: Vec<Room>,
     pub(crate) clock: Clock,
     pub(crate) record: Mutex<Record>,
-    /// Closed for writers while this is set.
-    pub(crate) hush: AtomicBool,
+    /// Set when the fault begins.
+    pub(crate) failing: AtomicBool,
     /// When the last of the victims was deactivated for certain.
     pub(crate) deactivated: OnceLock<(Instant, i64)>,
     pub(crate) away: AtomicUsize,
@@ -131,7 +131,7 @@ impl World {
             rooms,
             clock: Clock::default(),
             record: Mutex::default(),
-            hush: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
             deactivated: OnceLock::new(),
             away: AtomicUsize::new(0),
             base: Instant::now(),
@@ -151,6 +151,12 @@ impl World {
 
     pub(crate) fn record<T>(&self, what: impl FnOnce(&mut Record) -> T) -> T {
         what(&mut self.record.lock().unwrap())
+    }
+
+    /// Notes that something fails from now on.
+    pub(crate) fn fails(&self) {
+        self.note(|| "the fault begins".to_owned());
+        self.failing.store(true, Ordering::Release);
     }
 
     pub(crate) fn broke(&self, what: String) {
@@ -242,9 +248,6 @@ impl Writer {
         let (mut posted, rooms) = (HashMap::new(), self.world.rooms.clone());
         while !stop.is_cancelled() {
             tokio::time::sleep(self.random.time_below(self.pace)).await;
-            if self.world.hush.load(Ordering::Acquire) {
-                continue;
-            }
             let channel = self.random.pick(&rooms).id;
             let last: Option<i64> = posted.get(&channel).copied();
             match last.filter(|_| self.random.once_in(6)) {

@@ -269,13 +269,26 @@ impl Bench {
             victims.spawn(victim.run(stop.clone()));
         }
         if put_out {
-            victims.spawn(victims::put_out(world.clone(), random(300), Duration::from_secs(2), stop.clone()));
+            victims.spawn(victims::put_out(world.clone(), random(300), stop.clone()));
         }
-        tokio::time::sleep(UNHARMED).await;
+        let mut choices = random(0);
+        tokio::time::sleep(UNHARMED + choices.time_below(2 * UNHARMED)).await;
 
-        let mut figures = self.fault(row, &world, &mut random(0)).await;
+        // The standby is made first there: they say themselves when it begins.
+        if !["failover", "silence"].contains(&row) {
+            world.fails();
+        }
+        let mut figures = self.fault(row, &world, &mut choices).await;
 
         let mut broken = Vec::new();
+        let deactivated = async {
+            while put_out && world.deactivated.get().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(LIMIT, deactivated).await.is_err() {
+            broken.push("nobody could be deactivated".to_owned());
+        }
         stop.cancel();
         let all_end = async {
             while let Some(ended) = writers.join_next().await {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use colink::client::Gateway;
+use colink::client::{Client, Gateway};
 use colink::domain::id::ChannelId;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Bench;
 use crate::figures::{Figures, Goal, Span, percentile};
 use crate::forward::{Forward, listen};
-use crate::load::{World, listening};
+use crate::load::{LIMIT, World, listening};
 use crate::random::Random;
 
 /// What whoever comes back makes a node read: whose the token is, and what was missed.
@@ -29,6 +29,27 @@ pub(crate) const NONE: Goal = Goal::Exactly(0.0);
 
 pub(crate) async fn wait(seconds: f64) {
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+}
+
+/// How a node shows somebody who is on another one.
+struct Shown {
+    by: Client,
+    somebody: String,
+}
+
+impl Shown {
+    /// Returns after which time they are shown so.
+    async fn after(&self, presence: &str) -> Duration {
+        let since = Instant::now();
+        loop {
+            let seen = self.by.get::<Value>(&format!("/v1/presence?user_ids={}", self.somebody)).await;
+            if seen.is_ok_and(|seen| seen["items"][0]["presence"] == presence) {
+                return since.elapsed();
+            }
+            assert!(since.elapsed() < LIMIT, "they are not shown as {presence}");
+            wait(0.02).await;
+        }
+    }
 }
 
 /// Returns the row's channels that a node owns.
@@ -68,20 +89,30 @@ pub(crate) async fn kill_a_node(bench: &mut Bench, world: &Arc<World>, random: &
 
 /// Redis is killed, then paused, then flushed.
 pub(crate) async fn break_redis(bench: &mut Bench, world: &Arc<World>, random: &mut Random) -> Figures {
+    // Somebody who is on the first node alone, as the second one shows them.
+    let somebody = Client::new(&world.urls[0]).unwrap().with_token(&world.root);
+    let somebody = somebody.get::<Value>("/v1/users/me").await.unwrap()["id"].as_str().unwrap().to_owned();
+    let session = Gateway::connect(&world.urls[0], &world.root, listening()).await.unwrap();
+    let shown = Shown { by: Client::new(&world.urls[1]).unwrap().with_token(&world.people[0].token), somebody };
+    shown.after("online").await;
+
     let began = Instant::now();
     let long = bench.stretch(2.0, 10.0);
     bench.redis.kill();
-    wait(long + random.below(500) as f64 / 1_000.0).await;
+    let (unknown, ()) = tokio::join!(shown.after("unknown"), wait(long + random.below(500) as f64 / 1_000.0));
     bench.redis.start().await;
-    wait(0.8).await;
+    let (right, ()) = tokio::join!(shown.after("online"), wait(0.8));
     bench.redis.pause(true);
-    wait(long + 0.5).await;
+    let (unknown_again, ()) = tokio::join!(shown.after("unknown"), wait(long + 0.5));
     bench.redis.pause(false);
-    wait(0.5).await;
+    let (right_again, ()) = tokio::join!(shown.after("online"), wait(0.5));
     bench.redis.flush().await;
     wait(0.5).await;
+    drop(session);
 
     let (span, mut figures) = (Span::since(began), Figures::default());
+    figures.time("presence unknown after", Some(unknown.max(unknown_again)), 10.0);
+    figures.time("presence right after", Some(right.max(right_again)), 5.0);
     world.record(|record| {
         figures.count("sockets closed", record.ended(span), NONE);
         let calls = record.calls(span);
@@ -163,6 +194,7 @@ pub(crate) async fn kill_postgres(bench: &mut Bench, world: &Arc<World>, random:
 pub(crate) async fn fail_over(bench: &mut Bench, world: &Arc<World>, random: &mut Random, silent: bool) -> Figures {
     let mut standby = bench.postgres.stand_by().await;
     wait(bench.stretch(1.0, 10.0)).await;
+    world.fails();
     let killed = Instant::now();
     let silence = silent.then(|| bench.postgres.fall_silent());
     if !silent {

@@ -43,9 +43,6 @@ impl Victim {
 async fn write(world: &Arc<World>, me: &Person, random: &mut Random, doomed: bool) {
     loop {
         tokio::time::sleep(Duration::from_millis(50) + random.time_below(Duration::from_millis(150))).await;
-        if world.hush.load(Ordering::Acquire) {
-            continue;
-        }
         let (key, channel) = (world.key(&me.name), random.pick(&world.rooms).id);
         let text = format!("{key} - -");
         let send =
@@ -109,14 +106,13 @@ fn received(world: &World, me: &Person, event: &Event) {
     }
 }
 
-/// Puts the victims out of channels and brings them back, and deactivates the last of them after a while.
-pub(crate) async fn put_out(world: Arc<World>, mut random: Random, after: Duration, stop: CancellationToken) {
-    let began = Instant::now();
+/// Puts the victims out of channels and brings them back, and deactivates the last of them as soon as something fails.
+pub(crate) async fn put_out(world: Arc<World>, mut random: Random, stop: CancellationToken) {
     let (doomed, others) = world.victims.split_last().expect("there are victims");
     let mut inside: HashMap<(usize, usize), bool> = HashMap::new();
     while !stop.is_cancelled() {
         tokio::time::sleep(Duration::from_millis(50) + random.time_below(Duration::from_millis(200))).await;
-        if world.deactivated.get().is_none() && began.elapsed() > after {
+        if world.deactivated.get().is_none() && world.failing.load(Ordering::Acquire) {
             let path = format!("/v1/users/{}/deactivate", doomed.id);
             if world.insist(&mut random, &stop, &Ask::Post(path, json!({}))).await {
                 world.note(|| format!("{} is deactivated", doomed.name));
