@@ -149,9 +149,10 @@ impl SessionHandle {
 
     /// Notes that the user does something; returns whether the presence tracker is to be told, which is enough every so
     /// often.
-    pub(super) fn turns_active(&self, now: Timestamp) -> bool {
+    pub(in crate::actors) fn turns_active(&self, now: Timestamp) -> bool {
         let told = self.told_active.load(Ordering::Relaxed);
-        let is_due = now.since(Timestamp(told)).as_secs() as i64 >= ACTIVE_EVERY_S;
+        // A clock that was set back does not keep it from being told until it gets there again.
+        let is_due = now.0.abs_diff(told) >= ACTIVE_EVERY_S * 1_000_000;
         is_due && self.told_active.compare_exchange(told, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 

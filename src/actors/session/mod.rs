@@ -36,7 +36,7 @@ pub use opening::{OpenError, READY_CHANNELS_MAX};
 /// The longest that a timer is set for.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often a session tells the presence tracker that its user is active.
-const ACTIVE_EVERY_S: i64 = 30;
+const ACTIVE_EVERY_S: u64 = 30;
 
 impl Hub {
     /// Takes a session up again behind `s`, for a connection; returns it with how many events follow, or nothing if memory

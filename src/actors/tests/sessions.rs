@@ -123,3 +123,14 @@ async fn sessions_that_are_opened_at_once_are_counted_too() {
     open_ten(11).await;
     assert!(sessions.iter().all(|session| session.ended()));
 }
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_nobody_from_turning_active() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let ear = world.listen(ana, 1).await;
+    let now = world.hub.clock.now().plus_seconds(60);
+    let turns = |seconds| ear.session.turns_active(now.plus_seconds(seconds));
+    assert_eq!([0, 1, 29, 30, 31].map(turns), [true, false, false, true, false]);
+    assert_eq!([-3_600, -3_599, -3_570].map(turns), [true, false, true]);
+}
