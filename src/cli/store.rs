@@ -200,8 +200,9 @@ fn tell(report: &Report, verified: bool, took: Duration) -> Result<()> {
         println!("source and target are the same");
     } else if report.served {
         println!(
-            "\nA server ran on the source: what it wrote since this run began is not in the copy, and no server starts on \
-             the copy yet.\nStop the server, then run the same command again: it brings over what has changed."
+            "\nA server ran on the source, or may have: what it wrote since this run began is not in the copy, and no \
+             server starts on the copy yet.\nStop the server, then run the same command again: it brings over what has \
+             changed."
         );
     } else {
         println!(

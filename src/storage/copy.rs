@@ -122,7 +122,7 @@ pub struct Report {
     pub written: u64,
     /// Rows that were in the target and no longer in the source.
     pub removed: u64,
-    /// Whether a server ran on the source: then the target is not for use yet.
+    /// Whether a server ran on the source, or could have: then the target is not for use yet.
     pub served: bool,
 }
 
@@ -165,8 +165,11 @@ pub async fn copy(from: &str, to: &str, watch: Watch<'_>) -> Result<Report, Copy
         written += both.bring(table, &mut writer).await?;
     }
     let compared = both.compare(&tables).await?;
+    // A lock may get lost, this one or that of a server, which goes on all the same.
+    let kept_off = at_rest.as_ref().is_some_and(|lock| !lock.was_lost());
+    let served = !kept_off || both.source_has_moved(&from).await?;
     let places = [from.told(), to.told()];
-    let report = Report { places, tables: compared, written, removed, served: at_rest.is_none() };
+    let report = Report { places, tables: compared, written, removed, served };
     if report.difference().is_none() && !report.served {
         step(Side::Target, RECORD, Record::finish(&mut writer, &report)).await?;
     }
@@ -513,6 +516,13 @@ impl Both<'_> {
             compared.push(Compared { table: table.name, source: source.done(), target: target.done(), differs });
         }
         Ok(compared)
+    }
+
+    /// Returns whether anything was written to the source since the moment at which it is read.
+    async fn source_has_moved(&mut self, from: &Place) -> Result<bool, CopyError> {
+        let mut now = from.open().await?;
+        let then = step(Side::Source, "streams", side::traces(&mut self.source)).await?;
+        Ok(then != step(Side::Source, "streams", side::traces(&mut now)).await?)
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::{Connection as _, PgConnection};
@@ -14,7 +16,11 @@ use super::{OpenError, Options, postgres};
 
 /// Holds a database for this process until it is dropped.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "it holds by being there")] Held);
+pub struct Lock {
+    #[expect(dead_code, reason = "it holds by being there")]
+    held: Held,
+    was_lost: Arc<AtomicBool>,
+}
 
 #[derive(Debug)]
 #[expect(dead_code, reason = "it holds by being there")]
@@ -40,14 +46,21 @@ impl Lock {
     /// Takes the database for this process, or for this and others that share it; nothing if another one holds it in
     /// another way.
     pub async fn take(options: &Options, shared: bool) -> Result<Option<Lock>, OpenError> {
-        match options.sqlite_path() {
-            Some(path) => Ok(lock_file(path)?.map(|file| Lock(Held::Sqlite(file)))),
-            None => {
-                let Some(connection) = lock_postgres(options, shared).await? else { return Ok(None) };
-                let kept = tokio::spawn(keep(connection, options.clone(), shared));
-                Ok(Some(Lock(Held::Postgres(AbortOnDropHandle::new(kept)))))
-            }
-        }
+        let was_lost = Arc::default();
+        let held = match options.sqlite_path() {
+            Some(path) => lock_file(path)?.map(Held::Sqlite),
+            None => lock_postgres(options, shared).await?.map(|connection| {
+                let kept = keep(connection, options.clone(), shared, Arc::clone(&was_lost));
+                Held::Postgres(AbortOnDropHandle::new(tokio::spawn(kept)))
+            }),
+        };
+        Ok(held.map(|held| Lock { held, was_lost }))
+    }
+
+    /// Returns whether it was lost for a while, as far as that was noticed by now: another process may have had the database.
+    #[must_use]
+    pub fn was_lost(&self) -> bool {
+        self.was_lost.load(Ordering::Relaxed)
     }
 }
 
@@ -68,7 +81,7 @@ fn lock_file(database: &Path) -> Result<Option<File>, OpenError> {
 }
 
 /// Looks after the connection with the lock, and takes the lock again when it is lost.
-async fn keep(connection: PgConnection, options: Options, shared: bool) {
+async fn keep(connection: PgConnection, options: Options, shared: bool, was_lost: Arc<AtomicBool>) {
     let mut held = Some(connection);
     loop {
         tokio::time::sleep(LOOK).await;
@@ -76,6 +89,7 @@ async fn keep(connection: PgConnection, options: Options, shared: bool) {
             if matches!(tokio::time::timeout(ANSWER, connection.ping()).await, Ok(Ok(()))) {
                 continue;
             }
+            was_lost.store(true, Ordering::Relaxed);
             tracing::warn!("the connection that keeps other servers off the database was lost: taking the lock again");
             held = None;
         }

@@ -81,16 +81,9 @@ async fn one_server_runs_on_a_postgres_database() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
-    if !postgres_is_there() {
-        return;
-    }
-    let url = new_postgres_database().await;
-    let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let set = ["--set", &format!("database.url={url}")];
-    let _server = Serving::start(mine.path(), &set);
-    let mut postgres = sqlx::PgConnection::connect(&url).await.unwrap();
+/// Ends the session that holds the lock on a database, and waits until it is held by another one.
+pub(crate) async fn takes_its_lock_again(url: &str) {
+    let mut postgres = sqlx::PgConnection::connect(url).await.unwrap();
     let holder = "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' \
                   AND l.granted AND a.datname = current_database() AND a.application_name = 'colink lock'";
     let first: i32 = sqlx::query_scalar(holder).fetch_one(&mut postgres).await.unwrap();
@@ -106,6 +99,18 @@ async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
         }
     };
     within("the lock to be taken again", taken).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_takes_its_lock_again_when_postgres_was_started_anew() {
+    if !postgres_is_there() {
+        return;
+    }
+    let url = new_postgres_database().await;
+    let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let set = ["--set", &format!("database.url={url}")];
+    let _server = Serving::start(mine.path(), &set);
+    takes_its_lock_again(&url).await;
     let past_it = run(other.path(), &[&["user", "add", "ana"], &set[..]].concat());
     assert!(past_it.code == 1 && past_it.err.contains("runs on this database"), "{}", past_it.err);
 }

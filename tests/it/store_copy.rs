@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::mpsc;
 
 use colink::domain::command::{self as c, Command};
 use colink::domain::id::ChannelId;
@@ -10,9 +11,10 @@ use serde_json::{Value, json};
 use sqlx::Connection as _;
 
 use crate::binary::{Running, Said, Serving, bare, colink, heard, lines, run, run_json, said, terminal};
+use crate::cli::takes_its_lock_again;
 use crate::http::Http;
 use crate::socket::Socket;
-use crate::world::{message, new_postgres_database, postgres_is_there};
+use crate::world::{LIMIT, message, new_postgres_database, postgres_is_there};
 
 /// Runs `colink store copy`.
 fn copy(place: &Path, more: &[&str]) -> Said {
@@ -187,6 +189,41 @@ async fn a_hub_moves_to_postgres_while_it_is_served_and_all_that_clients_hold_st
     assert_eq!(ana.says(&server, general, "home again").await, next + 1);
 }
 
+/// A copy that waits before it brings reactions, because the target, on Postgres, has them locked.
+struct Waiting {
+    process: Running,
+    out: mpsc::Receiver<String>,
+    _err: mpsc::Receiver<String>,
+    holder: sqlx::PgConnection,
+}
+
+impl Waiting {
+    async fn start(place: &Path, from: &str, to: &str) -> Waiting {
+        let migrated = run(place, &["migrate", "--set", &format!("database.url={to}")]);
+        assert_eq!(migrated.code, 0, "{}", migrated.err);
+        let mut holder = sqlx::PgConnection::connect(to).await.unwrap();
+        sqlx::raw_sql("BEGIN; LOCK TABLE reactions IN SHARE MODE").execute(&mut holder).await.unwrap();
+        let mut command = bare(place, &["store", "copy"]);
+        command.env("COLINK_COPY_FROM", from).env("COLINK_COPY_TO", to);
+        let mut process = Running(command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        let out = lines(process.0.stdout.take().unwrap());
+        let err = lines(process.0.stderr.take().unwrap());
+        heard(&err, "copying reactions");
+        Waiting { process, out, _err: err, holder }
+    }
+
+    /// Lets it go on to its end; returns what it says.
+    async fn goes_on(mut self) -> String {
+        sqlx::raw_sql("ROLLBACK").execute(&mut self.holder).await.unwrap();
+        let mut said = String::new();
+        while let Ok(line) = self.out.recv_timeout(LIMIT) {
+            said += &line;
+            said.push('\n');
+        }
+        said
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_was_killed_goes_on_and_until_then_no_server_starts_on_it() {
     if !postgres_is_there() {
@@ -195,22 +232,15 @@ async fn a_copy_that_was_killed_goes_on_and_until_then_no_server_starts_on_it() 
     let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (from, to) = (sqlite(&old.path().join("colink.db")), new_postgres_database().await);
     assert_eq!(run(old.path(), &["seed"]).code, 0);
-    let database = ["--set", &format!("database.url={to}")];
-    assert_eq!(run(new.path(), &[&["migrate"], &database[..]].concat()).code, 0);
-    // The copy waits for this table, and dies waiting.
-    let mut holder = sqlx::PgConnection::connect(&to).await.unwrap();
-    sqlx::raw_sql("BEGIN; LOCK TABLE reactions IN SHARE MODE").execute(&mut holder).await.unwrap();
-    let mut command = bare(old.path(), &["store", "copy"]);
-    command.env("COLINK_COPY_FROM", &from).env("COLINK_COPY_TO", &to).stderr(Stdio::piped()).stdout(Stdio::null());
-    let mut half = Running(command.spawn().unwrap());
-    heard(&lines(half.0.stderr.take().unwrap()), "copying reactions");
-    half.0.kill().unwrap();
-    half.0.wait().unwrap();
-    let messages: i64 = sqlx::query_scalar("SELECT count(*) FROM messages").fetch_one(&mut holder).await.unwrap();
-    let events: i64 = sqlx::query_scalar("SELECT count(*) FROM events").fetch_one(&mut holder).await.unwrap();
+    let mut half = Waiting::start(old.path(), &from, &to).await;
+    half.process.0.kill().unwrap();
+    half.process.0.wait().unwrap();
+    let messages: i64 = sqlx::query_scalar("SELECT count(*) FROM messages").fetch_one(&mut half.holder).await.unwrap();
+    let events: i64 = sqlx::query_scalar("SELECT count(*) FROM events").fetch_one(&mut half.holder).await.unwrap();
     assert!(messages > 0 && events == 0, "{messages} messages and {events} events");
-    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.unwrap();
+    half.goes_on().await;
 
+    let database = ["--set", &format!("database.url={to}")];
     for on_it in [&["serve", "--listen", "127.0.0.1:0"][..], &["user", "add", "eve"], &["migrate"]] {
         let early = run(new.path(), &[on_it, &database[..]].concat());
         assert!(early.code == 1 && early.err.contains("run the same `colink store copy` again"), "{}", early.err);
@@ -225,6 +255,44 @@ async fn a_copy_that_was_killed_goes_on_and_until_then_no_server_starts_on_it() 
     let whole = said(command.env("COLINK_COPY_TO_FILE", &secret).output().unwrap());
     assert!(whole.code == 0 && whole.out.contains("The copy is complete"), "{}{}", whole.out, whole.err);
     assert_eq!(serve(new.path(), &to).stop("-TERM"), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_notices_what_a_server_that_got_past_its_lock_wrote() {
+    if !postgres_is_there() {
+        return;
+    }
+    let (old, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, to) = (sqlite(&old.path().join("colink.db")), new_postgres_database().await);
+    assert_eq!(run(old.path(), &["seed"]).code, 0);
+    let waiting = Waiting::start(old.path(), &from, &to).await;
+    std::fs::remove_file(old.path().join("colink.db.lock")).unwrap();
+    let server = serve(place.path(), &from);
+    let ana = Person::of(place.path(), "ana");
+    ana.says(&server, room(&ana, &server, "general").await, "missed").await;
+    assert_eq!(server.stop("-TERM"), Some(0));
+    let said = waiting.goes_on().await;
+    assert!(said.contains("A server ran on the source") && !said.contains("The copy is complete"), "{said}");
+
+    let last = copy(old.path(), &["--from", &from, "--to", &to]);
+    assert!(last.code == 0 && last.out.contains("The copy is complete"), "{}{}", last.out, last.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_lock_on_the_source_was_lost_is_not_complete() {
+    if !postgres_is_there() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let (from, to) = (new_postgres_database().await, new_postgres_database().await);
+    assert_eq!(run(place.path(), &["seed", "--set", &format!("database.url={from}")]).code, 0);
+    let waiting = Waiting::start(place.path(), &from, &to).await;
+    takes_its_lock_again(&from).await;
+    let said = waiting.goes_on().await;
+    assert!(said.contains("A server ran on the source") && !said.contains("The copy is complete"), "{said}");
+
+    let last = copy(place.path(), &["--from", &from, "--to", &to]);
+    assert!(last.code == 0 && last.out.contains("The copy is complete"), "{}{}", last.out, last.err);
 }
 
 #[test]
