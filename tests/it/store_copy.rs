@@ -295,6 +295,30 @@ async fn a_copy_whose_lock_on_the_source_was_lost_is_not_complete() {
     assert!(last.code == 0 && last.out.contains("The copy is complete"), "{}{}", last.out, last.err);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_takes_longer_than_the_role_may_be_idle_in_a_transaction() {
+    if !postgres_is_there() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let (from, to) = (new_postgres_database().await, new_postgres_database().await);
+    assert_eq!(run(place.path(), &["seed", "--set", &format!("database.url={from}")]).code, 0);
+    for url in [&from, &to] {
+        let mut db = sqlx::PgConnection::connect(url).await.unwrap();
+        let name = url.rsplit_once('/').unwrap().1;
+        let limit =
+            format!("ALTER ROLE CURRENT_USER IN DATABASE {name} SET idle_in_transaction_session_timeout = '1ms'");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(limit)).execute(&mut db).await.unwrap();
+    }
+    let ends = ["--from", &from, "--to", &to];
+    for _ in 0..2 {
+        let done = copy(place.path(), &ends);
+        assert!(done.code == 0 && done.out.contains("The copy is complete"), "{}{}", done.out, done.err);
+    }
+    let same = copy(place.path(), &[&ends[..], &["--verify"]].concat());
+    assert!(same.code == 0 && same.out.contains("source and target are the same"), "{}{}", same.out, same.err);
+}
+
 #[test]
 fn a_copy_shows_a_bar_on_a_terminal_and_keeps_its_urls_to_itself() {
     let data = tempfile::tempdir().unwrap();

@@ -83,7 +83,9 @@ impl Place {
                 let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(PATIENCE);
                 let mut connection =
                     pool.connect_with(connect.application_name("colink store copy")).await?.acquire().await?;
-                let patient = "SET statement_timeout = 0; SET default_transaction_read_only = on";
+                // One side waits in its transaction for as long as the other one sorts.
+                let patient = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
+                               SET default_transaction_read_only = on";
                 sqlx::raw_sql(patient).execute(&mut *connection).await?;
                 return Ok(Db::Postgres(connection));
             }
