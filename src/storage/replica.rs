@@ -16,8 +16,8 @@ use super::{Db, OpenError, Options, Store, StoreError, events, postgres};
 use crate::domain::id::ChannelId;
 use crate::domain::message::Message;
 
-/// How long a replica is left alone that failed once; twice as long for each failure more, up to the longest. Behind that one page
-/// tries it, and the others do not wait for that.
+/// How long a replica is left alone that failed once. Behind that one page tries it, and the others do not wait for that; it is
+/// left alone twice as long each time that the try fails, too, up to the longest.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// A replica, and whether it is worth asking.
@@ -37,6 +37,17 @@ struct Rest {
     next: Duration,
 }
 
+/// What a page is to do with a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    /// To ask it.
+    Ask,
+    /// To ask it, as the one that finds out whether it is back.
+    Try,
+    /// To leave it alone.
+    Rest,
+}
+
 impl Replica {
     /// Makes the way to a replica, which need not be there yet.
     pub(super) fn new(url: &str, options: &Options) -> Result<Self, OpenError> {
@@ -53,7 +64,8 @@ impl Replica {
 
     /// Returns a page, if the replica has got as far as `head`.
     async fn history(&self, head: i64, ask: Ask) -> Option<(Vec<Message>, More)> {
-        if self.rests(Instant::now()) {
+        let turn = self.turn(Instant::now());
+        if turn == Turn::Rest {
             return None;
         }
         let read = tokio::time::timeout(self.patience, async {
@@ -72,30 +84,34 @@ impl Replica {
                 "failed"
             }
         };
-        self.note(Instant::now(), read.is_ok());
+        self.note(Instant::now(), turn, read.is_ok());
         metrics::counter!("colink_replica_reads_total", "outcome" => outcome).increment(1);
         read.ok().flatten()
     }
 
-    /// Returns whether it is left alone now; who finds that it no longer is, is the one who tries it.
-    fn rests(&self, now: Instant) -> bool {
+    /// Returns what a page is to do now.
+    fn turn(&self, now: Instant) -> Turn {
         match &mut *self.rest.lock().expect("no panic under this lock") {
-            Some(rest) if now < rest.until => true,
+            Some(rest) if now < rest.until => Turn::Rest,
             Some(rest) => {
                 rest.until = now + self.patience;
-                false
+                Turn::Try
             }
-            None => false,
+            None => Turn::Ask,
         }
     }
 
-    fn note(&self, now: Instant, good: bool) {
+    fn note(&self, now: Instant, turn: Turn, good: bool) {
         let mut rest = self.rest.lock().expect("no panic under this lock");
-        let failed = |rest: Option<Rest>| {
-            let pause = rest.map_or(REST.0, |rest| rest.next);
-            Rest { until: now + pause, next: (pause * 2).min(REST.1) }
+        *rest = match *rest {
+            _ if good => None,
+            // What was asked together fails together, and that is one failure.
+            Some(rest) if turn != Turn::Try => Some(rest),
+            failed => {
+                let pause = failed.map_or(REST.0, |rest| rest.next);
+                Some(Rest { until: now + pause, next: (pause * 2).min(REST.1) })
+            }
         };
-        *rest = if good { None } else { Some(failed(*rest)) };
     }
 }
 
@@ -133,21 +149,42 @@ pub async fn history(store: &Store, head: i64, ask: Ask) -> Result<(Vec<Message>
 mod tests {
     use super::*;
 
+    fn replica() -> Replica {
+        let options = Options::new("postgres://nobody@127.0.0.1:1/none");
+        Replica::new(&options.url, &options).unwrap()
+    }
+
     #[tokio::test]
     async fn a_replica_that_fails_is_tried_by_one_page_now_and_then() {
-        let options = Options::new("postgres://nobody@127.0.0.1:1/none");
-        let replica = Replica::new(&options.url, &options).unwrap();
+        let replica = replica();
         let mut now = Instant::now();
-        assert!(!replica.rests(now), "until it fails it is asked");
+        let mut turn = replica.turn(now);
+        assert_eq!(turn, Turn::Ask, "until it fails");
         for pause in [1, 2, 4, 8, 16, 30, 30] {
-            replica.note(now, false);
+            replica.note(now, turn, false);
             now += Duration::from_secs(pause) - Duration::from_millis(1);
-            assert!(replica.rests(now), "{pause}");
+            assert_eq!(replica.turn(now), Turn::Rest, "{pause}");
             now += Duration::from_millis(1);
-            assert!(!replica.rests(now), "{pause}");
-            assert!(replica.rests(now), "the others do not wait for it");
+            turn = replica.turn(now);
+            assert_eq!(turn, Turn::Try, "{pause}");
+            assert_eq!(replica.turn(now), Turn::Rest, "the others do not wait for it");
         }
-        replica.note(now, true);
-        assert!(!replica.rests(now) && !replica.rests(now));
+        replica.note(now, turn, true);
+        assert_eq!([replica.turn(now), replica.turn(now)], [Turn::Ask, Turn::Ask]);
+    }
+
+    #[tokio::test]
+    async fn pages_that_fail_together_count_once() {
+        let replica = replica();
+        let began = Instant::now();
+        let pages = [(); 6].map(|()| replica.turn(began));
+        for (at, turn) in std::iter::zip(0.., pages) {
+            replica.note(began + Duration::from_millis(at), turn, false);
+        }
+        assert_eq!(replica.turn(began + REST.0), Turn::Try);
+        // One that was asked before comes late: the try goes on.
+        replica.note(began + REST.0, Turn::Ask, false);
+        replica.note(began + REST.0, Turn::Try, false);
+        assert_eq!(replica.turn(began + 3 * REST.0), Turn::Try);
     }
 }
