@@ -292,6 +292,67 @@ async fn doctor_looks_at_a_cluster_and_at_a_copy_that_is_not_finished() {
     assert!(copy.code == 1 && copy.out.contains("a copy that is not finished"), "{}{}", copy.out, copy.err);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_status_prints_every_node_with_how_it_stands() {
+    let alone = tempfile::tempdir().unwrap();
+    let nobody = run(alone.path(), &["cluster", "status"]);
+    assert!(nobody.code == 1 && nobody.err.contains("no server runs on "), "{}", nobody.err);
+    let _server = Serving::start(alone.path(), &[]);
+    let itself = run(alone.path(), &["cluster", "status"]);
+    assert!(itself.code == 0 && itself.out.contains(" is a server by itself\n"), "{}{}", itself.out, itself.err);
+
+    let Some(redis) = std::env::var("COLINK_TEST_REDIS").ok().filter(|_| postgres_is_there()) else { return };
+    let (database, redis) =
+        (format!("database.url={}", new_postgres_database().await), format!("cluster.redis={redis}"));
+    let name = format!("cluster.name=status-{}", std::process::id());
+    let node = |place: &Path, named: &str| {
+        let named = format!("cluster.node={named}");
+        Serving::start(place, &["--set", &database, "--set", &redis, "--set", &name, "--set", &named])
+    };
+    let (place, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (first, second) = (node(place.path(), "hub-1"), node(other.path(), "hub-2"));
+    // What a node says of itself stands in the database every two seconds.
+    let states = || {
+        let status = run_json(place.path(), &["cluster", "status"]);
+        assert_eq!((&status["node"], &status["clustered"]), (&json!("hub-1"), &json!(true)));
+        let nodes = status["nodes"].as_array().unwrap();
+        nodes.iter().map(|node| format!("{} {}", node["name"], node["state"])).collect::<Vec<_>>().join(", ")
+    };
+    let both = r#""hub-1" "this", "hub-2" "up""#;
+    eventually("both nodes to be up", || async { states() == both }).await;
+
+    // A channel that somebody writes to has an owner.
+    assert_eq!(run(place.path(), &["user", "add", "ana", "--admin"]).code, 0);
+    let token = run_json(place.path(), &["token", "add", "--user", "ana"]);
+    let ana = Http::new(&first.url, token["token"].as_str());
+    let room = ana.post("/v1/channels", &json!({"kind": "public", "name": "room"})).await.good();
+    let messages = format!("/v1/channels/{}/messages", room["id"].as_str().unwrap());
+    ana.post(&messages, &json!({"text": "hi"})).await.good();
+
+    let Said { code, out, err } = run(place.path(), &["cluster", "status"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let mut lines = out.lines();
+    assert_eq!(lines.next(), Some("hub-1 is a node of a cluster"), "{out}");
+    let header = lines.find(|line| line.starts_with("node")).unwrap();
+    let rows: Vec<&str> = lines.take(2).collect();
+    // Returns what a row has in a column that is set to the right.
+    let cell = |row: usize, column: &str| {
+        let end = header.find(column).unwrap() + column.len();
+        rows[row][..end].rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    assert!(rows[0].starts_with("hub-1  this  ") && rows[1].starts_with("hub-2  up  "), "{out}");
+    let owned = [cell(0, "channels"), cell(1, "channels")];
+    assert_eq!(owned.iter().sum::<u64>(), 1, "{out}");
+    assert_eq!(cell(owned.iter().position(|n| *n == 1).unwrap(), "epoch"), 1, "{out}");
+    for column in ["sessions", "taken over", "fenced", "forwarded", "beside", "repaired"] {
+        let known = [cell(0, column), cell(1, column)];
+        assert!(known.iter().all(|n| *n <= 1), "{column}: {known:?}\n{out}");
+    }
+
+    assert_eq!(second.stop("-KILL"), None);
+    eventually("the node to be told of as it stands", || async { states() != both }).await;
+}
+
 #[test]
 fn health_asks_the_server_that_runs() {
     let data = tempfile::tempdir().unwrap();
