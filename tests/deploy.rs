@@ -9,6 +9,8 @@ const COMPOSE: &str = include_str!("../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../deploy/Dockerfile");
 const MAKE_ENV: &str = include_str!("../deploy/make-env");
 const TRAEFIK: &str = include_str!("../deploy/traefik/dynamic/colink.yml");
+const TRAEFIK_PORTS: &str = include_str!("../deploy/traefik/traefik.yml");
+const TRAEFIK_GRAFANA: &str = include_str!("../deploy/traefik/dynamic/grafana.yml");
 const PROMETHEUS: &str = include_str!("../deploy/prometheus/prometheus.yml");
 const RULES: &str = include_str!("../deploy/prometheus/rules.yml");
 const DASHBOARD: &str = include_str!("../deploy/grafana/dashboards/colink.json");
@@ -101,6 +103,18 @@ fn every_hub_is_behind_traefik_and_watched() {
         serde_json::from_str(after(COMPOSE, "TRUSTED_PROXIES: ").trim_matches('\'')).expect("a list");
     let traefik = after(COMPOSE, "ipv4_address: ").trim_end_matches([' ', '}']);
     assert_eq!(trusted.iter().map(Network::to_string).collect::<Vec<_>>(), [format!("{traefik}/32")]);
+}
+
+#[test]
+fn grafana_is_not_where_the_hubs_are_published() {
+    let ports = TRAEFIK.matches("entryPoints: [web]").count() + TRAEFIK.matches("entryPoints: [websecure]").count();
+    assert_eq!((ports, TRAEFIK.matches("entryPoints:").count()), (2, 2));
+    assert_eq!(TRAEFIK_GRAFANA.matches("entryPoints:").count(), 1);
+    assert_eq!(after(TRAEFIK_GRAFANA, "entryPoints: "), "[grafana]");
+    let (_, entry) = TRAEFIK_PORTS.split_once("\n  grafana:\n").expect("it has an entry point");
+    let port = number(after(entry, "address: ").trim_matches('"').trim_start_matches(':'));
+    assert!(COMPOSE.contains(&format!("${{GRAFANA_LISTEN:-127.0.0.1:{port}}}:{port}\"")), "{port}");
+    assert!(MAKE_ENV.contains(&format!("\nGRAFANA_LISTEN=127.0.0.1:{port}\n")), "{port}");
 }
 
 #[test]
