@@ -1,7 +1,8 @@
 //! The composition root: from a configuration to a running node, and back down in order.
 //!
 //! Up: store, schema, writer and actors, listener. Down: sessions are asked to reconnect and are served until they have,
-//! requests finish, what waits is written, the store closes.
+//! requests finish, what waits is written, the store closes. It is down after `server.drain_s` and [`BEYOND_DRAIN`] at the
+//! latest, whatever hangs.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read as _, Write as _};
@@ -14,9 +15,10 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::actors::{Hub, Joins};
+use crate::actors::{GOODBYE_MAX, Hub, Joins, STOPPED_WITHIN};
 use crate::bus::memory::Network;
 use crate::bus::redis;
 use crate::clock::Clock;
@@ -263,17 +265,33 @@ impl App {
         Ok(App { hub, address, stop, serving, data, _locks: (lock, running, database_lock) })
     }
 
-    /// Stops the node in order: nothing that was accepted is lost.
+    /// Stops the node in order: nothing that was accepted is lost. Clients and requests share one time, `server.drain_s` and
+    /// what a goodbye takes: what a client that stays has used up, a request that hangs does not get.
     pub async fn stop(self) {
-        let _ = std::fs::remove_file(self.data.join(RUNNING));
-        self.hub.drain();
-        tokio::join!(self.hub.drained(), self.hub.left());
-        self.stop.cancel();
-        let _ = self.serving.await;
-        self.hub.stop().await;
-        self.hub.store.close().await;
+        let App { hub, stop, mut serving, data, _locks, .. } = self;
+        let by = Instant::now() + Duration::from_secs(hub.config.server.drain_s) + GOODBYE_MAX;
+        let _ = std::fs::remove_file(data.join(RUNNING));
+        hub.drain();
+        let requests = async {
+            hub.closing.cancelled().await;
+            stop.cancel();
+            if timeout_at(by.into(), &mut serving).await.is_err() {
+                tracing::info!("stopping without an answer to every request");
+                serving.abort();
+            }
+        };
+        tokio::join!(hub.drained(), hub.left(), requests);
+        hub.stop().await;
+        if timeout(CLOSED_WITHIN, hub.store.close()).await.is_err() {
+            tracing::info!("stopping without a goodbye to the database");
+        }
     }
 }
+
+/// How long the store may take to close: whoever still waits for the database keeps a connection.
+const CLOSED_WITHIN: Duration = Duration::from_secs(2);
+/// How long a stop takes beyond `server.drain_s` at most.
+pub const BEYOND_DRAIN: Duration = GOODBYE_MAX.saturating_add(STOPPED_WITHIN).saturating_add(CLOSED_WITHIN);
 
 /// Returns what a node is called.
 fn node_name(config: &Config, address: SocketAddr) -> String {

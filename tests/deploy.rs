@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use colink::app::BEYOND_DRAIN;
 use colink::config::{Config, Network};
 
 const COMPOSE: &str = include_str!("../docker-compose.yml");
@@ -121,7 +122,12 @@ fn grafana_is_not_where_the_hubs_are_published() {
 fn a_hub_is_given_time_to_stop_and_closes_no_connection_that_traefik_would_use() {
     let grace = number(after(COMPOSE, "stop_grace_period: "));
     let drain = number(after(COMPOSE, "COLINK_SERVER__DRAIN_S: "));
-    assert!(grace > 2 * drain + 17 - 1, "{grace} s for {drain} s");
+    let stops_within = |drain: u64| drain + BEYOND_DRAIN.as_secs();
+    assert!(grace > stops_within(drain), "{grace} s for {drain} s");
+    let stops_within = stops_within(Config::default().server.drain_s);
+    assert!(stops_within < 30, "{stops_within} s");
+    assert!(OPERATIONS.contains(&format!("({stops_within} s by default)")), "{stops_within} s");
+    assert!(number(after(OPERATIONS, "TimeoutStopSec=")) > stops_within);
     let idle = number(after(TRAEFIK, "idleConnTimeout: "));
     assert!(idle * 1_000 < Config::default().server.header_timeout_ms, "{idle} s");
 }

@@ -29,7 +29,7 @@ pub mod trace;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::Notify;
@@ -56,11 +56,10 @@ use presence::{PresenceActor, PresenceMsg};
 const MOVES_WITHIN: Duration = Duration::from_secs(3);
 /// How long a stopping node waits for clients to answer its goodbye.
 const GOODBYE_MIN: Duration = Duration::from_millis(100);
-const GOODBYE_MAX: Duration = Duration::from_secs(2);
+pub(crate) const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
-/// How long a stopping node waits for what is to be written, and for its actors.
-const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
-const STOPPED_WITHIN: Duration = Duration::from_secs(2);
+/// How long a stopping node waits for what is to be written, and for its actors, in all.
+pub(crate) const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the parts of a running node share.
 pub struct Hub {
@@ -295,10 +294,10 @@ impl Hub {
         }
     }
 
-    /// Says in the database that this node is no more.
+    /// Says in the database that this node is no more. Waits for that no longer than for a client's goodbye.
     pub async fn left(&self) {
         if let Some(cluster) = &self.cluster {
-            cluster.take_row_away(&self.store).await;
+            let _ = tokio::time::timeout(GOODBYE_MAX, cluster.take_row_away(&self.store)).await;
         }
     }
 
@@ -328,12 +327,13 @@ impl Hub {
 
     /// Writes what waits, then stops the actors.
     pub async fn stop(&self) {
+        let by = Instant::now() + STOPPED_WITHIN;
         self.remember_seen().await;
         self.writing.cancel();
-        let _ = tokio::time::timeout(WRITTEN_WITHIN, self.written.cancelled()).await;
+        let _ = tokio::time::timeout_at(by.into(), self.written.cancelled()).await;
         let root = &self.actors().root;
         root.stop(None);
-        let _ = tokio::time::timeout(STOPPED_WITHIN, root.wait(None)).await;
+        let _ = tokio::time::timeout_at(by.into(), root.wait(None)).await;
     }
 }
 

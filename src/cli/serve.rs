@@ -52,7 +52,10 @@ pub(super) fn run(args: ServeArgs) -> Result<ExitCode> {
         builder.worker_threads(config.server.threads);
     }
     let runtime = builder.enable_all().build()?;
-    runtime.block_on(serve(config, args.demo))
+    let outcome = runtime.block_on(serve(config, args.demo));
+    // A thread that looks up a name, or hashes a password, is not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(config: Config, demo: bool) -> Result<ExitCode> {

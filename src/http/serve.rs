@@ -52,7 +52,7 @@ fn forwarded(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
     address
 }
 
-/// Serves until `stop` is cancelled, then finishes the requests that are running.
+/// Serves until `stop` is cancelled, then finishes the requests that are running, however long they take.
 pub async fn serve(hub: Arc<Hub>, listener: TcpListener, stop: CancellationToken) {
     let router = super::router(hub.clone());
     let most = hub.config.server.max_connections;
@@ -83,7 +83,7 @@ pub async fn serve(hub: Arc<Hub>, listener: TcpListener, stop: CancellationToken
         });
     }
     connections.close();
-    let _ = tokio::time::timeout(Duration::from_secs(hub.config.server.drain_s.max(1)), connections.wait()).await;
+    connections.wait().await;
 }
 
 /// A connection's place among those allowed. A WebSocket takes it along.

@@ -440,15 +440,16 @@ impl Store {
         Ok(on!(&mut db, c => sqlx::query_scalar(sql).fetch_one(c).await?))
     }
 
-    /// Closes every connection.
+    /// Closes every connection. Waits, without a limit, for those that are in use.
     pub async fn close(&self) {
         match self {
             Store::Postgres { readers, writer, replica, .. } => {
-                readers.close().await;
-                writer.close().await;
-                if let Some(replica) = replica {
-                    replica.close().await;
-                }
+                let replica = async {
+                    if let Some(replica) = replica {
+                        replica.close().await;
+                    }
+                };
+                tokio::join!(readers.close(), writer.close(), replica);
             }
             Store::Sqlite { readers, writer, .. } => {
                 readers.close().await;

@@ -1,10 +1,14 @@
 //! How sessions end: with their sign-in, with their node, and with the patience of whoever is flooded.
 
+use std::time::{Duration, Instant};
+
+use colink::app::BEYOND_DRAIN;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::socket::{CLOSE, Incoming, PING, Socket, TEXT, frame};
-use crate::world::{Person, World, eventually, time_passes, within};
+use crate::world::{Database, Person, World, eventually, postgres_is_there, time_passes, within};
 
 impl Person {
     /// Returns the same person with a sign-in that lasts this long.
@@ -221,6 +225,39 @@ async fn who_does_not_move_is_closed_with_1012_and_waited_for() {
     assert!(moved.may_come_back() && moved.to_string().contains("1001"), "{moved}");
     drop(silent);
     eventually("all connections to be gone", || async { hub.connections.is_empty() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_stops_in_time_whatever_hangs() {
+    if !postgres_is_there() {
+        return;
+    }
+    let mut world = World::on(Database::Postgres, |config| {
+        config.server.request_timeout_ms = 0;
+        config.database.timeout_ms = 600_000;
+        config.database.statement_timeout_ms = 0;
+        config.database.lock_timeout_ms = 600_000;
+    })
+    .await;
+    let ana = world.user("ana").await;
+    let general = world.channel("general", &[&ana]).await;
+    let stays = ana.connects().await;
+    let database = world.app().hub.config.database.url.expose().to_owned();
+    let mut other = PgConnection::connect(&database).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE").execute(&mut other).await.unwrap();
+    let path = format!("/v1/channels/{general}/messages");
+    let (reads, writes, to) = (ana.clone(), ana.clone(), path.clone());
+    let hanging = [
+        tokio::spawn(async move { reads.http.get(&path).await }),
+        tokio::spawn(async move { writes.http.post(&to, &json!({"text": "hi"})).await }),
+    ];
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'messages'::regclass";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut other).await.unwrap() < 2 {}
+    let since = Instant::now();
+    world.stop().await;
+    let took = since.elapsed();
+    assert!(took < BEYOND_DRAIN + Duration::from_millis(500), "{took:?}");
+    drop((stays, hanging));
 }
 
 #[tokio::test(flavor = "multi_thread")]
