@@ -71,7 +71,9 @@ impl Hub {
 
     /// Ends the statuses whose time is over, piece by piece.
     async fn end_statuses(&self) -> Result<(), StoreError> {
-        while !users::ended_status(&mut self.store.read().await?, self.clock.now()).await?.is_empty() {
+        let ended =
+            || self.store.in_time(async { users::ended_status(&mut self.store.read().await?, self.clock.now()).await });
+        while !ended().await?.is_empty() {
             self.writer.write(SYSTEM, Work::Account(Account::EndStatuses), None).await?;
         }
         Ok(())

@@ -44,7 +44,7 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
+use sqlx::{PgPool, Sqlite, SqlitePool};
 
 use crate::clock::Timestamp;
 use crate::domain::id::ChannelId;
@@ -74,7 +74,7 @@ pub enum Dialect {
 #[derive(Debug)]
 pub enum Db {
     /// To Postgres.
-    Postgres(PoolConnection<Postgres>),
+    Postgres(postgres::Lent),
     /// To a SQLite file.
     Sqlite(PoolConnection<Sqlite>),
 }
@@ -380,7 +380,9 @@ impl Store {
     pub(crate) async fn read_for(&self, what: &'static str) -> Result<Db, StoreError> {
         metrics::counter!("colink_database_reads_total", "for" => what).increment(1);
         Ok(match self {
-            Store::Postgres { readers, .. } => Db::Postgres(readers.acquire().await?),
+            Store::Postgres { readers, patience, .. } => {
+                Db::Postgres(postgres::Lent::new(readers.acquire().await?, *patience))
+            }
             Store::Sqlite { readers, .. } => Db::Sqlite(readers.acquire().await?),
         })
     }
@@ -403,7 +405,9 @@ impl Store {
     /// Returns the connection that writes; on SQLite there is only one.
     pub(crate) async fn write(&self) -> Result<Db, StoreError> {
         Ok(match self {
-            Store::Postgres { writer, .. } => Db::Postgres(writer.acquire().await?),
+            Store::Postgres { writer, patience, .. } => {
+                Db::Postgres(postgres::Lent::new(writer.acquire().await?, *patience))
+            }
             Store::Sqlite { writer, .. } => Db::Sqlite(writer.acquire().await?),
         })
     }

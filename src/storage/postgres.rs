@@ -6,11 +6,17 @@
 //! does not look after them is refused. docs/adr/0013 says why.
 
 use std::collections::HashMap;
+use std::io;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::failure::has_code;
 use super::replica::Replica;
@@ -64,9 +70,77 @@ fn limits(options: &Options) -> String {
     )
 }
 
+/// A connection of a pool, which gets it back when this is dropped.
+///
+/// sqlx 0.9 tests by a ping what comes back (`PoolConnection::return_to_pool`, which its own drop spawns), and that may take for
+/// ever. A connection that was given up in the middle of a read, because its server went silent, would keep its place until
+/// the system gives it up: a quarter of an hour. So it is closed if it does not answer in time.
+#[derive(Debug)]
+pub struct Lent {
+    /// There until it is dropped.
+    connection: Option<PoolConnection<Postgres>>,
+    /// How long it may take to come back.
+    patience: Duration,
+}
+
+const LENT: &str = "it is there until it is dropped";
+
+impl Lent {
+    /// Takes a connection of a pool, which may take as long as `patience` to come back.
+    pub(super) fn new(connection: PoolConnection<Postgres>, patience: Duration) -> Lent {
+        Lent { connection: Some(connection), patience }
+    }
+
+    /// Takes the connection out of its pool, for good.
+    pub(super) fn detach(mut self) -> PgConnection {
+        self.connection.take().expect(LENT).detach()
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.connection.as_ref().expect(LENT)
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.connection.as_mut().expect(LENT)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        let (back, patience) = (connection.return_to_pool(), self.patience);
+        // Who is dropped outside of a runtime is closed.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                if timeout(patience, back).await.is_err() {
+                    tracing::info!("a connection to the database does not answer any more: it is closed");
+                }
+            });
+        }
+    }
+}
+
+/// Tests a connection that nobody used for a while.
+async fn test(connection: &mut PgConnection, patience: Duration) -> Result<bool, sqlx::Error> {
+    let silent = |_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into()));
+    timeout(patience, connection.ping()).await.unwrap_or_else(silent).map(|()| true)
+}
+
 /// Makes a pool of connections with the same settings; through a pooler there are none, for others would get them.
 fn pool(options: &Options, most: u32, settings: String) -> PgPoolOptions {
-    let pool = PgPoolOptions::new().max_connections(most).acquire_timeout(options.timeout);
+    // There has to be time left for a new one. sqlx's own test has the whole time, so that who meets one that is silent gets none.
+    let patience = options.timeout / 2;
+    let pool = PgPoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(options.timeout)
+        .test_before_acquire(false)
+        .before_acquire(move |connection, _| Box::pin(test(connection, patience)));
     if options.pooled {
         return pool;
     }

@@ -69,7 +69,7 @@ impl Replica {
             return None;
         }
         let read = tokio::time::timeout(self.patience, async {
-            let mut db = Db::Postgres(self.pool.acquire().await?);
+            let mut db = Db::Postgres(postgres::Lent::new(self.pool.acquire().await?, self.patience));
             if events::head(&mut db, ask.channel.into()).await? < head {
                 return Ok(None);
             }

@@ -274,6 +274,7 @@ mod pooler;
 mod races;
 mod remembered;
 mod rooms;
+mod silence;
 mod talk;
 mod wire;
 

@@ -1,4 +1,5 @@
-//! A way to Postgres that can be cut: at a round trip of choice, before the request arrives or before the answer does.
+//! A way to Postgres that can be cut: at a round trip of choice, before the request arrives or before the answer does. Or it
+//! goes silent, as if the machine behind it lost its power: what is connected stays so, and hears nothing any more.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,6 +7,7 @@ use sqlx::ConnectOptions as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// Where to cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,7 +20,11 @@ pub(super) struct Cut {
 
 /// The way, which lasts as long as the runtime.
 #[derive(Clone, Default)]
-pub(super) struct Wire(Arc<Mutex<Option<Cut>>>);
+pub(super) struct Wire {
+    plan: Arc<Mutex<Option<Cut>>>,
+    /// Cancelled when what is connected now goes silent.
+    silence: Arc<Mutex<CancellationToken>>,
+}
 
 impl Wire {
     /// Makes a way to the server of `url`; returns the URL that goes by it, too.
@@ -43,12 +49,17 @@ impl Wire {
 
     /// Plans a cut, once.
     pub(super) fn plan(&self, cut: Cut) {
-        *self.0.lock().unwrap() = Some(cut);
+        *self.plan.lock().unwrap() = Some(cut);
+    }
+
+    /// Has every connection that there is carry nothing any more. Those that are made from now on do.
+    pub(super) fn go_silent(&self) {
+        std::mem::take(&mut *self.silence.lock().unwrap()).cancel();
     }
 
     /// Gives up the plan; returns whether it was carried out before.
     pub(super) fn was_cut(&self) -> bool {
-        self.0.lock().unwrap().take().is_none()
+        self.plan.lock().unwrap().take().is_none()
     }
 
     /// Carries bytes until an end, or the planned cut, closes both sides.
@@ -56,8 +67,10 @@ impl Wire {
         let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.split(), server.split());
         let (mut request, mut answer) = (vec![0; 64 * 1_024], vec![0; 64 * 1_024]);
         let mut asked = false;
+        let silence = self.silence.lock().unwrap().clone();
         loop {
             tokio::select! {
+                () = silence.cancelled() => return std::future::pending().await,
                 read = from_client.read(&mut request) => {
                     let Ok(read @ 1..) = read else { return };
                     let begins = !std::mem::replace(&mut asked, true);
@@ -78,7 +91,7 @@ impl Wire {
 
     /// Returns whether to cut at this request or answer, which begins.
     fn is_due(&self, answer: bool) -> bool {
-        let mut plan = self.0.lock().unwrap();
+        let mut plan = self.plan.lock().unwrap();
         let Some(cut) = plan.as_mut() else { return false };
         if cut.trips == 0 && cut.answer == answer {
             *plan = None;

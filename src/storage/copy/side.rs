@@ -13,6 +13,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use super::row::{self, Batch, Column, Kind, Shape, Tuples};
 use super::{CopyError, PATIENCE, Side};
 use crate::storage::lock::Lock;
+use crate::storage::postgres::Lent;
 use crate::storage::{Db, Dialect, OpenError, Options, by_dialect, on};
 
 /// Where one of the two databases is.
@@ -87,7 +88,7 @@ impl Place {
                 let patient = "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
                                SET default_transaction_read_only = on";
                 sqlx::raw_sql(patient).execute(&mut *connection).await?;
-                return Ok(Db::Postgres(connection));
+                return Ok(Db::Postgres(Lent::new(connection, PATIENCE)));
             }
             let connect = SqliteConnectOptions::new()
                 .filename(self.file().unwrap_or(Path::new("")))
