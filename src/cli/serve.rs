@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Settings, seed};
 use crate::app::App;
@@ -58,18 +58,49 @@ pub(super) fn run(args: ServeArgs) -> Result<ExitCode> {
     outcome
 }
 
-async fn serve(config: Config, demo: bool) -> Result<ExitCode> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let app = App::start(config).await?;
-    if demo {
-        seed::fill(&app).await.context("cannot make the demo team")?;
+/// The signals that tell a server to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    welcome(&app, demo).await?;
+
+    /// Waits for the next one and returns its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+async fn serve(config: Config, demo: bool) -> Result<ExitCode> {
+    let mut signals = Signals::listen()?;
+    let app = tokio::select! {
+        app = App::start(config) => app?,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopping before the start is over");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let serving = async {
+        if demo {
+            seed::fill(&app).await.context("cannot make the demo team")?;
+        }
+        welcome(&app, demo).await?;
+        app.hub.failed.cancelled().await;
+        anyhow::Ok(())
+    };
     let told = tokio::select! {
-        _ = terminate.recv() => Some("SIGTERM"),
-        _ = interrupt.recv() => Some("SIGINT"),
-        () = app.hub.failed.cancelled() => None,
+        failed = serving => {
+            failed?;
+            None
+        }
+        signal = signals.next() => Some(signal),
     };
     let code = match told {
         Some(signal) => {
@@ -83,8 +114,7 @@ async fn serve(config: Config, demo: bool) -> Result<ExitCode> {
     };
     tokio::select! {
         () = app.stop() => Ok(code),
-        _ = terminate.recv() => Ok(ExitCode::FAILURE),
-        _ = interrupt.recv() => Ok(ExitCode::FAILURE),
+        _ = signals.next() => Ok(ExitCode::FAILURE),
     }
 }
 

@@ -4,6 +4,7 @@
 //! both are nodes of a cluster: those share the lock.
 
 use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,10 +50,18 @@ impl Lock {
         let was_lost = Arc::default();
         let held = match options.sqlite_path() {
             Some(path) => lock_file(path)?.map(Held::Sqlite),
-            None => lock_postgres(options, shared).await?.map(|connection| {
-                let kept = keep(connection, options.clone(), shared, Arc::clone(&was_lost));
-                Held::Postgres(AbortOnDropHandle::new(tokio::spawn(kept)))
-            }),
+            None => {
+                let patience = PATIENCE + options.timeout;
+                let silent = || {
+                    let text = format!("no answer within {} ms", patience.as_millis());
+                    OpenError::Connect(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, text)))
+                };
+                let taken = tokio::time::timeout(patience, lock_postgres(options, shared)).await;
+                taken.map_err(|_| silent())??.map(|connection| {
+                    let kept = keep(connection, options.clone(), shared, Arc::clone(&was_lost));
+                    Held::Postgres(AbortOnDropHandle::new(tokio::spawn(kept)))
+                })
+            }
         };
         Ok(held.map(|held| Lock { held, was_lost }))
     }
@@ -71,7 +80,7 @@ fn lock_file(database: &Path) -> Result<Option<File>, OpenError> {
         Err(_) => database.to_owned(),
     };
     path.as_mut_os_string().push(".lock");
-    let failed = |error: std::io::Error| OpenError::Lock(format!("{}: {error}", path.display()));
+    let failed = |error: io::Error| OpenError::Lock(format!("{}: {error}", path.display()));
     let file = File::options().create(true).write(true).truncate(false).open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
@@ -130,4 +139,20 @@ async fn lock_postgres(options: &Options, shared: bool) -> Result<Option<PgConne
         tokio::time::sleep(AGAIN).await;
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_takes_connections_and_says_nothing_is_not_waited_for_for_ever() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut options = Options::new(format!("postgres://colink@{}/colink", silent.local_addr().unwrap()));
+        options.timeout = Duration::from_millis(100);
+        let taken =
+            tokio::time::timeout(3 * PATIENCE, Lock::take(&options, false)).await.expect("there is an end to it");
+        let error = taken.unwrap_err().to_string();
+        assert!(error.contains("no answer within 3100 ms"), "{error}");
+    }
 }

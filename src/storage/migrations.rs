@@ -36,6 +36,8 @@ pub(super) const FILES: &[File] = &[
 const MIGRATES: i32 = 0x636f_6c6d;
 /// How often it is looked whether another program still migrates.
 const AGAIN: Duration = Duration::from_millis(100);
+/// After how long whoever waits for that is told.
+const TOLD_AFTER: Duration = Duration::from_secs(1);
 /// How long a migration waits for a lock at once: less than those who wait behind it have patience for.
 const LOCK: Duration = Duration::from_secs(1);
 /// How long it is tried again.
@@ -160,7 +162,11 @@ async fn alone(pool: &PgPool) -> Result<PgConnection, OpenError> {
     let begin = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0";
     sqlx::raw_sql(begin).execute(&mut db).await.map_err(OpenError::Connect)?;
     let sql = "SELECT pg_try_advisory_xact_lock($1, hashtext(COALESCE(current_schema(), '')))";
+    let (since, mut told) = (Instant::now(), false);
     while !sqlx::query_scalar(sql).bind(MIGRATES).fetch_one(&mut db).await.map_err(OpenError::Connect)? {
+        if since.elapsed() >= TOLD_AFTER && !std::mem::replace(&mut told, true) {
+            tracing::info!("another program migrates this database: waiting until it has");
+        }
         tokio::time::sleep(AGAIN).await;
     }
     Ok(db)

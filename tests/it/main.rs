@@ -46,6 +46,7 @@ mod rest;
 mod resume;
 mod saved;
 mod slow;
+mod starting;
 mod store_copy;
 mod threads;
 mod typing;
