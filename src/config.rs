@@ -147,7 +147,7 @@ sections! {
         /// Milliseconds for a request, its body included, to be answered; 0: no limit.
         request_timeout_ms: u64 = 30_000, 0 or [100..=HOUR_MS];
         /// Milliseconds that the peer of an HTTP connection may take nothing of an answer; 0: no limit.
-        write_stall_ms: u64 = 30_000, 0 or [100..=HOUR_MS];
+        write_stall_ms: u64 = 20_000, 0 or [100..=HOUR_MS];
         /// The longest body of a request, in bytes. There is no "off": a body is read into memory.
         max_body_bytes: usize = MIB, [1_024..=1_024 * MIB];
         /// The longest head of a request, its line and all headers, in bytes; the HTTP library needs 8,192.

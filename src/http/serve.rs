@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use tower_service::Service as _;
 
 use super::stall::Patient;
 use crate::actors::Hub;
-use crate::config::Network;
+use crate::config::{Config, Network};
 
 /// Where a request comes from.
 #[derive(Clone, Copy)]
@@ -79,11 +80,32 @@ pub async fn serve(hub: Arc<Hub>, listener: TcpListener, stop: CancellationToken
         let (router, hub, stop) = (router.clone(), hub.clone(), stop.clone());
         connections.spawn(async move {
             let _ = stream.set_nodelay(true);
+            let _ = notice_when_gone(&stream, &hub.config);
             connection(hub, router, stream, from, stop, Arc::new(place)).await;
         });
     }
     connections.close();
     connections.wait().await;
+}
+
+/// How long a peer may be gone without a word: its machine lost its power, or its network.
+const GONE: Duration = Duration::from_secs(28);
+/// A peer that says nothing is asked by the system after so long, and again so often and so many times: in all, [`GONE`].
+const ASKED: (Duration, Duration, u32) = (Duration::from_secs(12), Duration::from_secs(4), 4);
+
+/// Has the system end a connection whose peer is gone: one that answers nothing when it is asked, or does not confirm what was
+/// sent. The latter holds for a peer that is there and takes nothing, too, so it is left out where the operator grants those more.
+fn notice_when_gone(stream: &TcpStream, config: &Config) -> std::io::Result<()> {
+    let (socket, (after, every, times)) = (SockRef::from(stream), ASKED);
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times))?;
+    #[cfg(target_os = "linux")]
+    if [config.server.write_stall_ms, config.gateway.write_stall_ms]
+        .iter()
+        .all(|stall| *stall > 0 && Duration::from_millis(*stall) < GONE)
+    {
+        socket.set_tcp_user_timeout(Some(GONE))?;
+    }
+    Ok(())
 }
 
 /// A connection's place among those allowed. A WebSocket takes it along.
@@ -129,6 +151,30 @@ async fn connection(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_system_notices_a_peer_that_is_gone_within_28_s() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("it listens");
+        let mut config = Config::default();
+        for (stall_ms, gives_up) in [(20_000, Some(GONE)), (28_000, None), (0, None)] {
+            config.server.write_stall_ms = stall_ms;
+            let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+            let (stream, _) = accepted.expect("a connection");
+            notice_when_gone(&stream, &config).expect("a socket takes these options");
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().expect("an option"));
+            let after = socket.tcp_keepalive_time().expect("an option");
+            let every = socket.tcp_keepalive_interval().expect("an option");
+            let times = socket.tcp_keepalive_retries().expect("an option");
+            assert_eq!(after + every * times, GONE);
+            if cfg!(target_os = "linux") {
+                assert_eq!(socket.tcp_user_timeout().expect("an option"), gives_up, "{stall_ms}");
+            }
+        }
+        let defaults = Config::default();
+        assert!(Duration::from_millis(defaults.server.write_stall_ms.max(defaults.gateway.write_stall_ms)) < GONE);
+    }
 
     #[test]
     fn only_what_trusted_proxies_say_is_believed() {
