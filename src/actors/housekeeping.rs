@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::Hub;
+use super::{Hub, watched};
 use crate::domain::error::Refusal;
 use crate::domain::id::{StreamId, TokenId};
 use crate::storage::accounts::{Account, Ended, PRUNED_MAX, Pruned, SYSTEM};
@@ -33,7 +33,7 @@ const KEPT_S: i64 = 24 * 60 * 60;
 /// Starts the task. It lives until `stop` is cancelled or the node is gone.
 pub(super) fn start(hub: &Arc<Hub>, stop: CancellationToken) {
     let hub = Arc::downgrade(hub);
-    tokio::spawn(async move { stop.run_until_cancelled(keep_house(hub)).await });
+    watched(&hub, &stop, "housekeeping", keep_house(hub.clone()));
 }
 
 async fn keep_house(hub: Weak<Hub>) {

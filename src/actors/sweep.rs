@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Hub;
 use super::channel::ChannelMsg;
+use super::{Hub, watched};
 use crate::domain::id::UserId;
 use crate::storage::{Dialect, StoreError, nodes, tokens};
 
@@ -21,7 +21,7 @@ const GRACE: Duration = Duration::from_millis(50);
 /// Starts the task. It lives until `stop` is cancelled or the node is gone.
 pub(super) fn start(hub: &Arc<Hub>, stop: CancellationToken) {
     let hub = Arc::downgrade(hub);
-    tokio::spawn(async move { stop.run_until_cancelled(Box::pin(sweep(hub))).await });
+    watched(&hub, &stop, "sweep", Box::pin(sweep(hub.clone())));
 }
 
 /// Looks again and again.

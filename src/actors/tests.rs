@@ -553,3 +553,19 @@ async fn what_another_node_tells_late_brings_no_earlier_role_back() {
     world.hub.heard(vec![as_guest]);
     assert_eq!(ear.session.principal().role, Role::Member);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_ends_by_itself_is_the_end_of_its_node_and_one_that_is_stopped_is_not() {
+    let world = World::open(|_| ()).await;
+    let (hub, stop) = (Arc::downgrade(&world.hub), CancellationToken::new());
+    let (started, running) = tokio::sync::oneshot::channel();
+    watched(&hub, &stop, "one", async move {
+        started.send(()).unwrap();
+        std::future::pending().await
+    });
+    running.await.unwrap();
+    stop.cancel();
+    assert!(!world.hub.failed.is_cancelled());
+    watched(&hub, &CancellationToken::new(), "other", async { panic!("as a bug would") });
+    tokio::time::timeout(LIMIT, world.hub.failed.cancelled()).await.expect("the node knows that it failed");
+}

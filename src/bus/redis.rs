@@ -93,7 +93,6 @@ pub fn join(settings: Settings) -> Result<(Bus, Incoming), SettingsError> {
     let stopped = stop.clone();
     tasks.spawn(async move {
         stopped.run_until_cancelled(keeper.keep()).await;
-        set_up(&keeper.up, false);
     });
     tasks.close();
     let link = Link(Arc::new(Inner { outgoing, up, stop, tasks }));
@@ -380,6 +379,13 @@ struct Keeper {
     told: Vec<String>,
     /// How often the connections were made.
     times: u64,
+}
+
+/// However it ends, by a panic too: it takes [`Incoming`] along, by whose end the node knows.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        set_up(&self.up, false);
+    }
 }
 
 impl Keeper {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::forward::{Forward, listen};
 use crate::logs::lines_with;
 use crate::socket::Socket;
-use crate::world::{Person, World, eventually, new_postgres_database, postgres_is_there};
+use crate::world::{Person, World, eventually, new_postgres_database, postgres_is_there, within};
 
 /// Nodes, and the network between them.
 pub(crate) struct Nodes {
@@ -484,4 +484,15 @@ async fn a_server_by_itself_says_so() {
     let status = root.http.get("/v1/admin/cluster").await.good();
     assert_eq!((&status["clustered"], &status["nodes"].as_array().unwrap().len()), (&json!(false), &1));
     assert_eq!(status["nodes"][0]["state"], "this");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_hears_nothing_any_more_says_that_it_failed() {
+    let Some(nodes) = Nodes::start(|_| ()).await else { return };
+    let hub = nodes[0].app().hub.clone();
+    assert!(!hub.failed.is_cancelled());
+    // Whoever joins under its name takes its place, as if its own way to the bus had ended.
+    let _other = nodes.network.join(hub.id);
+    within("the node to notice", hub.failed.cancelled()).await;
+    assert!(!nodes[1].app().hub.failed.is_cancelled());
 }

@@ -31,12 +31,12 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::Hub;
 use super::channel::ChannelMsg;
 use super::channel::room::UNKNOWN;
 use super::directory::Credit;
 use super::presence::{PresenceMsg, Word};
 use super::trace::Asked;
+use super::{Hub, watched};
 use crate::bus::{Bus, Incoming, To};
 use crate::clock::Timestamp;
 use crate::domain::command::Command;
@@ -450,7 +450,7 @@ fn cannot() -> Refusal {
     Refusal::new(Code::Timeout, "this node cannot carry the command out")
 }
 
-/// Starts the tasks. They live until `stop` is cancelled or the node is gone; a panic in one is the node's end.
+/// Starts the tasks. They live until `stop` is cancelled or the node is gone.
 pub(super) fn start(
     hub: &Arc<Hub>,
     incoming: Incoming,
@@ -462,23 +462,6 @@ pub(super) fn start(
     watched(&hub, &stop, "mouth", mouth(hub.clone(), committed));
     watched(&hub, &stop, "pulse", pulse(hub.clone()));
     watched(&hub, &stop, "store pulse", store_pulse(hub.clone()));
-}
-
-fn watched(
-    hub: &Weak<Hub>,
-    stop: &CancellationToken,
-    name: &'static str,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
-    let (stop, hub) = (stop.clone(), hub.clone());
-    tokio::spawn(async move {
-        if tokio::spawn(async move { stop.run_until_cancelled(task).await }).await.is_err()
-            && let Some(hub) = hub.upgrade()
-        {
-            tracing::error!("the cluster's {name} failed, and nothing works without it");
-            hub.failed.cancel();
-        }
-    });
 }
 
 async fn ear(hub: Weak<Hub>, mut incoming: Incoming) {
