@@ -18,7 +18,7 @@ use super::session::SessionHandle;
 use super::supervisor::{Failures, Intensity};
 use crate::clock::Timestamp;
 use crate::domain::id::{SessionId, StreamId, UserId};
-use crate::domain::user::Presence;
+use crate::domain::user::{Presence, PresenceMode};
 
 /// What is known of a stream's actor, living or not.
 #[derive(Debug)]
@@ -211,6 +211,12 @@ impl Directory {
     pub fn is_present(&self, user: UserId) -> bool {
         let sessions = self.sessions.read().expect("no panic under this lock");
         sessions.by_user.get(&user).into_iter().flatten().any(|session| session.queue.present())
+    }
+
+    /// Returns how a user chose to be shown; nothing, if no session of theirs is open yet.
+    pub fn mode_of(&self, user: UserId) -> Option<PresenceMode> {
+        let sessions = self.sessions.read().expect("no panic under this lock");
+        sessions.by_user.get(&user)?.iter().find_map(|session| session.mode())
     }
 
     /// Returns the streams that somebody here listens to, with how far each was delivered.

@@ -259,16 +259,17 @@ impl Hub {
         }
     }
 
-    /// A changed role takes effect on open sessions at once.
+    /// A changed role, and how a user wants to be shown, take effect on open sessions at once.
     fn user_changed(&self, event: &Event) {
         let Ok(user) = serde_json::from_str::<User>(&event.payload) else { return };
         self.cache.forget_user(user.id);
-        self.directory.tell_presence(PresenceMsg::Profile { user: user.id, mode: user.presence_mode });
         for session in self.directory.sessions_of(user.id) {
+            session.set_mode(user.presence_mode);
             if session.set_role(user.role) {
                 session.look_again();
             }
         }
+        self.directory.tell_presence(PresenceMsg::Look { user: user.id });
     }
 
     /// Ends the sessions of a sign-in, or all of a user's.

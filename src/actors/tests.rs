@@ -3,6 +3,7 @@
 //! Everything here runs on a real hub over SQLite. An [`Ear`] is a connected session without a socket: it takes from the
 //! session's queue what a connection would write. Nothing waits for a time; everything waits for a condition.
 
+mod presence;
 mod sessions;
 
 use std::collections::HashMap;
@@ -53,13 +54,11 @@ impl World {
     }
 
     async fn user(&self, name: &str) -> Principal {
-        let add = Account::Add {
-            name: name.into(),
-            display_name: None,
-            role: Role::Member,
-            password_hash: None,
-            first: false,
-        };
+        self.person(name, Role::Member).await
+    }
+
+    async fn person(&self, name: &str, role: Role) -> Principal {
+        let add = Account::Add { name: name.into(), display_name: None, role, password_hash: None, first: false };
         let reply = self.hub.writer.write(SYSTEM, Work::Account(add), None).await.unwrap();
         let user: User = serde_json::from_str(&reply.json).unwrap();
         let now = self.hub.clock.now();
@@ -430,27 +429,6 @@ async fn has_handled_all(session: &SessionHandle) {
 }
 
 #[tokio::test]
-async fn presence_that_panics_is_rebuilt_from_the_sessions_that_are_there_or_were_a_moment_ago() {
-    let world = World::open(|_| {}).await;
-    let (ana, bob, cid) = (world.user("ana").await, world.user("bob").await, world.user("cid").await);
-    let (_connected, lingers, absent) =
-        (world.listen(ana, 1).await, world.listen(bob, 2).await, world.listen(cid, 3).await);
-    let session = absent.session.clone();
-    drop((lingers, absent));
-    session.lingered(3);
-    has_handled_all(&session).await;
-    let people = [ana, bob, cid].map(|who| who.user_id);
-    let seen = async || world.hub.directory.ask_presence(people.to_vec()).await;
-    let shown = |cid| people.into_iter().zip([Presence::Online, Presence::Online, cid]).collect::<Vec<_>>();
-    for _ in 0..3 {
-        world.hub.directory.tell_presence(PresenceMsg::Panic);
-        assert_eq!(until(seen).await, shown(Presence::Offline));
-    }
-    let _back = world.hub.take_up(&session, 4, 1).expect("it may still be taken up");
-    assert_eq!(until(seen).await, shown(Presence::Online));
-}
-
-#[tokio::test]
 async fn a_node_whose_supervisors_die_has_failed_and_one_without_presence_has_not() {
     type Victim = fn(&Hub);
     let victims: [(bool, Victim); 4] = [
@@ -472,39 +450,6 @@ async fn a_node_whose_supervisors_die_has_failed_and_one_without_presence_has_no
         world.hub.stop().await;
         assert_eq!(world.hub.failed.is_cancelled(), fails, "to be stopped is no failure");
     }
-}
-
-#[tokio::test]
-async fn the_last_word_on_whom_a_session_watches_counts_even_if_presence_died_over_it() {
-    let world = World::open(|_| {}).await;
-    let (ana, bob) = (world.user("ana").await, world.user("bob").await);
-    let ear = world.listen(ana, 1).await;
-    let subscribe = |n: u64, user| {
-        ear.session.queue.begin();
-        ear.session.request(Some(n), Ok(Request::SubscribePresence(vec![user])));
-    };
-    // While presence is down, nothing of this is handled; when it is back, the last word counts.
-    world.hub.directory.tell_presence(PresenceMsg::Panic);
-    for n in 0..100 {
-        subscribe(n, ana.user_id);
-    }
-    subscribe(100, bob.user_id);
-    let mut last = Value::Null;
-    let mut is_told_of = async |user: UserId| {
-        until(async || {
-            ear.session.queue.take(1, usize::MAX, |s, bytes| {
-                let frame: Value = serde_json::from_slice(&text_of(s, bytes)).unwrap();
-                if frame["type"] == "presence" {
-                    last = frame["d"]["user_id"].clone();
-                }
-            });
-            (last == user.to_string()).then_some(())
-        })
-        .await;
-    };
-    is_told_of(bob.user_id).await;
-    subscribe(101, ana.user_id);
-    is_told_of(ana.user_id).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Users, as rows.
 
+use std::collections::HashSet;
+
 use super::apply::Scope;
 use super::{Db, Store, StoreError, from_row, holds, on};
 use crate::clock::Timestamp;
@@ -80,19 +82,14 @@ pub async fn list_seen_by(
     )
 }
 
-/// Returns those of `users` whom somebody may see.
-pub async fn seen_by(store: &Store, who: Principal, users: Vec<UserId>) -> Result<Vec<UserId>, StoreError> {
-    if permission::sees_everybody(who.role) {
+/// Returns those of `users` whom somebody may see, in the same order.
+pub async fn seen_by(store: &Store, who: Principal, mut users: Vec<UserId>) -> Result<Vec<UserId>, StoreError> {
+    if permission::sees_everybody(who.role) || users.iter().all(|user| *user == who.user_id) {
         return Ok(users);
     }
-    let mut db = store.read().await?;
-    let mut seen = Vec::new();
-    for user in users {
-        if user == who.user_id || share_a_channel(&mut db, who.user_id, user).await? {
-            seen.push(user);
-        }
-    }
-    Ok(seen)
+    let near = near(&mut store.read().await?, who.user_id, &users).await?;
+    users.retain(|user| *user == who.user_id || near.contains(user));
+    Ok(users)
 }
 
 /// Returns users by handle, those behind `after` (all, if empty), at most `limit`.
@@ -101,12 +98,26 @@ pub async fn list(db: &mut Db, after: &str, limit: i64) -> Result<Vec<User>, Sto
     Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
 }
 
-/// Returns whether two users are in a channel together.
-async fn share_a_channel(db: &mut Db, one: UserId, other: UserId) -> Result<bool, StoreError> {
-    let sql = "SELECT COUNT(*) FROM (SELECT 1 AS x FROM members m JOIN members o ON o.channel_id = m.channel_id \
-               WHERE m.user_id = $1 AND o.user_id = $2 LIMIT 1) found";
-    let found: i64 = on!(db, c => sqlx::query_scalar(sql).bind(one).bind(other).fetch_one(c).await?);
-    Ok(found > 0)
+/// Returns those of `users` who are in a channel together with somebody.
+pub(super) async fn near(db: &mut Db, who: UserId, users: &[UserId]) -> Result<HashSet<UserId>, StoreError> {
+    // A join would begin with all members of the channels; by the limit, each user is looked up by their keys.
+    macro_rules! near {
+        ($users:literal) => {
+            concat!(
+                "SELECT u.id FROM (",
+                $users,
+                ") u WHERE (SELECT 1 FROM members m JOIN members o ON o.channel_id = m.channel_id \
+                 WHERE m.user_id = $1 AND o.user_id = u.id LIMIT 1) = 1"
+            )
+        };
+    }
+    let list = serde_json::to_string(users).expect("identifiers are strings");
+    let sql = super::by_dialect!(db,
+        postgres: near!("SELECT value::uuid AS id FROM json_array_elements_text($2::json)"),
+        sqlite: near!("SELECT unhex(value, '-') AS id FROM json_each($2)"),
+    );
+    let near: Vec<UserId> = on!(db, c => sqlx::query_scalar(sql).bind(who).bind(list).fetch_all(c).await?);
+    Ok(near.into_iter().collect())
 }
 
 /// Returns the active administrator who was made first.

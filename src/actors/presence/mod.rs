@@ -24,10 +24,9 @@ use super::session::SessionHandle;
 use crate::bus::To;
 use crate::clock::Timestamp;
 use crate::domain::id::{NodeId, SessionId, UserId};
-use crate::domain::user::{Presence, PresenceMode, Role};
+use crate::domain::user::{Presence, Role};
 use crate::protocol::push::{self, Ephemeral};
 use crate::storage::accounts::{Account, SEEN_MAX, SYSTEM};
-use crate::storage::users;
 use crate::storage::writer::Work;
 use peers::Voice;
 use view::View;
@@ -60,10 +59,9 @@ pub enum PresenceMsg {
     Opened {
         /// Whose.
         user: UserId,
-        /// What the user had chosen to be shown as, when the session was there already.
-        mode: PresenceMode,
     },
-    /// A session of a user has been without a connection for too long to count, or has one again.
+    /// A session of a user has been without a connection for too long to count, or has one again; or the user wants to be
+    /// shown in another way.
     Look {
         /// Whose.
         user: UserId,
@@ -84,13 +82,6 @@ pub enum PresenceMsg {
     ActiveBeside {
         /// Who.
         user: UserId,
-    },
-    /// A user wants to be shown in another way.
-    Profile {
-        /// Who.
-        user: UserId,
-        /// How.
-        mode: PresenceMode,
     },
     /// A session watches other users from now on. Told again only when this is done: a session has one at most on its way.
     Watch {
@@ -119,8 +110,6 @@ pub enum PresenceMsg {
     Elsewhere(NodeId, Word),
     /// Look which nodes are believed, and ask those of whom something is missing.
     LookAtPeers,
-    /// A user's mode was read from the store.
-    Loaded(UserId, PresenceMode),
     /// Tell what changed.
     Tell,
     /// Look for idle users.
@@ -170,7 +159,7 @@ impl Actor for PresenceActor {
         };
         state.show_version();
         for session in state.hub.directory.all_sessions() {
-            state.look(&myself, session.user_id);
+            state.look(session.user_id);
             state.watch(&session);
         }
         state.tell_soon(&myself);
@@ -184,20 +173,14 @@ impl Actor for PresenceActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PresenceMsg::Opened { user, mode } => {
-                state.look_with(user, mode);
+            PresenceMsg::Opened { user } => {
+                state.look(user);
                 state.active(user);
             }
-            PresenceMsg::Look { user } => state.look(&myself, user),
-            PresenceMsg::Closed { user, session } => state.closed(&myself, user, session),
+            PresenceMsg::Look { user } => state.look(user),
+            PresenceMsg::Closed { user, session } => state.closed(user, session),
             PresenceMsg::Active { user } => state.active(user),
             PresenceMsg::ActiveBeside { user } => state.active_beside(user),
-            PresenceMsg::Profile { user, mode } | PresenceMsg::Loaded(user, mode) => {
-                // A session that is just opening may bring what was chosen before this.
-                state.look_with(user, mode);
-                let change = state.view.here.set_mode(user, mode);
-                state.note(user, change);
-            }
             PresenceMsg::Watch { session } => state.watch(&session),
             PresenceMsg::Parted { user } => state.parted(user),
             PresenceMsg::Show { session } => state.show(&session, &session.watches()),
@@ -230,19 +213,14 @@ impl Actor for PresenceActor {
 }
 
 impl State {
-    fn look(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId) {
-        let known = self.view.here.has(user);
-        self.look_with(user, PresenceMode::Auto);
-        if !known && self.view.here.has(user) {
-            self.load_mode(myself, user);
+    /// Looks whether a user is there, and how they chose to be shown: their sessions know. Of whom it is not known yet, whose
+    /// first session is just being opened, it is told when it is.
+    fn look(&mut self, user: UserId) {
+        let (present, mode) = (self.hub.directory.is_present(user), self.hub.directory.mode_of(user));
+        if !present || mode.is_some() {
+            let change = self.view.here.set(user, mode.filter(|_| present), self.hub.clock.now());
+            self.note(user, change);
         }
-    }
-
-    /// Looks whether a user is there; one who was not is shown as they chose to be.
-    fn look_with(&mut self, user: UserId, mode: PresenceMode) {
-        let present = self.hub.directory.is_present(user);
-        let change = self.view.here.set_present(user, present, mode, self.hub.clock.now());
-        self.note(user, change);
     }
 
     fn active(&mut self, user: UserId) {
@@ -288,19 +266,8 @@ impl State {
         });
     }
 
-    /// Reads what a user chose to be shown as, beside the mailbox.
-    fn load_mode(&self, myself: &ActorRef<PresenceMsg>, user: UserId) {
-        let (hub, myself) = (self.hub.clone(), myself.clone());
-        tokio::spawn(async move {
-            let Ok(mut db) = hub.store.read().await else { return };
-            if let Ok(Some(found)) = users::by_id(&mut db, user).await {
-                let _ = myself.cast(PresenceMsg::Loaded(user, found.presence_mode));
-            }
-        });
-    }
-
-    fn closed(&mut self, myself: &ActorRef<PresenceMsg>, user: UserId, session: SessionId) {
-        self.look(myself, user);
+    fn closed(&mut self, user: UserId, session: SessionId) {
+        self.look(user);
         if let Some(users) = self.watching.remove(&session) {
             self.unwatch(session, &users);
         }

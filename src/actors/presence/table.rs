@@ -51,27 +51,22 @@ impl Table {
         self.users.iter().map(|(user, entry)| (*user, entry.shown))
     }
 
-    /// Notes whether a user is there, which is a sign of them only if they were not; returns what others see now, if that
-    /// changed.
-    pub fn set_present(&mut self, user: UserId, present: bool, mode: PresenceMode, now: Timestamp) -> Option<Presence> {
-        if !present {
+    /// Notes how a user who is there wants to be shown; nothing, if they are not there. It is a sign of them only if they were
+    /// not: a time that ends, or an administrator, changes it too. Returns what others see now, if that changed.
+    pub fn set(&mut self, user: UserId, mode: Option<PresenceMode>, now: Timestamp) -> Option<Presence> {
+        let Some(mode) = mode else {
             return self.users.remove(&user).map(|_| Presence::Offline);
-        }
+        };
         let fresh = Entry { active: now, idle: false, mode, shown: Presence::Offline };
-        settle(self.users.entry(user).or_insert(fresh))
+        let entry = self.users.entry(user).or_insert(fresh);
+        entry.mode = mode;
+        settle(entry)
     }
 
     /// Notes that a user did something.
     pub fn set_active(&mut self, user: UserId, now: Timestamp) -> Option<Presence> {
         let entry = self.users.get_mut(&user)?;
         (entry.active, entry.idle) = (now, false);
-        settle(entry)
-    }
-
-    /// Notes how a user wants to be shown. It is no sign of the user: a time that ends, or an administrator, brings it too.
-    pub fn set_mode(&mut self, user: UserId, mode: PresenceMode) -> Option<Presence> {
-        let entry = self.users.get_mut(&user)?;
-        entry.mode = mode;
         settle(entry)
     }
 
@@ -108,15 +103,16 @@ mod tests {
         let (mut table, ana) = (Table::default(), UserId::new(Timestamp(1)));
         let at = |s: i64| Timestamp(s * 1_000_000);
         assert_eq!(table.shown(ana), Presence::Offline);
-        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(0)), Some(Presence::Online));
-        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(1)), None);
+        let (auto, dnd) = (Some(PresenceMode::Auto), Some(PresenceMode::Dnd));
+        assert_eq!(table.set(ana, auto, at(0)), Some(Presence::Online));
+        assert_eq!(table.set(ana, auto, at(1)), None);
         assert!(table.turn_idle(at(100), 300).is_empty());
         assert_eq!(table.turn_idle(at(400), 300), [(ana, Presence::Away)]);
         assert_eq!(table.set_active(ana, at(401)), Some(Presence::Online));
-        assert_eq!(table.set_mode(ana, PresenceMode::Dnd), Some(Presence::Dnd));
+        assert_eq!(table.set(ana, dnd, at(402)), Some(Presence::Dnd));
         assert!(table.turn_idle(at(9_000), 300).is_empty(), "not to be disturbed stays");
-        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(9_001)), None);
-        assert_eq!(table.set_present(ana, false, PresenceMode::Auto, at(9_002)), Some(Presence::Offline));
+        assert_eq!(table.set(ana, dnd, at(9_001)), None);
+        assert_eq!(table.set(ana, None, at(9_002)), Some(Presence::Offline));
         assert!(table.is_empty());
     }
 
@@ -124,11 +120,14 @@ mod tests {
     fn an_idle_user_comes_back_by_what_they_do_alone() {
         let (mut table, ana) = (Table::default(), UserId::new(Timestamp(1)));
         let at = |s: i64| Timestamp(s * 1_000_000);
-        table.set_present(ana, true, PresenceMode::Auto, at(0));
+        let auto = Some(PresenceMode::Auto);
+        table.set(ana, auto, at(0));
         assert_eq!(table.turn_idle(at(300), 300), [(ana, Presence::Away)]);
-        assert_eq!(table.set_mode(ana, PresenceMode::Auto), None, "the profile changed");
-        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(301)), None, "one device is gone");
-        assert_eq!(table.set_present(ana, true, PresenceMode::Auto, at(302)), None, "it is connected again");
+        assert_eq!(
+            table.set(ana, auto, at(301)),
+            None,
+            "the profile changed, or one device is gone, or is connected again"
+        );
         assert_eq!(table.set_active(ana, at(303)), Some(Presence::Online));
     }
 }

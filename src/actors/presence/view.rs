@@ -105,7 +105,7 @@ mod tests {
     }
 
     fn comes(view: &mut View, user: UserId) {
-        if view.here.set_present(user, true, PresenceMode::Auto, Timestamp(1)).is_some() {
+        if view.here.set(user, Some(PresenceMode::Auto), Timestamp(1)).is_some() {
             view.changed_here(user);
         }
     }
@@ -201,7 +201,7 @@ mod tests {
         }
         let seen = |views: &[View]| views[0].seen(ana);
         let mode = |views: &mut [View], at: usize, mode| {
-            views[at].here.set_mode(ana, mode);
+            views[at].here.set(ana, Some(mode), Timestamp(2));
             views[at].changed_here(ana);
             tells(&ids, views, at, now);
         };
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(seen(&views), Presence::Dnd);
         dies(&ids, &mut views, 1, now);
         assert_eq!(seen(&views), Presence::Online, "what a dead node said is worth less");
-        views[0].here.set_present(ana, false, PresenceMode::Auto, Timestamp(2));
+        views[0].here.set(ana, None, Timestamp(2));
         let lease = |id| if id == ids[2] { Lease::Doubtful } else { Lease::Over };
         views[0].peers.look(lease, 2 * LINGER, now);
         assert_eq!(seen(&views), Presence::Dnd, "but more than nothing");

@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::Refusal;
 use crate::domain::id::{SessionId, StreamId, TokenId, UserId};
-use crate::domain::user::Role;
+use crate::domain::user::{PresenceMode, Role};
 use crate::protocol::client::{Intent, Request};
 use crate::protocol::close::CloseCode;
 use crate::protocol::push::Batch;
@@ -38,6 +38,8 @@ pub struct SessionHandle {
     pub(super) wants_messages: bool,
     pub(super) wants_reactions: bool,
     pub(super) role: AtomicU8,
+    /// How the user chose to be shown; a number that stands for no way until that was read.
+    pub(super) mode: AtomicU8,
     /// When the sign-in ends, in microseconds; the greatest number if it does not.
     pub(super) sign_in_ends: AtomicI64,
     /// The version of the user's account that was last looked at.
@@ -48,6 +50,8 @@ pub struct SessionHandle {
     pub(super) watches: Mutex<Box<[UserId]>>,
     /// The presence tracker was told to look at `watches`, and did not yet.
     pub(super) watches_told: AtomicBool,
+    /// It was told to look again whom it may watch, and did not yet.
+    pub(super) looks_again: AtomicBool,
     /// When the presence tracker was last told that the user does something, in microseconds.
     pub(super) told_active: AtomicI64,
     pub(super) actor: OnceLock<ActorRef<SessionMsg>>,
@@ -71,12 +75,14 @@ impl SessionHandle {
             wants_messages: wants(Intent::Messages),
             wants_reactions: wants(Intent::Reactions),
             role: AtomicU8::new(principal.role as u8),
+            mode: AtomicU8::new(u8::MAX),
             sign_in_ends: AtomicI64::new(i64::MAX),
             version: AtomicI64::new(0),
             hears: Mutex::default(),
             ended: AtomicBool::new(false),
             watches: Mutex::default(),
             watches_told: AtomicBool::new(false),
+            looks_again: AtomicBool::new(false),
             told_active: AtomicI64::new(0),
             actor: OnceLock::new(),
         })
@@ -116,6 +122,16 @@ impl SessionHandle {
     /// Notes what the user's role is; returns whether it was another.
     pub fn set_role(&self, role: Role) -> bool {
         self.role.swap(role as u8, Ordering::AcqRel) != role as u8
+    }
+
+    /// Returns how the user chose to be shown; nothing while it is being opened.
+    pub(in crate::actors) fn mode(&self) -> Option<PresenceMode> {
+        PresenceMode::ALL.get(usize::from(self.mode.load(Ordering::Acquire))).copied()
+    }
+
+    /// Notes how the user chose to be shown.
+    pub(in crate::actors) fn set_mode(&self, mode: PresenceMode) {
+        self.mode.store(mode as u8, Ordering::Release);
     }
 
     /// Returns how long the sign-in still holds; nothing if it does not end by itself.
@@ -179,7 +195,14 @@ impl SessionHandle {
 
     /// Has the session look again whom of those it watches its user may see.
     pub(in crate::actors) fn look_again(&self) {
-        self.tell(SessionMsg::LookAgain);
+        if self.notes_to_look_again() {
+            self.tell(SessionMsg::LookAgain);
+        }
+    }
+
+    /// Notes that it has to look again; returns whether it was not to do so anyway.
+    pub(super) fn notes_to_look_again(&self) -> bool {
+        !self.looks_again.swap(true, Ordering::SeqCst)
     }
 
     /// Asks the client to move to another connection, at a random time within `spread`.

@@ -35,6 +35,8 @@ pub use opening::{OpenError, READY_CHANNELS_MAX};
 
 /// The longest that a timer is set for.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
+/// When to ask again what the database did not say.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How often a session tells the presence tracker that its user is active.
 const ACTIVE_EVERY_S: u64 = 30;
 
@@ -143,6 +145,8 @@ struct State {
     refusals: Option<Bucket>,
     /// Where the last typing notice was told, and when.
     typed: Option<(ChannelId, Option<i64>, Timestamp)>,
+    /// Whom to watch on, as far as the database will say that the user may see them: nobody, if that is known.
+    unsure: Vec<UserId>,
 }
 
 impl Actor for Session {
@@ -155,7 +159,7 @@ impl Actor for Session {
         _: ActorRef<SessionMsg>,
         (hub, handle): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, handle, commands: None, refusals: None, typed: None })
+        Ok(State { hub, handle, commands: None, refusals: None, typed: None, unsure: Vec::new() })
     }
 
     async fn handle(
@@ -167,7 +171,7 @@ impl Actor for Session {
         // Boxed: an idle session's task has room for the largest of these, several times over.
         match message {
             SessionMsg::Request(id, request) => Box::pin(state.request(id, request)).await,
-            SessionMsg::LookAgain => Box::pin(state.look_again()).await,
+            SessionMsg::LookAgain => Box::pin(state.look_again(&myself)).await,
             SessionMsg::Detached(lost) => state.wait_for_client(&myself, lost),
             SessionMsg::Lingered(lost) => state.wait_on(&myself, lost),
             SessionMsg::Expire(lost) if state.handle.queue.expire(lost) => myself.stop(None),
@@ -286,13 +290,14 @@ impl State {
         Ok("{}")
     }
 
-    async fn watch(&self, users: Vec<UserId>) -> Result<&'static str, Refusal> {
+    async fn watch(&mut self, users: Vec<UserId>) -> Result<&'static str, Refusal> {
         let most = self.hub.config.presence.subscriptions;
         if most > 0 && users.len() > most {
             return Err(invalid(format!("user_ids has more than {most} entries")));
         }
         let seen = users::seen_by(&self.hub.store, self.handle.principal(), users);
         let users = self.hub.store.in_time(seen).await.map_err(|_| unavailable("the database does not answer now"))?;
+        self.unsure = Vec::new();
         self.set_watches(users);
         Ok("{}")
     }
@@ -304,13 +309,25 @@ impl State {
         }
     }
 
-    async fn look_again(&self) {
-        let users = self.handle.watches().into_vec();
-        let watched = users.len();
-        // Nobody, if the database does not say whom.
-        let seen = users::seen_by(&self.hub.store, self.handle.principal(), users);
-        let seen = self.hub.store.in_time(seen).await.unwrap_or_default();
-        if seen.len() < watched {
+    /// Watches on whom the user may still see; nobody, until the database says whom.
+    async fn look_again(&mut self, myself: &ActorRef<SessionMsg>) {
+        self.handle.looks_again.store(false, Ordering::SeqCst);
+        let watched = self.handle.watches().into_vec();
+        let users = if self.unsure.is_empty() { watched.clone() } else { std::mem::take(&mut self.unsure) };
+        if users.is_empty() {
+            return;
+        }
+        let seen = users::seen_by(&self.hub.store, self.handle.principal(), users.clone());
+        let seen = self.hub.store.in_time(seen).await.unwrap_or_else(|error| {
+            let (user, id) = (self.handle.user_id, self.handle.id);
+            tracing::warn!(user.id = %user, session.id = %id, %error, "cannot read whom a guest may see: asked again");
+            self.unsure = users;
+            if self.handle.notes_to_look_again() {
+                myself.send_after(AGAIN, || SessionMsg::LookAgain);
+            }
+            Vec::new()
+        });
+        if seen != watched {
             self.set_watches(seen);
         }
     }

@@ -101,7 +101,7 @@ impl Hub {
         }
         match self.hear_channels(&session, cursors).await {
             Ok(read) => {
-                self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id, mode: read.mode });
+                self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
                 Ok((session, read))
             }
             Err(error) => {
@@ -130,6 +130,7 @@ impl Hub {
             let read = catch_up::read(&mut db, session.principal(), cursors, limit, self.clock.now()).await?;
             let sign_in = read.sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
             session.set_role(sign_in.principal.role);
+            session.set_mode(read.mode);
             session.note_version(sign_in.version);
             session.set_sign_in_ends(sign_in.expires_at);
             if self.cache.mark_identity() == mark {

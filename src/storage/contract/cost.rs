@@ -36,6 +36,7 @@ impl Meter {
                 let cursors = [((*channel).into(), *after)].into();
                 drop(catch_up::read(db, caller, &cursors, 64, self.now).await.unwrap())
             }
+            Ask::Seen(users) => drop(users::near(db, caller.user_id, users).await.unwrap()),
             Ask::EndedStatuses => drop(users::ended_status(db, self.now).await.unwrap()),
             Ask::Replies(channel, thread, after) => {
                 drop(messages::history(db, *channel, Some(*thread), Page::After(*after), 10).await.unwrap())
@@ -52,6 +53,8 @@ impl Meter {
 enum Ask {
     Command(Command),
     EndedStatuses,
+    /// Which of these share a channel with the caller.
+    Seen(Vec<UserId>),
     /// What is behind a number of a channel.
     CatchUp(ChannelId, i64),
     /// A page of a thread's replies, behind one of them.
@@ -100,6 +103,7 @@ async fn what_is_often_done_costs_the_same_however_much_is_stored() {
     asks.push((ana, Ask::Replies(c, quiet, first)));
     asks.push((ana, Ask::EndedStatuses));
     asks.push((bob, Ask::CatchUp(room, 1)));
+    asks.push((bob, Ask::Seen(vec![ana.user_id, UserId::new(Timestamp(1))])));
 
     let mut meter = Meter::of(&world).await;
     let mut before = Vec::new();

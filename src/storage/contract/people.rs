@@ -3,6 +3,23 @@
 use super::*;
 
 everywhere! {
+    a_guest_sees_those_with_whom_they_share_a_channel(world) {
+        let (ana, bob, eve) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await, world.user("eve", Role::Member).await);
+        let gus = world.user("gus", Role::Guest).await;
+        world.channel(ana, "room", &[gus, bob]).await;
+        world.channel(bob, "other", &[gus, eve]).await;
+        world.channel(eve, "apart", &[]).await;
+        let ids = |people: &[Principal]| -> Vec<UserId> { people.iter().map(|person| person.user_id).collect() };
+        let cid = world.user("cid", Role::Member).await;
+        let seen = async |who, users: Vec<UserId>| users::seen_by(&world.store, who, users).await.unwrap();
+        assert_eq!(seen(gus, ids(&[eve, cid, gus, bob, cid, eve])).await, ids(&[eve, gus, bob, eve]), "in their order");
+        assert_eq!(seen(ana, ids(&[cid, eve])).await, ids(&[cid, eve]), "a member sees everybody");
+        assert_eq!(seen(gus, ids(&[cid])).await, []);
+        let mut many: Vec<UserId> = (0..2_000).map(|_| UserId::new(world.clock.now())).collect();
+        many.push(ana.user_id);
+        assert_eq!(seen(gus, many).await, ids(&[ana]));
+    }
+
     what_has_ended_is_deleted_in_small_pieces(world) {
         let root = world.user("root", Role::Admin).await;
         let room = world.channel(root, "room", &[]).await;

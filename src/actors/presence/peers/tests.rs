@@ -164,14 +164,14 @@ impl World {
         match step {
             Step::Comes(at, who) | Step::Goes(at, who) => {
                 let node = &mut self.nodes[at];
-                let comes = matches!(step, Step::Comes(..));
-                if node.here.set_present(user(who), comes, PresenceMode::Auto, Timestamp(1)).is_some() {
+                let mode = matches!(step, Step::Comes(..)).then_some(PresenceMode::Auto);
+                if node.here.set(user(who), mode, Timestamp(1)).is_some() {
                     node.voice.note(user(who));
                 }
             }
             Step::Shows(at, who, mode) => {
                 let node = &mut self.nodes[at];
-                if node.here.set_mode(user(who), mode).is_some() {
+                if node.here.has(user(who)) && node.here.set(user(who), Some(mode), Timestamp(1)).is_some() {
                     node.voice.note(user(who));
                 }
             }
