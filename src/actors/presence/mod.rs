@@ -2,14 +2,15 @@
 //!
 //! Nothing of it is stored: it is rebuilt from the sessions, and from what other nodes tell of theirs. A session counts while it
 //! is connected, and for `presence.linger_s` behind that: whoever only moves, or polls, is there all the time. Changes are merged
-//! for `presence.merge_ms` before they are told, so a reconnect storm is one word for each user. [`table`], [`peers`] and [`view`]
-//! are its pure cores.
+//! for `presence.merge_ms` before they are told, so a reconnect storm is one word for each user. [`table`], [`peers`], [`view`]
+//! and [`watchers`] are its pure cores.
 //!
 //! When users last did something is stored every minute: it is what is left of them when they are gone.
 
 pub mod peers;
 pub mod table;
 pub mod view;
+pub mod watchers;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -30,6 +31,7 @@ use crate::storage::accounts::{Account, SEEN_MAX, SYSTEM};
 use crate::storage::writer::Work;
 use peers::Voice;
 use view::View;
+use watchers::Watchers;
 
 /// How often idle users are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -126,8 +128,8 @@ pub struct PresenceActor;
 pub struct State {
     hub: Arc<Hub>,
     view: View,
-    watchers: HashMap<UserId, Vec<Weak<SessionHandle>>>,
-    watching: HashMap<SessionId, Box<[UserId]>>,
+    watchers: Watchers<SessionHandle>,
+    watching: HashMap<SessionId, (Weak<SessionHandle>, Box<[UserId]>)>,
     /// It was noted that there is something to tell.
     tells: bool,
     /// When users last did something, of whom that is not stored yet.
@@ -150,7 +152,7 @@ impl Actor for PresenceActor {
         let voice = hub.cluster.as_ref().map(|cluster| Voice::new(cluster.presence.load(Ordering::Acquire)));
         let mut state = State {
             view: View::new(voice),
-            watchers: HashMap::new(),
+            watchers: Watchers::default(),
             watching: HashMap::new(),
             tells: false,
             active: HashMap::new(),
@@ -268,35 +270,29 @@ impl State {
 
     fn closed(&mut self, user: UserId, session: SessionId) {
         self.look(user);
-        if let Some(users) = self.watching.remove(&session) {
-            self.unwatch(session, &users);
-        }
+        self.unwatch(session);
     }
 
-    fn unwatch(&mut self, session: SessionId, users: &[UserId]) {
+    fn unwatch(&mut self, session: SessionId) {
+        let Some((watcher, users)) = self.watching.remove(&session) else { return };
         for user in users {
-            if let Some(watchers) = self.watchers.get_mut(user) {
-                watchers.retain(|w| w.upgrade().is_some_and(|s| s.id != session));
-                if watchers.is_empty() {
-                    self.watchers.remove(user);
-                    self.view.unwatch(*user);
-                }
+            if self.watchers.remove(user, &watcher) {
+                self.view.unwatch(user);
             }
         }
     }
 
     fn watch(&mut self, session: &Arc<SessionHandle>) {
         let users = session.take_watches();
-        if let Some(before) = self.watching.remove(&session.id) {
-            self.unwatch(session.id, &before);
-        }
+        self.unwatch(session.id);
+        let watcher = Arc::downgrade(session);
         for user in &users {
-            self.watchers.entry(*user).or_default().push(Arc::downgrade(session));
+            self.watchers.add(*user, &watcher);
             self.view.watch(*user);
         }
         self.show(session, &users);
         if !users.is_empty() {
-            self.watching.insert(session.id, users);
+            self.watching.insert(session.id, (watcher, users));
             // Whom a guest may see was asked before this: who left meanwhile was told to nobody. Ends when nobody is lost.
             if session.principal().role == Role::Guest {
                 session.look_again();
@@ -306,8 +302,7 @@ impl State {
 
     /// Has the guests look again whom they may see: the one who left, and those who watch that user.
     fn parted(&self, user: UserId) {
-        let watchers = self.watchers.get(&user).into_iter().flatten().filter_map(Weak::upgrade);
-        for session in watchers.chain(self.hub.directory.sessions_of(user)) {
+        for session in self.watchers.of(user).chain(self.hub.directory.sessions_of(user)) {
             if session.principal().role == Role::Guest {
                 session.look_again();
             }
@@ -329,7 +324,7 @@ impl State {
     fn push(&self, user: UserId, presence: Presence) {
         let frame = push::presence(user, presence);
         let mut told = 0;
-        for session in self.watchers.get(&user).into_iter().flatten().filter_map(Weak::upgrade) {
+        for session in self.watchers.of(user) {
             session.queue.push_ephemeral(Ephemeral::Presence(user), frame.clone());
             told += 1;
         }
