@@ -20,7 +20,7 @@ pub(crate) struct Nodes {
     pub(crate) nodes: Vec<World>,
     database: String,
     clock: Clock,
-    network: Network,
+    pub(crate) network: Network,
 }
 
 impl std::ops::Index<usize> for Nodes {

@@ -1,18 +1,21 @@
 //! Who is there, seen from other nodes than the one that they are on.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use colink::actors::cluster::envelope::{Message, Seal};
 use colink::actors::cluster::status::Standing;
+use colink::bus::{Bus, Incoming, To};
 use colink::domain::command as c;
-use colink::domain::id::UserId;
+use colink::domain::id::{NodeId, UserId};
 use colink::domain::user::PresenceMode;
+use colink::storage::nodes;
 use serde_json::{Value, json};
 
 use crate::away::{shown, watches};
 use crate::cluster::Nodes;
 use crate::socket::{CLOSE, Socket};
-use crate::world::{Person, eventually, standing_clock};
+use crate::world::{Person, eventually, standing_clock, within};
 
 async fn shows(person: &Person, mode: PresenceMode) {
     let _: Value = person.does(c::SetPresence { mode, until: None }).await;
@@ -181,4 +184,57 @@ async fn who_was_on_a_node_that_stopped_is_offline_and_was_last_seen_there() {
     let seen = ana.http.get(&format!("/v1/presence?user_ids={},{}", bob.id(), ana.id())).await.items();
     assert!(seen[0]["last_seen_at"].is_string(), "{seen:?}");
     assert_eq!(seen[1].get("last_seen_at"), None, "she is there");
+}
+
+/// Somebody on the bus whom the nodes take for one of them.
+struct Ear {
+    bus: Bus,
+    incoming: Incoming,
+    seal: Seal,
+}
+
+impl Ear {
+    async fn of(nodes: &Nodes) -> Ear {
+        let hub = &nodes[0].app().hub;
+        let id = NodeId::new(hub.clock.now());
+        let (bus, incoming) = nodes.network.join(id);
+        let secret = nodes::secret(&mut hub.store.read().await.unwrap(), &[0; 32]).await.unwrap();
+        Ear { bus, incoming, seal: Seal::new(id, &secret) }
+    }
+
+    fn asks(&self, node: NodeId) {
+        self.bus.publish(To::Node(node), self.seal.seal(To::Node(node), &Message::PresenceAsk));
+    }
+
+    /// Waits until it is told of all users; returns how often it was.
+    async fn told(&mut self) -> usize {
+        let mut told = 0;
+        let waits = async {
+            while told == 0 {
+                let first = self.incoming.recv().await.expect("it is on the bus");
+                let messages = std::iter::once(first).chain(std::iter::from_fn(|| self.incoming.try_recv().ok()));
+                let read = messages.filter_map(|message| self.seal.open(&message).ok());
+                told = read.filter(|read| matches!(read.message, Message::PresenceAll(_))).count();
+            }
+        };
+        within("all users to be told of", waits).await;
+        told
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_asks_again_and_again_for_all_users_of_another_is_told_once_a_second() {
+    let Some(nodes) = Nodes::start(|_| ()).await else { return };
+    let (mut one, mut other) = (Ear::of(&nodes).await, Ear::of(&nodes).await);
+    let asked = nodes[0].app().hub.id;
+    let started = Instant::now();
+    (0..500).for_each(|_| one.asks(asked));
+    other.asks(asked);
+    assert_eq!(other.told().await, 1);
+    let mut answers = 0;
+    while answers < 2 {
+        answers += one.told().await;
+    }
+    let seconds = started.elapsed().as_secs();
+    assert!(answers as u64 <= seconds + 1, "told {answers} times in {seconds} s");
 }

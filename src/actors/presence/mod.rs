@@ -37,7 +37,9 @@ use watchers::Watchers;
 const SWEEP: Duration = Duration::from_secs(30);
 /// How often it is stored who was there.
 const REMEMBER: Duration = Duration::from_secs(60);
-/// How long a node that stops waits for that.
+/// How often another node is told all who are here, at most.
+const TELL_ALL_EVERY: Duration = Duration::from_secs(1);
+/// How long a node that stops waits until it is stored who was there.
 const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// What another node says of who is there.
@@ -114,6 +116,8 @@ pub enum PresenceMsg {
     LookAtPeers,
     /// Tell what changed.
     Tell,
+    /// Tell a node that asked for them all who are here.
+    TellAll(NodeId),
     /// Look for idle users.
     Sweep,
     /// Panic, to show that presence comes back.
@@ -134,6 +138,10 @@ pub struct State {
     tells: bool,
     /// When users last did something, of whom that is not stored yet.
     active: HashMap<UserId, Timestamp>,
+    /// Nodes that asked for all who are here and were not told yet.
+    asked_by: HashSet<NodeId>,
+    /// Nodes that were told all a moment ago.
+    told_all: HashMap<NodeId, Instant>,
     /// Users on other nodes who did something here since the last sweep: those nodes were told.
     active_beside: HashSet<UserId>,
 }
@@ -156,6 +164,8 @@ impl Actor for PresenceActor {
             watching: HashMap::new(),
             tells: false,
             active: HashMap::new(),
+            asked_by: HashSet::new(),
+            told_all: HashMap::new(),
             active_beside: HashSet::new(),
             hub,
         };
@@ -202,9 +212,10 @@ impl Actor for PresenceActor {
                     }
                 }
             }
-            PresenceMsg::Elsewhere(node, word) => state.hear(node, word),
+            PresenceMsg::Elsewhere(node, word) => state.hear(&myself, node, word),
             PresenceMsg::LookAtPeers => state.look_at_peers(),
             PresenceMsg::Tell => state.tell(),
+            PresenceMsg::TellAll(node) => state.tell_all(node),
             PresenceMsg::Sweep => state.sweep(),
             #[cfg(test)]
             PresenceMsg::Panic => panic!("told to"),
@@ -376,7 +387,7 @@ impl State {
     }
 
     /// Takes what another node says.
-    fn hear(&mut self, node: NodeId, word: Word) {
+    fn hear(&mut self, myself: &ActorRef<PresenceMsg>, node: NodeId, word: Word) {
         let now = Instant::now();
         let touched = match word {
             Word::Beat(version) => {
@@ -385,20 +396,37 @@ impl State {
             }
             Word::Changes(changes) => self.view.peers.changes(node, changes, now),
             Word::All(all) => self.view.peers.all(node, all, now),
-            Word::Ask => return self.tell_all(node),
+            Word::Ask => return self.asked(myself, node),
             Word::Active(user) => return self.active(user),
         };
         self.view.changed(touched);
         self.ask();
     }
 
+    /// Answers a node that asks for all who are here: at once, or as soon as that is due again. It is work for each user, so
+    /// it is not done for every question of who asks too often.
+    fn asked(&mut self, myself: &ActorRef<PresenceMsg>, node: NodeId) {
+        if !self.asked_by.insert(node) {
+            return;
+        }
+        self.told_all.retain(|_, at| at.elapsed() < TELL_ALL_EVERY);
+        match self.told_all.get(&node) {
+            Some(at) => {
+                drop(myself.send_after(TELL_ALL_EVERY.saturating_sub(at.elapsed()), move || PresenceMsg::TellAll(node)))
+            }
+            None => self.tell_all(node),
+        }
+    }
+
     /// Tells a node all who are here.
     fn tell_all(&mut self, node: NodeId) {
+        self.asked_by.remove(&node);
         self.tell_others();
         let (Some(cluster), Some(voice)) = (&self.hub.cluster, &self.view.voice) else { return };
         if voice.has_news() {
             return;
         }
+        self.told_all.insert(node, Instant::now());
         for part in voice.all(&self.view.here) {
             cluster.say(To::Node(node), &Message::PresenceAll(part));
         }
