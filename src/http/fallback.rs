@@ -87,7 +87,7 @@ pub async fn register(
     key: Option<Key>,
 ) -> Result<Response, Refused> {
     let opening = async move { once(&hub, caller, key, open(&hub, caller, body)).await };
-    // To its end even if the caller hangs up: a session that was opened by half would count as one in use.
+    // To its end even if the caller hangs up: who repeats it with the same key is answered the same.
     let opened = tokio::spawn(opening.in_current_span()).await;
     Ok(reply_response(StatusCode::CREATED, opened.map_err(failed)??))
 }
@@ -165,7 +165,7 @@ impl Held {
     }
 
     /// Goes on in a new session with what the log has behind the cursors, as a `resume` does on any node.
-    async fn from_log(hub: Arc<Hub>, caller: Principal, asked: PollAnywhere) -> Result<Held, Refused> {
+    async fn from_log(hub: &Arc<Hub>, caller: Principal, asked: PollAnywhere) -> Result<Held, Refused> {
         if hub.draining.is_cancelled() {
             return Err(unavailable("this node is being drained: ask another").into());
         }
@@ -206,9 +206,7 @@ pub async fn poll_anywhere(
     let polled = match Held::of(&hub, caller, asked.queue_id, last).await {
         Ok(held) => wait(&hub, &held, last, timeout_s).await?,
         Err(_) => {
-            // To its end even if the caller hangs up, as in `register`.
-            let resuming = Box::pin(Held::from_log(hub.clone(), caller, asked));
-            let held = tokio::spawn(resuming.in_current_span()).await.map_err(failed)??;
+            let held = Box::pin(Held::from_log(&hub, caller, asked)).await?;
             let queue_id = Some(held.session.id);
             Polled { queue_id, ..wait(&hub, &held, held.session.queue.last_s(), timeout_s).await? }
         }

@@ -275,14 +275,26 @@ impl SessionHandle {
     }
 }
 
-/// A session in the hands of a connection, which lets go of it however it ends.
+/// A session in the hands of a connection, which lets go of it however it ends. A session that no client knows of is over then.
 #[derive(Debug)]
 pub struct Attached {
-    pub(super) session: Arc<SessionHandle>,
-    pub(super) connection: u64,
+    session: Arc<SessionHandle>,
+    connection: u64,
+    known: bool,
 }
 
 impl Attached {
+    /// Takes a new session, of which no client knows.
+    pub(super) fn new(session: Arc<SessionHandle>, connection: u64) -> Self {
+        Attached { session, connection, known: false }
+    }
+
+    /// Returns the session as one that its client may come back to: what tells the client of it is made.
+    pub(super) fn known(mut self) -> Self {
+        self.known = true;
+        self
+    }
+
     /// Returns which connection it is.
     #[must_use]
     pub fn connection(&self) -> u64 {
@@ -300,6 +312,10 @@ impl std::ops::Deref for Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.session.detach(self.connection);
+        if self.known {
+            self.session.detach(self.connection);
+        } else {
+            self.session.leave(self.connection);
+        }
     }
 }

@@ -45,7 +45,7 @@ impl Hub {
     /// does not hold all of them.
     pub fn take_up(&self, session: &Arc<SessionHandle>, connection: u64, s: i64) -> Option<(Attached, usize)> {
         let replayed = session.queue.resume(connection, s)?;
-        let session = Attached { session: session.clone(), connection };
+        let session = Attached::new(session.clone(), connection).known();
         if session.queue.end_absence() {
             self.directory.tell_presence(PresenceMsg::Look { user: session.user_id });
         }

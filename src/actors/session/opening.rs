@@ -46,7 +46,7 @@ impl Hub {
     /// Opens a session and returns it with the text of `ready`.
     ///
     /// The session hears its streams from their heads on before the state is read, so nothing falls in between: what it
-    /// hears twice, the client drops by `seq`.
+    /// hears twice, the client drops by `seq`. Whoever gives up on it before it is there leaves nothing behind.
     pub async fn open_session(
         self: &Arc<Self>,
         principal: Principal,
@@ -54,13 +54,8 @@ impl Hub {
         connection: u64,
     ) -> Result<(Attached, String), OpenError> {
         let (session, read) = self.new_session(principal, intents, connection, &HashMap::new()).await?;
-        match self.ready(&session, &read.streams).await {
-            Ok(text) => Ok((session, text)),
-            Err(error) => {
-                session.end();
-                Err(error.into())
-            }
-        }
+        let text = self.ready(&session, &read.streams).await?;
+        Ok((session.known(), text))
     }
 
     /// Makes a session that hears its channels. Returns it with what there was behind the cursors by then.
@@ -95,20 +90,13 @@ impl Hub {
                 return Err(OpenError::TooMany);
             }
         }
-        let session = Attached { session, connection };
+        let session = Attached::new(session, connection);
         if self.draining.is_cancelled() {
             self.ask_to_reconnect(&session);
         }
-        match self.hear_channels(&session, cursors).await {
-            Ok(read) => {
-                self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
-                Ok((session, read))
-            }
-            Err(error) => {
-                session.end();
-                Err(error.into())
-            }
-        }
+        let read = self.hear_channels(&session, cursors).await?;
+        self.directory.tell_presence(PresenceMsg::Opened { user: principal.user_id });
+        Ok((session, read))
     }
 
     /// Lets a session hear every channel that lives; one that is started later finds the session in the directory. What was

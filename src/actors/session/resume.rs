@@ -99,17 +99,13 @@ impl Hub {
                     // Ends with the session, at the latest.
                     tokio::spawn(self.clone().replay(session.clone(), ranges));
                 }
-                Ok(Resumed::Yes { session, text })
+                Ok(Resumed::Yes { session: session.known(), text })
             }
             Missed::TooMuch(heads) => {
                 metrics::counter!("colink_resumes_total", "mode" => "invalid").increment(1);
-                session.end();
                 Ok(Resumed::No { text: server::invalid_session(&heads) })
             }
-            Missed::Never => {
-                session.end();
-                Ok(Resumed::BadCursor)
-            }
+            Missed::Never => Ok(Resumed::BadCursor),
         }
     }
 

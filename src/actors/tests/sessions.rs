@@ -1,6 +1,9 @@
 //! Sessions that are opened, lost, taken up again and moved.
 
 use super::*;
+use crate::actors::session::resume::Resumed;
+use crate::domain::id::SessionId;
+use crate::protocol::client::Resume;
 
 #[tokio::test]
 async fn a_session_that_panics_ends_alone_and_its_client_may_come_back() {
@@ -87,21 +90,48 @@ async fn a_session_that_is_opened_while_the_node_drains_is_asked_to_move() {
     }
 }
 
+/// Asks for a session to be gone on with of which the client has everything.
+fn resume_of(session_id: SessionId) -> Resume {
+    Resume { token: None, session_id, s: 1, cursors: HashMap::new(), intents: None }
+}
+
 #[tokio::test]
-async fn a_session_whose_opening_is_broken_off_is_in_nobodys_hands() {
+async fn a_session_whose_opening_is_broken_off_is_over() {
     let world = World::open(|_| {}).await;
     let ana = world.user("ana").await;
-    for connection in 1..=20 {
-        let mut opening = Box::pin(world.hub.open_session(ana, None, connection));
-        // As far as it comes until the session is there; then whoever wanted it is gone.
-        std::future::poll_fn(|cx| {
-            let ready = opening.as_mut().poll(cx).is_ready();
-            let there = world.hub.directory.session_count(ana.user_id) == connection as usize;
-            if ready || there { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        })
-        .await;
+    let resume = resume_of(SessionId::new(world.hub.clock.now()));
+    for connection in 1..=10 {
+        let opens = async { drop(world.hub.open_session(ana, None, connection).await) };
+        let resumes = async { drop(world.hub.resume_session(ana, &resume, connection).await) };
+        let openings: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 2] = [Box::pin(opens), Box::pin(resumes)];
+        for mut opening in openings {
+            // As far as it comes until the session is there; then whoever wanted it is gone.
+            std::future::poll_fn(|cx| {
+                assert!(opening.as_mut().poll(cx).is_pending(), "the database is asked beside this");
+                let there = world.hub.directory.sessions_of(ana.user_id).iter().any(|session| !session.ended());
+                if there { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            })
+            .await;
+            drop(opening);
+            until(async || (world.hub.directory.session_count(ana.user_id) == 0).then_some(())).await;
+        }
     }
-    assert!(world.hub.directory.all_sessions().iter().all(|session| !session.queue.attached()));
+}
+
+#[tokio::test]
+async fn a_session_that_was_there_before_goes_on_when_a_resume_is_broken_off() {
+    let world = World::open(|_| {}).await;
+    let ana = world.user("ana").await;
+    let (opened, _) = world.hub.open_session(ana, None, 1).await.unwrap();
+    let session = opened.clone();
+    drop(opened);
+    for connection in 2..5 {
+        let resumed = world.hub.resume_session(ana, &resume_of(session.id), connection).await.unwrap();
+        assert!(matches!(&resumed, Resumed::Yes { session: same, .. } if same.id == session.id));
+        drop(resumed);
+        has_handled_all(&session).await;
+        assert!(!session.ended() && !session.queue.attached());
+    }
 }
 
 #[tokio::test]
