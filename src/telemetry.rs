@@ -130,7 +130,7 @@ pub fn start_metrics() {
 fn keep_small(handle: PrometheusHandle) {
     let keep = move || {
         loop {
-            std::thread::sleep(UPKEEP);
+            std::thread::park_timeout(UPKEEP);
             handle.run_upkeep();
         }
     };

@@ -123,7 +123,7 @@ impl Hub {
             drop(db);
             Ok::<_, StoreError>((rows, owners, self.store.weaknesses().await?))
         });
-        let (rows, owners, database) = stored.await?;
+        let (rows, owners, database) = Box::pin(stored).await?;
         let owners: HashMap<NodeId, (i64, i64)> = owners.into_iter().map(|(id, n, epoch)| (id, (n, epoch))).collect();
         let me = Node {
             id: self.id,

@@ -46,10 +46,10 @@ async fn what_has_waited_elsewhere_is_written_and_takes_no_neighbour_along() {
     let world = World::open(Dialect::Sqlite).await.unwrap();
     let ana = world.user("ana", Role::Member).await;
     let room = world.channel(ana, "room", &[]).await;
-    let (tx, mut rx) = tokio::sync::mpsc::unbounded_channel();
+    let (tx, mut rx) = tokio::sync::mpsc::channel(3);
     for ago in [Duration::ZERO, PATIENCE, Duration::ZERO] {
         let tx = tx.clone();
-        let answer = Answer::new(move |result| drop(tx.send(result))).since(ago);
+        let answer = Answer::new(move |result| drop(tx.try_send(result))).since(ago);
         let work = Work::Command(says(room, "hi", None).into());
         world.writer.submit(Write { caller: ana, work, claim: Claim::Owner, key: None, answer });
     }
