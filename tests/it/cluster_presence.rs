@@ -38,7 +38,7 @@ impl Nodes {
         let hub = &self[0].app().hub;
         let gone = self[at].app().hub.id;
         eventually("the node to be gone", || async {
-            let status = hub.cluster_status().await.unwrap();
+            let status = Box::pin(hub.cluster_status()).await.unwrap();
             status.nodes.iter().any(|node| node.id == gone && node.state == Standing::Gone)
         })
         .await;
