@@ -2,7 +2,8 @@
 
 use std::process::{Child, Command, Stdio};
 
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::*;
