@@ -4,7 +4,7 @@
 //! then answers and tells. While it commits, the next batch gathers: the busier it is, the more share an fsync. An item
 //! that is refused rolls back to its savepoint and does not disturb its neighbours; if the database itself fails, the
 //! items are tried once more, each alone ([`super::failure`]). Top-level messages go together, by [`send`]; a batch of nothing
-//! else needs no `BEGIN` and no `COMMIT` of its own.
+//! else needs no `BEGIN` and no `COMMIT` of its own, unless other nodes came before it every time.
 //!
 //! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does, or a quarter of that more if it
 //! was waited for before, at another node: who waited so long is told that the outcome is not known, and who comes while it
@@ -185,7 +185,8 @@ struct Task {
 /// this many leave a log of tens of megabytes.
 const CHECKPOINT: usize = 4_000;
 
-/// How often a batch is tried when another process writes to the same channels.
+/// How often a batch is tried when another process writes to the same channels. The last time they are locked first, so that
+/// nobody can come before it again.
 const TRIES: usize = 3;
 
 /// What became of each write of a batch that was committed; nothing, if it is to be tried again.
@@ -283,7 +284,7 @@ impl Task {
             if batch.is_empty() {
                 return Ok(());
             }
-            match self.commit(&batch, waiting).await {
+            match self.commit(&batch, left == 0, waiting).await {
                 Ok((results, news)) => batch = self.conclude(batch, results, news),
                 Err(failure) if left > 0 && failure.may_pass(batch.len()) => {}
                 Err(failure) => return Err((batch, failure)),
@@ -320,6 +321,7 @@ impl Task {
     async fn commit(
         &mut self,
         batch: &[Write],
+        locked: bool,
         waiting: &mut mpsc::Receiver<Write>,
     ) -> Result<(Results, News), Failure> {
         let now = Instant::now();
@@ -333,7 +335,7 @@ impl Task {
         let (local, trouble) = (self.store.dialect() == Dialect::Sqlite, self.trouble.clone());
         let mut late = false;
         let done = {
-            let mut work = std::pin::pin!(self.try_to_commit(batch));
+            let mut work = std::pin::pin!(self.try_to_commit(batch, locked));
             loop {
                 tokio::select! {
                     biased;
@@ -363,13 +365,13 @@ impl Task {
         })
     }
 
-    async fn try_to_commit(&mut self, batch: &[Write]) -> Result<(Results, News), Failure> {
+    async fn try_to_commit(&mut self, batch: &[Write], locked: bool) -> Result<(Results, News), Failure> {
         let mut held = Held(match self.db.take() {
             Some(db) => Some(db),
             None => Some(self.store.write().await?),
         });
         // A panic while applying must not take the writer with it; the transaction is given up with its connection.
-        let applied = AssertUnwindSafe(self.apply(held.db(), batch)).catch_unwind().await;
+        let applied = AssertUnwindSafe(self.apply(held.db(), batch, locked)).catch_unwind().await;
         let applied = applied.unwrap_or_else(|_| {
             tracing::error!("applying a batch of writes panicked");
             Err(StoreError::Refused(Refusal::new(Code::Internal, "the server failed on this request")).into())
@@ -399,8 +401,8 @@ impl Task {
         refuse(batch, failure);
     }
 
-    /// Applies a batch and commits it.
-    async fn apply(&mut self, db: &mut Db, batch: &[Write]) -> Result<(Results, News), Failure> {
+    /// Applies a batch and commits it; has its channels locked before if it is said to, or holds other things than sends.
+    async fn apply(&mut self, db: &mut Db, batch: &[Write], locked: bool) -> Result<(Results, News), Failure> {
         let now = self.clock.now();
         let mut results = Results::new();
         results.resize_with(batch.len(), || None);
@@ -418,19 +420,19 @@ impl Task {
                 at.push(index);
             }
         }
-        let only_sends = sends.len() == batch.len();
-        if !only_sends {
+        let fenced = sends.len() == batch.len() && !locked;
+        if !fenced {
             db.run(super::by_dialect!(db, postgres: "BEGIN", sqlite: "BEGIN IMMEDIATE")).await?;
             lock_streams(db, batch).await?;
         }
         if !sends.is_empty() {
-            let transaction = if only_sends { Transaction::Own } else { Transaction::Open };
+            let transaction = if fenced { Transaction::Own } else { Transaction::Open };
             let sent = send::send_many(db, now, &sends, transaction, &mut self.remembered, &mut news.events).await?;
             for (index, result) in at.into_iter().zip(sent) {
                 results[index] = result;
             }
         }
-        if !only_sends {
+        if !fenced {
             for (index, write) in batch.iter().enumerate() {
                 if results[index].is_none() {
                     results[index] = one(db, now, write, &mut news).await?;
