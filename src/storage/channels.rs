@@ -237,11 +237,13 @@ pub async fn facts(db: &mut Db, user: UserId, channel: ChannelId) -> Result<Opti
     Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(channel).fetch_optional(c).await?))
 }
 
-/// Has nobody take a member out of a channel before this transaction ends; others may write there.
-pub(super) async fn hold_membership(scope: &mut Scope<'_>, channel: ChannelId, user: UserId) -> Result<(), StoreError> {
-    if let Db::Postgres(connection) = scope.db {
-        let sql = "SELECT 1 FROM members WHERE channel_id = $1 AND user_id = $2 FOR KEY SHARE";
-        sqlx::query(sql).bind(channel).bind(user).execute(&mut **connection).await?;
+/// Takes the row locks of members on Postgres, in the order given.
+pub(super) async fn lock_places(db: &mut Db, places: &[(ChannelId, UserId)]) -> Result<(), StoreError> {
+    if let Db::Postgres(connection) = db {
+        let sql = "SELECT 1 FROM members JOIN unnest($1::uuid[], $2::uuid[]) AS p(c, u) \
+                   ON channel_id = p.c AND user_id = p.u ORDER BY channel_id, user_id FOR NO KEY UPDATE OF members";
+        let (channels, users): (Vec<uuid::Uuid>, Vec<uuid::Uuid>) = places.iter().map(|(c, u)| (c.0, u.0)).unzip();
+        sqlx::query(sql).bind(channels).bind(users).execute(&mut **connection).await?;
     }
     Ok(())
 }

@@ -290,7 +290,8 @@ async fn store(
         appended.push(event);
     }
     heads.retain(|_, head| head.s > head.was);
-    // In the order of all who write to several channels at once: none waits for another in a circle.
+    // Heads, and behind them their authors' places, are locked in the order of all who write to several at once: none waits
+    // for another in a circle.
     let mut heads: Vec<Head> = heads.into_values().collect();
     heads.sort_unstable_by_key(|head| head.c);
     let keys = keys(items, &going, &answers);
@@ -451,7 +452,8 @@ async fn insert(
         read.insert((row.c, row.a), (row.s, row.n));
     }
     let author = |((c, u), (s, n))| Author { c, u, s, n, v: versions.get(&u).copied().unwrap_or(0) };
-    let read: Vec<Author> = read.into_iter().map(author).collect();
+    let mut read: Vec<Author> = read.into_iter().map(author).collect();
+    read.sort_unstable_by_key(|author| (author.c, author.u));
     /// The statements, with something in front of them and behind them on SQLite.
     macro_rules! insert {
         ($begin:literal, $commit:literal) => {

@@ -25,7 +25,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::batch::{changed_room, lock_streams, one, top_level, until_heavy};
+use self::batch::{changed_room, lock_all, one, top_level, until_heavy};
 use self::write::interrupted;
 use super::failure::{Failure, is_full};
 use super::remembered::{Remembered, Tally};
@@ -423,7 +423,7 @@ impl Task {
         let fenced = sends.len() == batch.len() && !locked;
         if !fenced {
             db.run(super::by_dialect!(db, postgres: "BEGIN", sqlite: "BEGIN IMMEDIATE")).await?;
-            lock_streams(db, batch).await?;
+            lock_all(db, batch).await?;
         }
         if !sends.is_empty() {
             let transaction = if fenced { Transaction::Own } else { Transaction::Open };

@@ -1,5 +1,7 @@
 //! Several writers on one Postgres: who owns a channel, and what the fence lets through. SQLite has one writer.
 
+use futures_util::StreamExt as _;
+
 use super::*;
 
 /// Another node's writer on the same database.
@@ -106,40 +108,66 @@ async fn who_was_deactivated_by_another_node_is_refused_at_once() {
     assert_eq!(roots.unwrap(), 6);
 }
 
+/// How often two transactions waited for each other in a circle, as Postgres counts it when the connections have ended.
+async fn deadlocks(world: &World) -> i64 {
+    let mut watch = beside(world).await;
+    sql(&mut watch, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()                      AND pid <> pg_backend_pid()").await;
+    let counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    sqlx::query_scalar(counted).fetch_one(&mut watch).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_writers_do_all_kinds_of_things_to_the_same_channels() {
     let Some(world) = on_postgres(|_| {}).await else { return };
-    let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
+    let mut people = Vec::new();
+    for name in ["ana", "bob", "cid", "dan"] {
+        people.push(world.user(name, Role::Member).await);
+    }
     let mut rooms = Vec::new();
     for n in 0..8 {
-        rooms.push(world.channel(ana, &format!("room-{n}"), &[bob]).await);
+        let room = world.channel(people[0], &format!("room-{n}"), &people[1..]).await;
+        send(&world.writer, people[0], room, "what do you think?").await.unwrap();
+        rooms.push(room);
     }
-    let other = another(&world).await;
-    let work = |n: usize| -> (Principal, Command) {
-        let (channel_id, who) = (rooms[n / 4 % 8], [ana, bob][n % 2]);
-        match n % 4 {
-            0 | 1 => (who, says(channel_id, "hi", None).into()),
-            2 => (who, command::AddReaction { channel_id, seq: 1, emoji: "wave".into() }.into()),
-            _ => (who, command::MarkRead { channel_id, seq: n as i64 }.into()),
-        }
+    let (one, other) = (another(&world).await, another(&world).await);
+    let work = |n: usize, random: usize| -> (Principal, Command) {
+        let (channel_id, who) = (rooms[random % 8], people[random / 8 % 4]);
+        let command = match n % 10 {
+            0 | 1 => says(channel_id, "hi", None).into(),
+            2 => command::SendMessage { thread_seq: Some(2), ..says(channel_id, "a reply", None) }.into(),
+            3 => command::AddReaction { channel_id, seq: 1, emoji: "wave".into() }.into(),
+            4 | 5 => command::MarkRead { channel_id, seq: n as i64 }.into(),
+            6 => command::MarkThreadRead { channel_id, thread_seq: 2, seq: n as i64 }.into(),
+            7 => command::AddSaved { channel_id, seq: 2 }.into(),
+            8 => command::FollowThread { channel_id, thread_seq: 2 }.into(),
+            _ => command::SetStatus { emoji: String::new(), text: format!("{n}"), until: None }.into(),
+        };
+        (who, command)
     };
-    let asked = (0..800).map(|n| {
-        let (who, command) = work(n);
-        let writer = if n % 3 == 0 { &other } else { &world.writer };
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let asked: Vec<_> = (0..2_000).map(|n| (n, work(n, random.usize(..)), random.bool())).collect();
+    let asked = asked.into_iter().map(|(n, (who, command), there)| {
+        let writer = if there { &other } else { &one };
         async move {
             let done = writer.write(who, Work::Command(command), Some(format!("k{n}"))).await;
             done.map(|_| ()).map_err(|refusal| refusal.code)
         }
     });
-    for answer in futures_util::future::join_all(asked).await {
+    // Some at a time, so that batches are small, and many.
+    let answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(12).collect().await;
+    for answer in answers {
         // A reaction to what is no message.
-        assert!(matches!(answer, Ok(()) | Err(Code::NotFound)), "{answer:?}");
+        assert!(matches!(answer, Ok(()) | Err(Code::NotFound)), "seed {seed}: {answer:?}");
     }
+    let mut messages = 0;
     for room in rooms {
         let log = world.log(room).await;
         assert_eq!(log.iter().map(|event| event.seq).collect::<Vec<_>>(), (1..=log.len() as i64).collect::<Vec<_>>());
-        assert_eq!(log.len(), 1 + 50);
+        messages += log.len() - 2;
     }
+    assert_eq!(messages, 600);
+    assert_eq!(deadlocks(&world).await, 0, "seed {seed}");
 }
 
 /// Without the bus, every node writes to a channel that somebody there writes to.

@@ -1,12 +1,12 @@
-//! What a batch holds: which streams its writes change, which of them go together, and how one is applied under its key.
+//! What a batch holds: which streams and places its writes change, which of them go together, and how one is applied under its key.
 
 use super::super::accounts::{self, Account};
 use super::super::apply::{self, Scope};
-use super::super::{Db, StoreError, events, idempotency};
+use super::super::{Db, StoreError, channels, events, idempotency};
 use super::{News, Reply, Work, Write};
 use crate::domain::command::{Command, SendMessage};
 use crate::domain::error::Refusal;
-use crate::domain::id::{StreamId, UserId};
+use crate::domain::id::{ChannelId, StreamId, UserId};
 
 /// From how many members on the making of a channel ends its batch, so that what came before is not kept waiting by more
 /// than one of them.
@@ -18,26 +18,45 @@ pub(super) fn until_heavy(writes: &[Write]) -> usize {
     writes.iter().position(is_heavy).map_or(writes.len(), |at| at + 1)
 }
 
-/// Locks the streams that a batch changes, in the order in which every node does that, so that none waits for another in a
-/// circle. One write alone that changes one stream begins with that anyway.
-pub(super) async fn lock_streams(db: &mut Db, batch: &[Write]) -> Result<(), StoreError> {
+/// Locks the streams that a batch changes, and then the places in channels, in the order in which every node does that, so
+/// that none waits for another in a circle. One write alone that changes one stream begins with that anyway.
+pub(super) async fn lock_all(db: &mut Db, batch: &[Write]) -> Result<(), StoreError> {
     let mut streams: Vec<StreamId> = batch.iter().flat_map(streams_of).collect();
     streams.sort_unstable();
     streams.dedup();
     if streams.len() > 1 || batch.len() > 1 || batch.iter().any(|write| top_level(write).is_some()) {
         events::lock_all(db, &streams).await?;
     }
+    let mut places: Vec<(ChannelId, UserId)> = batch.iter().filter_map(place_of).collect();
+    places.sort_unstable();
+    places.dedup();
+    if places.len() > 1 {
+        channels::lock_places(db, &places).await?;
+    }
     Ok(())
 }
 
-/// Returns the streams that a write appends to, as far as it says itself.
+/// Returns the member whose place in a channel a write changes: what they have read, what they want to hear of it, their role.
+fn place_of(write: &Write) -> Option<(ChannelId, UserId)> {
+    let Work::Command(command) = &write.work else { return None };
+    let caller = write.caller.user_id;
+    match command {
+        Command::SendMessage(c) => Some((c.channel_id, caller)),
+        Command::MarkRead(c) => Some((c.channel_id, caller)),
+        Command::MarkUnread(c) => Some((c.channel_id, caller)),
+        Command::SetChannelPreferences(c) => Some((c.channel_id, caller)),
+        Command::SetChannelRole(c) => Some((c.channel_id, c.user_id)),
+        _ => None,
+    }
+}
+
+/// Returns the streams that a write appends to or locks, as far as it says itself.
 fn streams_of(write: &Write) -> Vec<StreamId> {
     let caller = write.caller.user_id;
     let command = match &write.work {
         Work::Command(command) => command,
-        // The rest of them make somebody, or append nothing.
-        Work::Account(Account::EndStatuses) => return vec![StreamId::WORKSPACE],
-        Work::Account(_) | Work::Once { .. } => return Vec::new(),
+        Work::Account(account) => return workspace_of(account),
+        Work::Once { account, .. } => return workspace_of(account),
     };
     let mut streams: Vec<StreamId> = vec![command.stream(caller)];
     match command {
@@ -47,6 +66,12 @@ fn streams_of(write: &Write) -> Vec<StreamId> {
         }
         Command::OpenDirect(c) => streams.extend(c.user_ids.iter().copied().map(StreamId::from)),
         Command::JoinChannel(_) | Command::LeaveChannel(_) => streams.push(caller.into()),
+        // With a reply one has read the thread up to there, as by `mark_thread_read`, which locks no channel.
+        Command::SendMessage(c) if c.thread_seq.is_some() => streams.push(caller.into()),
+        Command::AddSaved(c) => streams.push(c.channel_id.into()),
+        Command::RemoveSaved(c) => streams.push(c.channel_id.into()),
+        Command::FollowThread(c) => streams.push(c.channel_id.into()),
+        Command::UnfollowThread(c) => streams.push(c.channel_id.into()),
         Command::InviteMember(c) => streams.push(c.user_id.into()),
         Command::RemoveMember(c) => streams.push(c.user_id.into()),
         Command::UpdateChannel(_) | Command::ArchiveChannel(_) | Command::UnarchiveChannel(_) => {
@@ -55,6 +80,14 @@ fn streams_of(write: &Write) -> Vec<StreamId> {
         _ => {}
     }
     streams
+}
+
+/// Returns the workspace's stream if account work makes or changes somebody.
+fn workspace_of(account: &Account) -> Vec<StreamId> {
+    match account {
+        Account::SignUp { .. } | Account::Add { .. } | Account::EndStatuses => vec![StreamId::WORKSPACE],
+        _ => Vec::new(),
+    }
 }
 
 pub(super) fn top_level(write: &Write) -> Option<&SendMessage> {
