@@ -339,13 +339,13 @@ impl Hub {
 }
 
 /// Runs a task until `stop` is cancelled or the node is gone. One that ends before, by a panic above all, is the node's end: it would
-/// say that all is well, and something would never be done again.
+/// say that all is well, and something would never be done again. Returns who watches it.
 fn watched(
     hub: &Weak<Hub>,
     stop: &CancellationToken,
     name: &'static str,
     task: impl Future<Output = ()> + Send + 'static,
-) {
+) -> tokio::task::JoinHandle<()> {
     let (stop, hub) = (stop.clone(), hub.clone());
     tokio::spawn(async move {
         let ended = tokio::spawn(async move { stop.run_until_cancelled(task).await }).await;
@@ -355,7 +355,7 @@ fn watched(
             tracing::error!("the {name} failed, and nothing works without it");
             hub.failed.cancel();
         }
-    });
+    })
 }
 
 /// Starts presence again if it dies, for it holds user input and is rebuilt from the sessions. Channels and Sessions do

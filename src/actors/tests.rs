@@ -504,12 +504,13 @@ async fn a_task_that_ends_by_itself_is_the_end_of_its_node_and_one_that_is_stopp
     let world = World::open(|_| ()).await;
     let (hub, stop) = (Arc::downgrade(&world.hub), CancellationToken::new());
     let (started, running) = tokio::sync::oneshot::channel();
-    watched(&hub, &stop, "one", async move {
+    let stopped = watched(&hub, &stop, "one", async move {
         started.send(()).unwrap();
         std::future::pending().await
     });
     running.await.unwrap();
     stop.cancel();
+    stopped.await.unwrap();
     assert!(!world.hub.failed.is_cancelled());
     watched(&hub, &CancellationToken::new(), "other", async { panic!("as a bug would") });
     tokio::time::timeout(LIMIT, world.hub.failed.cancelled()).await.expect("the node knows that it failed");

@@ -96,24 +96,23 @@ async fn serve(config: Config, demo: bool) -> Result<ExitCode> {
         anyhow::Ok(())
     };
     let told = tokio::select! {
-        failed = serving => {
-            failed?;
-            None
-        }
-        signal = signals.next() => Some(signal),
+        failed = serving => Err(failed),
+        signal = signals.next() => Ok(signal),
     };
     let code = match told {
-        Some(signal) => {
+        Ok(signal) => {
             tracing::info!(signal, "stopping: sessions are asked to reconnect and what waits is written");
-            ExitCode::SUCCESS
+            Ok(ExitCode::SUCCESS)
         }
-        None => {
+        Err(Ok(())) => {
             tracing::error!("stopping: something failed that does not come back, so the server has to be started anew");
-            ExitCode::FAILURE
+            Ok(ExitCode::FAILURE)
         }
+        // It is said by whoever ends with it.
+        Err(Err(error)) => Err(error),
     };
     tokio::select! {
-        () = app.stop() => Ok(code),
+        () = app.stop() => code,
         _ = signals.next() => Ok(ExitCode::FAILURE),
     }
 }

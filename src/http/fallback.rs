@@ -97,8 +97,8 @@ async fn open(hub: &Arc<Hub>, caller: Principal, body: Register) -> Result<Strin
     if hub.draining.is_cancelled() {
         return Err(unavailable("this node is being drained: connect to another").into());
     }
-    let opened = hub.open_session(caller, body.intents.as_deref(), next_connection()).await;
-    let (session, ready) = opened.map_err(not_opened)?;
+    let opening = Box::pin(hub.open_session(caller, body.intents.as_deref(), next_connection()));
+    let (session, ready) = hub.store.in_time(opening).await.map_err(not_opened)?;
     let ready = RawValue::from_string(ready).map_err(|_| unavailable("cannot read the state"))?;
     let body = Registered { queue_id: session.id, last_event_id: 1, ready };
     Ok(serde_json::to_string(&body).expect("an answer has only string keys"))

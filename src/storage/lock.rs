@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{Connection as _, PgConnection};
 use tokio_util::task::AbortOnDropHandle;
@@ -106,7 +106,8 @@ async fn keep(connection: PgConnection, options: Options, shared: bool, was_lost
             Ok(Ok(Some(connection))) => held = Some(connection),
             Ok(Ok(None)) => tracing::error!("another server runs on this database: stop one of the two"),
             // The database is away, which the store tells.
-            Ok(Err(_)) | Err(_) => {}
+            Ok(Err(_)) => {}
+            Err(_) => tracing::warn!("the lock that keeps other servers off the database could not be taken in time"),
         }
     }
 }
@@ -130,15 +131,17 @@ async fn lock_postgres(options: &Options, shared: bool) -> Result<Option<PgConne
         (true, false) => "SELECT pg_try_advisory_xact_lock($1, hashtext(COALESCE(current_schema(), '')))",
         (true, true) => "SELECT pg_try_advisory_xact_lock_shared($1, hashtext(COALESCE(current_schema(), '')))",
     };
-    let tries = PATIENCE.as_millis() / AGAIN.as_millis();
-    for _ in 0..tries {
+    let since = Instant::now();
+    loop {
         let taken = sqlx::query_scalar(sql).bind(COLINK).fetch_one(&mut connection).await;
         if taken.map_err(OpenError::Connect)? {
             return Ok(Some(connection));
         }
+        if since.elapsed() >= PATIENCE {
+            return Ok(None);
+        }
         tokio::time::sleep(AGAIN).await;
     }
-    Ok(None)
 }
 
 #[cfg(test)]

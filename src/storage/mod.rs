@@ -431,9 +431,9 @@ impl Store {
 
     /// Returns which settings of the database could be better for a hub; none of SQLite, which has those that this sets.
     pub async fn weaknesses(&self) -> Result<Vec<postgres::Weakness>, StoreError> {
-        match self {
-            Store::Postgres { readers, pooled, .. } => Ok(postgres::weaknesses(readers, *pooled).await?),
-            Store::Sqlite { .. } => Ok(Vec::new()),
+        match (self, self.read().await?) {
+            (Store::Postgres { pooled, .. }, Db::Postgres(mut db)) => Ok(postgres::weaknesses(&mut db, *pooled).await?),
+            _ => Ok(Vec::new()),
         }
     }
 

@@ -206,8 +206,8 @@ async fn settings(connection: &mut PgConnection) -> Result<HashMap<String, Strin
 }
 
 /// Returns what a server could do better.
-pub(super) async fn weaknesses(readers: &PgPool, pooled: bool) -> Result<Vec<Weakness>, sqlx::Error> {
-    Ok(weak(&settings(&mut *readers.acquire().await?).await?, pooled))
+pub(super) async fn weaknesses(connection: &mut PgConnection, pooled: bool) -> Result<Vec<Weakness>, sqlx::Error> {
+    Ok(weak(&settings(connection).await?, pooled))
 }
 
 fn weak(settings: &HashMap<String, String>, pooled: bool) -> Vec<Weakness> {

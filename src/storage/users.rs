@@ -208,7 +208,7 @@ pub(super) async fn raise_version(db: &mut Db, id: UserId) -> Result<(), StoreEr
 
 /// Sets a user's password hash.
 pub(super) async fn set_password(db: &mut Db, id: UserId, hash: &str) -> Result<(), StoreError> {
-    let sql = "UPDATE users SET password_hash = $2 WHERE id = $1";
+    let sql = "UPDATE users SET password_hash = $2, version = version + 1 WHERE id = $1";
     on!(db, c => { sqlx::query(sql).bind(id).bind(hash).execute(c).await?; });
     Ok(())
 }

@@ -3,19 +3,21 @@
 //! One task owns the writing connection. It takes everything that waits (up to a batch), applies it, commits, and only
 //! then answers and tells. While it commits, the next batch gathers: the busier it is, the more share an fsync. An item
 //! that is refused rolls back to its savepoint and does not disturb its neighbours; if the database itself fails, the
-//! items are tried once more, each alone ([`super::failure`]). Top-level messages go together, by [`send`]; a batch of nothing
-//! else needs no `BEGIN` and no `COMMIT` of its own, unless other nodes came before it every time.
+//! items that are still waited for are tried once more, each alone ([`super::failure`]). Top-level messages go together,
+//! by [`send`]; a batch of nothing else needs no `BEGIN` and no `COMMIT` of its own, unless other nodes came before it
+//! every time.
 //!
-//! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does, or a quarter of that more if it
-//! was waited for before, at another node: who waited so long is told that the outcome is not known, and who comes while it
-//! does not answer is refused at once. A commit whose outcome is not known
-//! may have taken effect; what it changed is found by looking into the database ([`Committed::in_doubt`]).
+//! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does, or a quarter of that more if
+//! it was waited for before, at another node ([`Answer::expire`]): who waited so long is told that the outcome is not
+//! known, and who comes while it does not answer is refused at once. A commit whose outcome is not known may have taken
+//! effect; what it changed is found by looking into the database ([`Committed::in_doubt`]).
 //!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
 mod batch;
 mod write;
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +46,7 @@ pub use self::write::{Answer, Claim, Committed, Reply, Sink, Work, Write};
 #[derive(Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Write>,
+    patience: Duration,
     tally: Arc<Tally>,
     trouble: Arc<Trouble>,
 }
@@ -95,10 +98,10 @@ impl Writer {
         let done = CancellationToken::new();
         let told = done.clone().drop_guard();
         std::thread::Builder::new().name("colink-writer".to_owned()).spawn(move || {
-            runtime.block_on(task.run(waiting, stop));
+            runtime.block_on(task.run(Waiting { queue: waiting, taken: VecDeque::new() }, stop));
             drop(told);
         })?;
-        Ok((Writer { queue, tally, trouble }, done))
+        Ok((Writer { queue, patience: limits.patience, tally, trouble }, done))
     }
 
     /// Returns what came of being one of several writers, since the start.
@@ -119,7 +122,8 @@ impl Writer {
     }
 
     /// Puts a write into the queue. A full queue refuses it at once, with a time to come back.
-    pub fn submit(&self, write: Write) {
+    pub fn submit(&self, mut write: Write) {
+        write.answer.expire(self.patience);
         if let Err(refused) = self.queue.try_send(write) {
             let (write, why) = match refused {
                 mpsc::error::TrySendError::Full(write) => {
@@ -165,6 +169,26 @@ impl Limits {
     }
 }
 
+/// What waits to be written.
+struct Waiting {
+    queue: mpsc::Receiver<Write>,
+    /// What was taken out of the queue, and comes first.
+    taken: VecDeque<Write>,
+}
+
+impl Waiting {
+    /// Takes what goes into one commit, at most so many; nothing, if no more comes.
+    async fn next(&mut self, most: usize) -> Vec<Write> {
+        if self.taken.is_empty() {
+            let mut batch = Vec::with_capacity(most.min(64));
+            self.queue.recv_many(&mut batch, most).await;
+            self.taken = batch.into();
+        }
+        let end = until_heavy(&self.taken).min(most);
+        self.taken.drain(..end).collect()
+    }
+}
+
 struct Task {
     store: Store,
     clock: Clock,
@@ -200,28 +224,22 @@ pub(super) struct News {
 }
 
 impl Task {
-    async fn run(mut self, mut waiting: mpsc::Receiver<Write>, stop: CancellationToken) {
-        let mut batch = Vec::with_capacity(self.batch);
+    async fn run(mut self, mut waiting: Waiting, stop: CancellationToken) {
         loop {
-            let received = tokio::select! {
+            let batch = tokio::select! {
                 biased;
-                received = waiting.recv_many(&mut batch, self.batch) => received,
-                () = stop.cancelled(), if !waiting.is_closed() => {
-                    waiting.close();
+                batch = waiting.next(self.batch) => batch,
+                () = stop.cancelled(), if !waiting.queue.is_closed() => {
+                    waiting.queue.close();
                     continue;
                 }
             };
-            if received == 0 {
+            if batch.is_empty() {
                 return;
             }
-            metrics::histogram!("colink_commit_batch_writes").record(received as f64);
-            let mut writes = std::mem::take(&mut batch);
-            while !writes.is_empty() {
-                let behind = writes.split_off(until_heavy(&writes));
-                self.commit_all(std::mem::replace(&mut writes, behind), &mut waiting).await;
-            }
-            batch.reserve(self.batch.min(64));
-            self.written += received;
+            metrics::histogram!("colink_commit_batch_writes").record(batch.len() as f64);
+            self.written += batch.len();
+            self.commit_all(batch, &mut waiting).await;
             self.checkpoint();
         }
     }
@@ -241,7 +259,7 @@ impl Task {
         }));
     }
 
-    async fn commit_all(&mut self, batch: Vec<Write>, waiting: &mut mpsc::Receiver<Write>) {
+    async fn commit_all(&mut self, batch: Vec<Write>, waiting: &mut Waiting) {
         let started = Instant::now();
         match self.commit_or_repeat(batch, waiting).await {
             Ok(()) => {}
@@ -257,15 +275,17 @@ impl Task {
 
     /// Commits writes one by one. One of them may be too much for the database; if a second is too, the fault is not
     /// theirs, and the rest is refused without waiting as long for each.
-    async fn commit_each(&mut self, batch: Vec<Write>, waiting: &mut mpsc::Receiver<Write>) {
-        let mut not_theirs = 0;
-        let mut rest = batch.into_iter();
-        while let Some(write) = rest.next() {
-            if let Err((one, failure)) = self.commit_or_repeat(vec![write], waiting).await {
+    async fn commit_each(&mut self, batch: Vec<Write>, waiting: &mut Waiting) {
+        let (mut not_theirs, behind) = (0, waiting.taken.len());
+        batch.into_iter().rev().for_each(|write| waiting.taken.push_front(write));
+        while waiting.taken.len() > behind {
+            let write = waiting.taken.drain(..1).collect();
+            if let Err((one, failure)) = self.commit_or_repeat(write, waiting).await {
                 self.refuse(one, &failure);
                 not_theirs += usize::from(failure.may_be_the_database());
                 if not_theirs == 2 {
-                    return self.refuse(rest.collect(), &failure);
+                    let rest = waiting.taken.len() - behind;
+                    return self.refuse(waiting.taken.drain(..rest).collect(), &failure);
                 }
             }
         }
@@ -276,7 +296,7 @@ impl Task {
     async fn commit_or_repeat(
         &mut self,
         mut batch: Vec<Write>,
-        waiting: &mut mpsc::Receiver<Write>,
+        waiting: &mut Waiting,
     ) -> Result<(), (Vec<Write>, Failure)> {
         for left in (0..TRIES).rev() {
             // Who had no patience any more was told so: nothing more is done for them.
@@ -317,19 +337,19 @@ impl Task {
         }
     }
 
-    /// Commits a batch within the patience of those who wait for it.
+    /// Commits a batch within the patience of those who wait for it, or behind it.
     async fn commit(
         &mut self,
         batch: &[Write],
         locked: bool,
-        waiting: &mut mpsc::Receiver<Write>,
+        waiting: &mut Waiting,
     ) -> Result<(Results, News), Failure> {
         let now = Instant::now();
         let (late_at, give_up_at) = (now + self.patience, now + self.give_up);
-        // What comes back from another node has waited there: it is given a moment here all the same.
-        let answer_by = |write: &Write| (write.answer.since + self.patience).max(now + self.patience / 4);
+        let Waiting { queue, taken } = waiting;
+        let waited_for = batch.iter().chain(taken.iter()).map(|write| &write.answer);
         let mut answers: Vec<(Instant, &Answer)> =
-            batch.iter().map(|write| (answer_by(write), &write.answer)).collect();
+            waited_for.filter_map(|answer| Some((answer.over_at()?, answer))).collect();
         answers.sort_unstable_by_key(|(at, _)| *at);
         let mut answers = answers.into_iter().peekable();
         let (local, trouble) = (self.store.dialect() == Dialect::Sqlite, self.trouble.clone());
@@ -350,7 +370,7 @@ impl Task {
                         Trouble::set(&trouble.late, true);
                         tracing::warn!(writes = batch.len(), "the database does not answer in time");
                     }
-                    Some(write) = waiting.recv(), if late => {
+                    Some(write) = queue.recv(), if late => {
                         write.answer.give(Err(unavailable("the database does not answer now")));
                     }
                     () = tokio::time::sleep_until(give_up_at.into()), if !local => break None,

@@ -57,6 +57,8 @@ pub enum ChannelMsg {
     Flush,
     /// Deliver what was committed since the last delivery: the actor before this one died.
     Recover,
+    /// The same, after it failed a moment ago.
+    Retry,
     /// Stop, if there is nothing to do.
     StopIfIdle,
     /// Say how it is.
@@ -90,6 +92,7 @@ struct State {
     slot: Arc<Slot>,
     room: Option<Room>,
     flush_due: bool,
+    retry_due: bool,
     active: Instant,
     /// How many messages each user may still post here.
     posts: Buckets<UserId>,
@@ -105,7 +108,8 @@ impl Actor for Channel {
         _: ActorRef<ChannelMsg>,
         (hub, stream, slot): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { hub, stream, slot, room: None, flush_due: false, active: Instant::now(), posts: Buckets::default() })
+        let (active, posts) = (Instant::now(), Buckets::default());
+        Ok(State { hub, stream, slot, room: None, flush_due: false, retry_due: false, active, posts })
     }
 
     async fn handle(
@@ -127,6 +131,10 @@ impl Actor for Channel {
             }
             ChannelMsg::Flush => state.flush(),
             ChannelMsg::Recover => Box::pin(state.recover(&myself)).await,
+            ChannelMsg::Retry => {
+                state.retry_due = false;
+                Box::pin(state.recover(&myself)).await;
+            }
             ChannelMsg::StopIfIdle => state.stop_if_idle(&myself),
             #[cfg(test)]
             ChannelMsg::Stats(reply) => state.stats(reply).await,
@@ -294,8 +302,11 @@ impl State {
         self.flush();
     }
 
-    fn retry(&self, myself: &ActorRef<ChannelMsg>) {
-        myself.send_after(Duration::from_secs(1), || ChannelMsg::Recover);
+    /// Has what is missing read in a moment; once, however often it is asked for until then.
+    fn retry(&mut self, myself: &ActorRef<ChannelMsg>) {
+        if !std::mem::replace(&mut self.retry_due, true) {
+            myself.send_after(Duration::from_secs(1), || ChannelMsg::Retry);
+        }
     }
 
     fn flush_in_time(&mut self, myself: &ActorRef<ChannelMsg>) {

@@ -83,10 +83,10 @@ impl Hub {
         if !over(self.clock.now()) {
             return;
         }
-        let standing = async {
+        let standing = self.store.in_time(async {
             let mut db = self.store.read().await?;
             tokens::standing(&mut db, session.token_id, self.clock.now()).await
-        };
+        });
         match standing.await {
             Ok(Some(sign_in)) => session.set_sign_in_ends(sign_in.expires_at),
             Ok(None) => {}

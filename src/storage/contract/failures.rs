@@ -59,6 +59,51 @@ async fn what_has_waited_elsewhere_is_written_and_takes_no_neighbour_along() {
     assert!(!world.writer.is_cut_off());
 }
 
+/// Holds a stream until it is dropped.
+async fn hold(world: &World, stream: StreamId) -> PgConnection {
+    let mut db = beside(world).await;
+    let hold = format!("BEGIN; SELECT 1 FROM streams WHERE id = '{stream}' FOR UPDATE");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(hold)).execute(&mut db).await.unwrap();
+    db
+}
+
+/// What was taken out of the queue along with the making of a large channel waits for that, but no longer than for anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_behind_much_work_that_is_stuck_is_told_in_time() {
+    let Some(world) = on_postgres(|options| options.lock = LIMIT).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let (tx, mut rx) = tokio::sync::mpsc::channel(8);
+    let submit = |command: Command| {
+        let tx = tx.clone();
+        let answer = Answer::new(move |result| drop(tx.try_send(result)));
+        world.writer.submit(Write {
+            caller: ana,
+            work: Work::Command(command),
+            claim: Claim::Owner,
+            key: None,
+            answer,
+        });
+    };
+    // All the rest is in the queue when the first is done.
+    let mut the_room = hold(&world, room.into()).await;
+    submit(says(room, "first", None).into());
+    let waits =
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until(&mut beside(&world).await, waits).await;
+    let the_workspace = hold(&world, StreamId::WORKSPACE).await;
+    let members = (0..60).map(|_| UserId::new(world.clock.now())).collect();
+    let (topic, purpose) = (String::new(), String::new());
+    submit(command::CreateChannel { name: "large".into(), private: false, topic, purpose, members }.into());
+    (0..3).for_each(|_| submit(says(room, "behind", None).into()));
+    sql(&mut the_room, "COMMIT").await;
+    rx.recv().await.unwrap().unwrap();
+    for _ in 0..4 {
+        assert_eq!(rx.recv().await.unwrap().unwrap_err().code, Code::Timeout);
+    }
+    drop(the_workspace);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_may_not_grow_is_said_to_be_full() {
     let world = World::open(Dialect::Sqlite).await.unwrap();

@@ -124,17 +124,16 @@ pub(super) async fn begin_snapshot(db: &mut Db) -> Result<(), sqlx::Error> {
         .await
 }
 
-/// What servers leave behind in a database: see [`traces`].
-pub(super) type Traces = (i64, i64, i64, i64, i64, i64, Option<String>);
-
 /// Returns what is not the same any more when a server has written: how many streams there are, how many events they have,
-/// how often they changed hands; the beats of nodes; and what is written without an event, sign-ins, sign-outs and who is there.
-pub(super) async fn traces(db: &mut Db) -> Result<Traces, sqlx::Error> {
-    let sql = "SELECT count(*), CAST(COALESCE(sum(last_seq), 0) AS BIGINT), CAST(COALESCE(sum(owner_epoch), 0) AS BIGINT), \
-               (SELECT CAST(COALESCE(sum(beat), 0) AS BIGINT) FROM nodes), \
-               (SELECT count(*) FROM tokens), (SELECT count(revoked_at) FROM tokens), \
-               (SELECT CAST(max(at) AS TEXT) FROM last_seen) FROM streams";
-    on!(db, c => sqlx::query_as(sql).fetch_one(c).await)
+/// how often they changed hands; the beats of nodes; and what is written without an event: sign-ins, their ends, passwords,
+/// invitations, their use, and who was there.
+pub(super) async fn traces(db: &mut Db) -> Result<String, sqlx::Error> {
+    let sql = "SELECT concat_ws(' ', count(*), sum(last_seq), sum(owner_epoch), (SELECT sum(beat) FROM nodes), \
+               (SELECT concat_ws(' ', count(*), count(revoked_at), max(expires_at)) FROM tokens), \
+               (SELECT concat_ws(' ', count(*), sum(version)) FROM users), \
+               (SELECT concat_ws(' ', count(*), count(revoked_at), sum(uses)) FROM invites), \
+               (SELECT max(at) FROM last_seen)) FROM streams";
+    on!(db, c => sqlx::query_scalar(sql).fetch_one(c).await)
 }
 
 /// Returns how many rows a table has.

@@ -1,5 +1,7 @@
 //! What a batch holds: which streams and places its writes change, which of them go together, and how one is applied under its key.
 
+use std::collections::VecDeque;
+
 use super::super::accounts::{self, Account};
 use super::super::apply::{self, Scope};
 use super::super::{Db, StoreError, channels, events, idempotency};
@@ -13,7 +15,7 @@ use crate::domain::id::{ChannelId, StreamId, UserId};
 const HEAVY: usize = 50;
 
 /// Returns how many of the writes go into one commit: up to the first that is much work, and that one.
-pub(super) fn until_heavy(writes: &[Write]) -> usize {
+pub(super) fn until_heavy(writes: &VecDeque<Write>) -> usize {
     let is_heavy = |write: &Write| matches!(&write.work, Work::Command(Command::CreateChannel(create)) if create.members.len() >= HEAVY);
     writes.iter().position(is_heavy).map_or(writes.len(), |at| at + 1)
 }

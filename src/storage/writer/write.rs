@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::super::accounts::Account;
 use super::super::tokens::Revoked;
 use crate::domain::command::{Command, Principal};
-use crate::domain::error::{Code, Refusal};
+use crate::domain::error::{Code, Refusal, unavailable};
 use crate::domain::event::Event;
 
 /// The answer to a committed write.
@@ -52,7 +52,7 @@ pub enum Work {
 /// If it is dropped on the way, because an actor that held it died, the caller is told that the outcome is not known.
 pub struct Answer {
     receive: Mutex<Option<Receive>>,
-    pub(super) since: Instant,
+    since: Instant,
     /// From when on nobody waits for it any more.
     until: Option<Instant>,
 }
@@ -69,6 +69,18 @@ impl Answer {
     #[must_use]
     pub fn within(self, patience: Duration) -> Self {
         Answer { until: Some(self.since + patience), receive: Mutex::new(self.take()), since: self.since }
+    }
+
+    /// Gives up on it when it has waited for so long since it was asked for; but it is given a quarter of that from now on, even
+    /// if it has waited before, at another node.
+    pub(super) fn expire(&mut self, patience: Duration) {
+        let at = (self.since + patience).max(Instant::now() + patience / 4);
+        self.until = Some(self.until.map_or(at, |until| until.min(at)));
+    }
+
+    /// Returns when nobody waits for it any more; nothing, if there is no such time.
+    pub(super) fn over_at(&self) -> Option<Instant> {
+        self.until
     }
 
     /// Has it waited for some time.
@@ -117,10 +129,10 @@ impl Answer {
         }
     }
 
-    /// Returns whether nobody waits for it any more; who does not, is told so.
+    /// Returns whether nobody waits for it any more, who is told so: nothing was done for it.
     pub(super) fn is_over(&self) -> bool {
         if self.until.is_some_and(|until| until <= Instant::now()) {
-            self.give(Err(interrupted()));
+            self.give(Err(unavailable("this waited too long for its turn: slow down")));
         }
         self.receive.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
