@@ -81,7 +81,7 @@ impl Remembered {
                 last_message_no,
                 epoch,
                 owner,
-                role,
+                role: Some(role),
                 version,
                 channel_role,
                 kind,
@@ -124,8 +124,10 @@ impl Remembered {
             (room.last_seq, room.last_message_no) = (known.last_seq, known.last_message_no);
             (room.epoch, room.mine) = (known.epoch, known.owner == Owner::Me);
             (room.kind, room.posting, room.archived) = (known.kind, known.posting, known.archived);
-            let standing = (known.role, known.version, known.channel_role);
-            self.people += usize::from(room.who.insert(item.author, standing).is_none());
+            if let Some(role) = known.role {
+                let standing = (role, known.version, known.channel_role);
+                self.people += usize::from(room.who.insert(item.author, standing).is_none());
+            }
         }
     }
 

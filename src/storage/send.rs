@@ -63,7 +63,8 @@ pub(super) struct Known {
     /// The epoch of the channel's owner.
     pub(super) epoch: i64,
     pub(super) owner: Owner,
-    pub(super) role: Role,
+    /// The author's; none if they are deactivated.
+    pub(super) role: Option<Role>,
     /// The version of the author's account.
     pub(super) version: i64,
     pub(super) channel_role: Option<ChannelRole>,
@@ -330,7 +331,8 @@ fn decide(item: &Item<'_>, known: Option<Known>) -> Result<Option<String>, Refus
 
 impl Known {
     fn lets_post(&self) -> Result<(), Refusal> {
-        let who = Standing { role: self.role, channel_role: self.channel_role };
+        let role = self.role.ok_or_else(|| not_found("channel"))?;
+        let who = Standing { role, channel_role: self.channel_role };
         let channel = ChannelFacts { kind: self.kind, posting: self.posting, archived: self.archived.is_some() };
         permission::allows(who, Action::Post, channel)
     }
@@ -371,12 +373,12 @@ async fn ask(
         ($begin:literal) => {
             concat!(
                 $begin,
-                "SELECT json_group_array(json_array(b.at, s.last_seq, s.last_message_no, s.owner_epoch, 'me', u.role, \
-                    u.version, m.role, c.kind, c.posting, \
+                "SELECT json_group_array(json_array(b.at, s.last_seq, s.last_message_no, s.owner_epoch, 'me', \
+                    CASE WHEN u.deactivated_at IS NULL THEN u.role END, u.version, m.role, c.kind, c.posting, \
                     CASE WHEN c.archived_at IS NOT NULL THEN 1 END, lower(hex(i.body_hash)), i.response)) \
                 FROM (SELECT value ->> 'at' AS at, unhex(value ->> 'c', '-') AS c, unhex(value ->> 'u', '-') AS u, \
                     value ->> 'k' AS k FROM json_each($1)) b \
-                CROSS JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL CROSS JOIN channels c ON c.id = b.c \
+                CROSS JOIN users u ON u.id = b.u CROSS JOIN channels c ON c.id = b.c \
                 CROSS JOIN streams s ON s.id = b.c LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
                 LEFT JOIN idempotency i ON i.user_id = b.u AND i.key = b.k"
             )
@@ -386,10 +388,10 @@ async fn ask(
         postgres: "SELECT coalesce(json_agg(json_build_array(b.at, s.last_seq, s.last_message_no, s.owner_epoch, \
                 CASE WHEN s.owner = $2 THEN 'me' \
                     WHEN s.owned_at > clock_timestamp() - make_interval(secs => $3) THEN 'recent' ELSE 'free' END, \
-                u.role, u.version, m.role, c.kind, c.posting, CASE WHEN c.archived_at IS NOT NULL THEN 1 END, encode(i.body_hash, 'hex'), i.response)), \
+                CASE WHEN u.deactivated_at IS NULL THEN u.role END, u.version, m.role, c.kind, c.posting, CASE WHEN c.archived_at IS NOT NULL THEN 1 END, encode(i.body_hash, 'hex'), i.response)), \
                 '[]')::text \
             FROM json_to_recordset($1::json) AS b(at bigint, c uuid, u uuid, k text) \
-            JOIN users u ON u.id = b.u AND u.deactivated_at IS NULL JOIN channels c ON c.id = b.c \
+            JOIN users u ON u.id = b.u JOIN channels c ON c.id = b.c \
             JOIN streams s ON s.id = b.c LEFT JOIN members m ON m.channel_id = b.c AND m.user_id = b.u \
             LEFT JOIN idempotency i ON i.user_id = b.u AND i.key = b.k",
         sqlite: match transaction {

@@ -7,7 +7,7 @@ use colink::domain::id::{ChannelId, UserId};
 use crate::checker::{Entry, Stored};
 use crate::services::Change;
 
-/// An open socket may hear what is committed for so long after its user was deactivated.
+/// An open socket may hear what is committed for so long after its user was deactivated, signed out, or made a guest.
 const GRACE_MICROS: i64 = 5_000_000;
 /// A channel is taken over at most once in so long.
 const TAKEN_MICROS: i64 = 5_000_000;
@@ -21,7 +21,7 @@ pub(crate) struct Received {
     pub(crate) at: i64,
 }
 
-/// When the deactivation of somebody was confirmed.
+/// When it was confirmed that somebody was deactivated, signed out, or made a guest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Life {
     pub(crate) user: UserId,
@@ -86,7 +86,7 @@ pub(crate) struct Found {
     pub(crate) heard: usize,
     /// How often a victim came or went.
     pub(crate) moves: usize,
-    /// How long after the deactivation the last event was committed that the deactivated one heard, in microseconds.
+    /// How long after the end the last event was committed that somebody heard whose end had come, in microseconds.
     pub(crate) latest: i64,
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn check(
     stored: &BTreeMap<ChannelId, Stored>,
     committed: &Committed,
     received: &[Received],
-    life: Option<Life>,
+    lives: &[Life],
     too_late: &[String],
 ) -> Found {
     let mut found = Found { heard: received.len(), ..Found::default() };
@@ -112,11 +112,12 @@ pub(crate) fn check(
                 found.broken.push(format!("{user} heard {seq} of {channel}, and was there at {mine:?}"));
             }
         }
-        if let (Some(life), Some(said)) = (life.filter(|life| life.user == user), committed.at(channel, seq)) {
+        let life = lives.iter().find(|life| life.user == user);
+        if let (Some(life), Some(said)) = (life, committed.at(channel, seq)) {
             found.latest = found.latest.max(said - life.ended);
             if said > life.ended + GRACE_MICROS {
                 let late = (said - life.ended) / 1_000;
-                found.broken.push(format!("{user} heard {seq} of {channel}, said {late} ms after the deactivation"));
+                found.broken.push(format!("{user} heard {seq} of {channel}, said {late} ms after their end"));
             }
         }
     }
@@ -134,11 +135,25 @@ pub(crate) fn check(
             let data: serde_json::Value = serde_json::from_str(&entry.data).unwrap_or_default();
             let key = data["text"].as_str().and_then(|text| text.split(' ').next()).unwrap_or_default();
             if too_late.contains(key) {
-                found.broken.push(format!("{key} was sent after the deactivation and is stored at {}", entry.seq));
+                found.broken.push(format!("{key} was sent after its author's end and is stored at {}", entry.seq));
             }
         }
     }
     found
+}
+
+/// Returns how long after they were made a guest somebody heard the last of what was said in the workspace, in microseconds,
+/// and what they heard later than they may.
+pub(crate) fn check_guests(overheard: &[(UserId, i64)], guests: &[Life]) -> (i64, Vec<String>) {
+    let after = |(user, said): &(UserId, i64)| {
+        guests.iter().find(|life| life.user == *user).map(|life| (*user, said - life.ended))
+    };
+    let late: Vec<(UserId, i64)> = overheard.iter().filter_map(after).collect();
+    let tell = |(user, late): &(UserId, i64)| {
+        format!("{user} heard of the workspace what was said {} ms after they were made a guest", late / 1_000)
+    };
+    let leaks = late.iter().filter(|(_, late)| *late > GRACE_MICROS).map(tell).collect();
+    (late.iter().map(|(_, late)| *late).max().unwrap_or(0), leaks)
 }
 
 /// Looks whether each stream was written by one after the other: no number twice, no epoch back, no owner without a new
@@ -222,7 +237,7 @@ mod tests {
 
     fn heard(case: &Case, seq: i64, second: i64) -> Vec<String> {
         let received = Received { user: case.eve, channel: case.channel, seq, at: second * 1_000_000 };
-        check(&case.stored, &Committed::of(&case.changes), &[received], None, &[]).broken
+        check(&case.stored, &Committed::of(&case.changes), &[received], &[], &[]).broken
     }
 
     #[test]
@@ -239,24 +254,33 @@ mod tests {
     fn who_is_out_or_deactivated_writes_nothing() {
         let mut case = case();
         let all = |case: &Case, late: &[String]| {
-            check(&case.stored, &Committed::of(&case.changes), &[], None, late).broken.join("\n")
+            check(&case.stored, &Committed::of(&case.changes), &[], &[], late).broken.join("\n")
         };
         assert_eq!(all(&case, &[]), "");
-        assert!(all(&case, &["k6".to_owned()]).contains("after the deactivation"));
+        assert!(all(&case, &["k6".to_owned()]).contains("after its author's end"));
         case.stored.get_mut(&case.channel).unwrap().log[3].actor = Some(case.eve);
         assert!(all(&case, &[]).contains("without being in it"));
     }
 
     #[test]
     fn who_was_deactivated_hears_for_a_moment_at_most() {
-        let mut case = case();
-        let life = |ended| Some(Life { user: case.ana, ended });
+        let case = case();
+        let life = |ended| [Life { user: case.ana, ended }];
         let one = Received { user: case.ana, channel: case.channel, seq: 6, at: 6_000_000 };
         for (ended, fine) in [(1_000_000, true), (999_999, false)] {
-            let found = check(&case.stored, &Committed::of(&case.changes), &[one], life(ended), &[]);
+            let found = check(&case.stored, &Committed::of(&case.changes), &[one], &life(ended), &[]);
             assert_eq!(found.broken.is_empty(), fine, "{found:?}");
         }
-        case.changes.clear();
+    }
+
+    #[test]
+    fn who_is_made_a_guest_hears_of_the_workspace_for_a_moment_at_most() {
+        let (eve, ana) = (UserId::new(Timestamp(1)), UserId::new(Timestamp(2)));
+        let guests = [Life { user: eve, ended: 1_000_000 }];
+        assert_eq!(check_guests(&[(eve, 500_000), (ana, 9_000_000)], &guests), (-500_000, Vec::new()));
+        assert_eq!(check_guests(&[(eve, 6_000_000)], &guests), (5_000_000, Vec::new()));
+        let (latest, leaks) = check_guests(&[(eve, 6_000_001)], &guests);
+        assert_eq!((latest, leaks.len()), (5_000_001, 1));
     }
 
     #[test]

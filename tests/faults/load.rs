@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use colink::client::{Client, Error, Event, Gateway, Options, Start, Step};
 use colink::clock::Clock;
 use colink::domain::command::{AddReaction, Done, SendMessage};
-use colink::domain::id::{ChannelId, StreamId};
+use colink::domain::id::{ChannelId, StreamId, UserId};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -87,7 +87,9 @@ pub(crate) struct Record {
     pub(crate) attempted: Vec<Attempted>,
     pub(crate) changes: Vec<Change>,
     pub(crate) received: Vec<Received>,
-    /// Messages of people whose deactivation had been confirmed when they were sent.
+    /// Who heard something of the workspace, and when that was said.
+    pub(crate) overheard: Vec<(UserId, i64)>,
+    /// Messages of people whose end had been confirmed when they were sent.
     pub(crate) too_late: Vec<String>,
     /// What went wrong for a client in a way that it never should.
     pub(crate) broken: Vec<String>,
@@ -98,15 +100,15 @@ pub(crate) struct World {
     pub(crate) urls: Vec<String>,
     pub(crate) root: String,
     pub(crate) people: Vec<Person>,
-    /// Who is put out and brought back, and last who is deactivated.
+    /// See [`crate::victims::FATES`].
     pub(crate) victims: Vec<Person>,
     pub(crate) rooms: Vec<Room>,
     pub(crate) clock: Clock,
     pub(crate) record: Mutex<Record>,
     /// Set when the fault begins.
     pub(crate) failing: AtomicBool,
-    /// When the last of the victims was deactivated for certain.
-    pub(crate) deactivated: OnceLock<(Instant, i64)>,
+    /// When what was to become of a victim had for certain.
+    pub(crate) changed: Mutex<HashMap<UserId, i64>>,
     pub(crate) away: AtomicUsize,
     base: Instant,
     keys: AtomicU64,
@@ -132,7 +134,7 @@ impl World {
             clock: Clock::default(),
             record: Mutex::default(),
             failing: AtomicBool::new(false),
-            deactivated: OnceLock::new(),
+            changed: Mutex::default(),
             away: AtomicUsize::new(0),
             base: Instant::now(),
             keys: AtomicU64::new(1),
@@ -197,13 +199,19 @@ impl World {
     pub(crate) async fn insist(&self, random: &mut Random, stop: &CancellationToken, what: &Ask) -> bool {
         let deadline = Instant::now() + LIMIT;
         while !stop.is_cancelled() {
-            let client = self.client(random.below(self.urls.len()), &self.root);
+            let node = random.below(self.urls.len());
+            let client = self.client(node, &self.root);
             let result: Result<serde_json::Value, Error> = match what {
                 Ask::Post(path, body) => client.post(path, body).await,
+                Ask::Put(path, body) => client.put(path, body).await,
                 Ask::Delete(path) => client.delete(path).await,
+                Ask::SignOut(token) => self.client(node, token).post("/v1/auth/logout", &json!({})).await,
             };
             match result {
                 Ok(_) => return true,
+                Err(Error::Refused { code, .. }) if code == "unauthenticated" && matches!(what, Ask::SignOut(_)) => {
+                    return true;
+                }
                 // Done by an attempt that was not answered.
                 Err(Error::Refused { code, .. }) if ["not_found", "conflict"].contains(&code.as_str()) => return true,
                 Err(error) if is_definite(&error) => {
@@ -223,7 +231,10 @@ impl World {
 
 pub(crate) enum Ask {
     Post(String, serde_json::Value),
+    Put(String, serde_json::Value),
     Delete(String),
+    /// By whose token it is.
+    SignOut(String),
 }
 
 /// By which door a writer comes.

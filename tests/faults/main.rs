@@ -74,13 +74,12 @@ use nodes::Node;
 use random::Random;
 use services::{Postgres, Redis};
 use stored::{Person, Room, read_back};
-use victims::Victim;
+use victims::{FATES, Victim};
 
 const NODES: usize = 3;
 /// How long the load runs before anything fails.
 const UNHARMED: Duration = Duration::from_millis(500);
 const PEOPLE: usize = 8;
-const VICTIMS: usize = 3;
 const ROOMS: usize = 6;
 /// No node may ever need more.
 const SIZE: usize = 1 << 30;
@@ -150,7 +149,7 @@ impl Bench {
         let client =
             |node: usize| Client::new(&self.nodes[node % self.nodes.len()].url).unwrap().with_token(&self.root);
         let mut people = Vec::new();
-        for n in 0..PEOPLE + VICTIMS {
+        for n in 0..PEOPLE + FATES.len() {
             let name = if n < PEOPLE { format!("p{row}-{n}") } else { format!("v{row}-{}", n - PEOPLE) };
             let user = client(n).create_user(&name, Role::Member).await.unwrap();
             let token = client(n).create_token(user.id).await.unwrap();
@@ -263,9 +262,8 @@ impl Bench {
         }
         // Who was in a channel when is read off Postgres.
         let put_out = row != "sqlite";
-        for (n, me) in (0..).zip(&world.victims).filter(|_| put_out) {
-            let doomed = n + 1 == VICTIMS as u64;
-            let victim = Victim { world: world.clone(), me: me.clone(), random: random(200 + n), doomed };
+        for ((n, me), fate) in (0..).zip(&world.victims).zip(FATES).filter(|_| put_out) {
+            let victim = Victim { world: world.clone(), me: me.clone(), random: random(200 + n), fate };
             victims.spawn(victim.run(stop.clone()));
         }
         if put_out {
@@ -281,13 +279,13 @@ impl Bench {
         let mut figures = self.fault(row, &world, &mut choices).await;
 
         let mut broken = Vec::new();
-        let deactivated = async {
-            while put_out && world.deactivated.get().is_none() {
+        let changed = async {
+            while put_out && !world.all_changed() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        if tokio::time::timeout(LIMIT, deactivated).await.is_err() {
-            broken.push("nobody could be deactivated".to_owned());
+        if tokio::time::timeout(LIMIT, changed).await.is_err() {
+            broken.push("somebody could not be made a guest, signed out or deactivated".to_owned());
         }
         stop.cancel();
         let all_end = async {
@@ -346,12 +344,16 @@ impl Bench {
         let changes = self.postgres.changes(&streams).await;
         broken.extend(leaks::check_owners(&changes));
         let committed = Committed::of(&changes);
-        let found = leaks::check(&stored, &committed, &record.received, world.life(), &record.too_late);
+        let (ended, guests) = world.lives();
+        let mut found = leaks::check(&stored, &committed, &record.received, &ended, &record.too_late);
+        let (latest, overheard) = leaks::check_guests(&record.overheard, &guests);
+        found.broken.extend(overheard);
         figures.count("put out or back", found.moves, None);
-        figures.count("heard by them", found.heard, None);
+        figures.count("heard by them", found.heard + record.overheard.len(), None);
         figures.count("leaked", found.broken.len(), Goal::Exactly(0.0));
-        if world.life().is_some() {
-            figures.add("deactivated hears for", found.latest.max(0) as f64 / 1e6, " s", Goal::AtMost(5.0));
+        if !ended.is_empty() {
+            figures.add("ended hears for", found.latest.max(0) as f64 / 1e6, " s", Goal::AtMost(5.0));
+            figures.add("guest hears for", latest.max(0) as f64 / 1e6, " s", Goal::AtMost(5.0));
         }
         broken.extend(found.broken);
 

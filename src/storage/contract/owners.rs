@@ -111,7 +111,9 @@ async fn who_was_deactivated_by_another_node_is_refused_at_once() {
 /// How often two transactions waited for each other in a circle, as Postgres counts it when the connections have ended.
 async fn deadlocks(world: &World) -> i64 {
     let mut watch = beside(world).await;
-    sql(&mut watch, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()                      AND pid <> pg_backend_pid()").await;
+    let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND \
+               pid <> pg_backend_pid()";
+    sql(&mut watch, end).await;
     let counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
     sqlx::query_scalar(counted).fetch_one(&mut watch).await.unwrap()
 }
@@ -168,6 +170,32 @@ async fn two_writers_do_all_kinds_of_things_to_the_same_channels() {
     }
     assert_eq!(messages, 600);
     assert_eq!(deadlocks(&world).await, 0, "seed {seed}");
+}
+
+/// A node that died may have stored what is taken back from it, and whose author was deactivated meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_is_answered_again_even_if_its_author_is_deactivated() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let (root, ana) = (world.user("root", Role::Admin).await, world.user("ana", Role::Member).await);
+    let room = world.channel(ana, "room", &[]).await;
+    let other = another(&world).await;
+    let thread_seq = Some(send(&world.writer, ana, room, "what do you think?").await.unwrap());
+    let says: [Command; 2] = [
+        says(room, "a message", None).into(),
+        command::SendMessage { thread_seq, ..says(room, "a reply", None) }.into(),
+    ];
+    for (n, say) in says.iter().enumerate() {
+        world.writer.write(ana, Work::Command(say.clone()), Some(format!("key-{n}"))).await.unwrap();
+    }
+    world.ask(root, command::DeactivateUser { user_id: ana.user_id }).await.unwrap();
+    for writer in [&other, &world.writer] {
+        for (n, say) in says.iter().enumerate() {
+            let again = writer.write(ana, Work::Command(say.clone()), Some(format!("key-{n}"))).await;
+            assert!(again.is_ok_and(|reply| reply.duplicate), "{n}");
+            let new = writer.write(ana, Work::Command(say.clone()), Some(format!("new-{n}"))).await;
+            assert!(new.is_err(), "{n}");
+        }
+    }
 }
 
 /// Without the bus, every node writes to a channel that somebody there writes to.
