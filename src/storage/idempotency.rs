@@ -1,4 +1,8 @@
 //! First answers, so that a repeated request gets the same one.
+//!
+//! A refusal is no answer: who was refused may use the key again when nothing is in the way any more. But a node that writes
+//! beside a channel's owner keeps what it refuses, too: the owner may have the same command in hand, and must not carry it
+//! out behind the refusal.
 
 use sha2::{Digest, Sha256};
 
@@ -39,7 +43,7 @@ pub(super) async fn find(db: &mut Db, user: UserId, key: &str, hash: &[u8; 32]) 
     match found {
         Some((stored, response)) => {
             same_body(&stored[..], &hash[..])?;
-            Ok(Some(response))
+            Ok(Some(answer(response)?))
         }
         None => Ok(None),
     }
@@ -61,6 +65,38 @@ pub(super) async fn keep(
         sqlx::query(sql).bind(user).bind(key).bind(&hash[..]).bind(response).bind(now).execute(c).await?.rows_affected()
     });
     Ok(kept == 1)
+}
+
+/// What a refusal that is kept begins with; no answer does.
+const REFUSED: &str = "refused ";
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Refused {
+    code: String,
+    message: String,
+}
+
+/// Returns the answer that is kept under a key, or the refusal.
+pub(super) fn answer(kept: String) -> Result<String, Refusal> {
+    let Some(json) = kept.strip_prefix(REFUSED) else { return Ok(kept) };
+    let unreadable = || Refusal::new(Code::Conflict, "this idempotency key was refused: use a new key");
+    let Refused { code, message } = serde_json::from_str(json).map_err(|_| unreadable())?;
+    let code = Code::ALL.iter().find(|known| known.as_str() == code).ok_or_else(unreadable)?;
+    Err(Refusal::new(*code, message))
+}
+
+/// Keeps that a key's command is refused for good, as [`keep`] does an answer.
+pub(super) async fn keep_refusal(
+    db: &mut Db,
+    user: UserId,
+    key: &str,
+    hash: &[u8; 32],
+    refusal: &Refusal,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let refused = Refused { code: refusal.code.as_str().to_owned(), message: refusal.message.clone().into_owned() };
+    let json = serde_json::to_string(&refused).expect("a refusal has only string keys");
+    keep(db, user, key, hash, &format!("{REFUSED}{json}"), now).await
 }
 
 /// Deletes up to `most` answers from before a time; returns how many.

@@ -14,6 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,8 @@ pub(super) struct Item<'a> {
     pub(super) key: Option<(&'a str, [u8; 32])>,
     /// In whose name.
     pub(super) claim: Claim,
+    /// When nobody waits for it any more.
+    pub(super) over_at: Option<Instant>,
 }
 
 /// Whether the messages are a transaction of their own or part of one that is open.
@@ -169,8 +172,8 @@ fn json(rows: &impl Serialize) -> String {
 }
 
 /// Stores the messages in the order given, each under the next number of its channel. One that is refused changes
-/// nothing and does not disturb the others; one whose channel another process wrote to meanwhile has no result, and is to
-/// be sent again. Events are appended to `events`.
+/// nothing and does not disturb the others; one whose channel another process wrote to meanwhile, or that nobody waits for
+/// any more, has no result, and is to be sent again. Events are appended to `events`.
 pub(super) async fn send_many(
     db: &mut Db,
     now: Timestamp,
@@ -231,7 +234,11 @@ async fn store(
     let mut firsts: HashMap<(UserId, &str), usize> = HashMap::new();
     let mut repeats: Vec<(usize, usize)> = Vec::new();
     let mut going: Vec<usize> = Vec::with_capacity(items.len());
+    let moment = Instant::now();
     for (at, item) in items.iter().enumerate() {
+        if item.over_at.is_some_and(|over_at| over_at <= moment) {
+            continue;
+        }
         match decide(item, known.remove(&at)) {
             Err(refusal) => results[at] = Some(Err(refusal)),
             Ok(Some(first)) => results[at] = Some(Ok(Reply::repeated(first))),
@@ -323,7 +330,7 @@ fn decide(item: &Item<'_>, known: Option<Known>) -> Result<Option<String>, Refus
     let known = known.ok_or_else(|| not_found("channel"))?;
     if let (Some(stored), Some(response), Some((_, hash))) = (&known.body_hash, &known.response, &item.key) {
         idempotency::same_body(stored, &hex(hash))?;
-        return Ok(Some(response.clone()));
+        return Ok(Some(idempotency::answer(response.clone())?));
     }
     known.lets_post()?;
     Ok(None)

@@ -27,7 +27,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::batch::{changed_room, lock_all, one, top_level, until_heavy};
+use self::batch::{changed_room, lock_all, one, settle, top_level, until_heavy};
 use self::write::interrupted;
 use super::failure::{Failure, is_full};
 use super::remembered::{Remembered, Tally};
@@ -436,7 +436,8 @@ impl Task {
             if let Some(send) = top_level(write).filter(|send| !changed.contains(&send.channel_id.into())) {
                 let hash = || idempotency::body_hash(&Command::SendMessage(send.clone()));
                 let key = write.key.as_deref().map(|key| (key, hash()));
-                sends.push(send::Item { author: write.caller.user_id, send, key, claim: write.claim });
+                let (author, claim, over_at) = (write.caller.user_id, write.claim, write.answer.over_at());
+                sends.push(send::Item { author, send, key, claim, over_at });
                 at.push(index);
             }
         }
@@ -449,7 +450,16 @@ impl Task {
             let transaction = if fenced { Transaction::Own } else { Transaction::Open };
             let sent = send::send_many(db, now, &sends, transaction, &mut self.remembered, &mut news.events).await?;
             for (index, result) in at.into_iter().zip(sent) {
-                results[index] = result;
+                results[index] = match result {
+                    Some(Err(refusal)) if batch[index].claim == Claim::Beside => {
+                        match settle(db, now, &batch[index], refusal).await {
+                            // The others are stored by now, whatever becomes of this one.
+                            Err(_) if fenced => Some(Err(interrupted())),
+                            settled => settled?,
+                        }
+                    }
+                    result => result,
+                };
             }
         }
         if !fenced {

@@ -8,7 +8,7 @@ use crate::checker::{Entry, Stored};
 use crate::services::Change;
 
 /// An open socket may hear what is committed for so long after its user was deactivated, signed out, or made a guest.
-const GRACE_MICROS: i64 = 5_000_000;
+pub(crate) const GRACE_MICROS: i64 = 5_000_000;
 /// A channel is taken over at most once in so long.
 const TAKEN_MICROS: i64 = 5_000_000;
 

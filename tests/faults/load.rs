@@ -409,7 +409,14 @@ impl Listener {
         for channel in listener.channels.clone() {
             listener.repair(channel.into(), 0).await;
         }
+        listener.watch_everybody().await?;
         Ok(listener)
+    }
+
+    /// Asks to be told who of the people is there.
+    async fn watch_everybody(&self) -> Result<(), Error> {
+        let everybody: Vec<UserId> = self.world.people.iter().map(|person| person.id).collect();
+        self.gateway.watch_presence(&everybody).await
     }
 
     /// Reads until every channel stands where `heads`, once given, says that it ends. The time is that of its getting there.
@@ -530,6 +537,8 @@ impl Listener {
             match Gateway::resume_from(url, &self.me.token, listening(), position.clone()).await {
                 Ok(gateway) => {
                     (self.gateway, self.node) = (gateway, node);
+                    // If that fails the connection has ended again.
+                    let _ = self.watch_everybody().await;
                     break;
                 }
                 Err(error) => {

@@ -25,6 +25,7 @@ const READS: [&str; 2] =
     ["colink_database_reads_total{for=\"sign_ins\"}", "colink_database_reads_total{for=\"sessions\"}"];
 const ALL_READS: [&str; 1] = ["colink_database_reads_total"];
 const RESUMES: [&str; 1] = ["colink_resumes_total"];
+const TOLD: [&str; 1] = ["colink_presence_told_total"];
 pub(crate) const NONE: Goal = Goal::Exactly(0.0);
 
 pub(crate) async fn wait(seconds: f64) {
@@ -329,7 +330,8 @@ async fn total(bench: &Bench, metrics: &[&str]) -> f64 {
 /// All sockets of all nodes are cut at once.
 pub(crate) async fn storm(bench: &mut Bench, world: &Arc<World>, _: &mut Random) -> Figures {
     let count = async || (total(bench, &READS).await, total(bench, &RESUMES).await, total(bench, &ALL_READS).await);
-    let before = count().await;
+    let told = async || total(bench, &TOLD).await;
+    let (before, told_before) = (count().await, told().await);
     let cut = Instant::now();
     for node in &bench.nodes {
         if !node.cut_clients() {
@@ -352,6 +354,8 @@ pub(crate) async fn storm(bench: &mut Bench, world: &Arc<World>, _: &mut Random)
     figures.add("database reads a resume", reads / resumes.max(1.0), "", Goal::AtMost(2.0));
     figures.add("all reads meanwhile", all, "", None);
     figures.add("resumes", resumes, "", None);
+    let told = (told().await - told_before) / bench.readers as f64;
+    figures.add("presence told to each", told, "", Goal::AtMost(1.0));
     world.record(|record| {
         let backs: Vec<Duration> = record.backs.iter().filter(|back| back.lost >= cut).map(|back| back.took).collect();
         figures.count("readers cut", bench.readers, None);

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::checker::{Answer, Attempted};
-use crate::leaks::{Life, Received};
+use crate::leaks::{GRACE_MICROS, Life, Received};
 use crate::load::{AGAIN, Ask, PATIENCE, World, listening};
 use crate::random::Random;
 use crate::sending::{answer_of, post};
@@ -39,6 +39,16 @@ impl Fate {
     /// Returns whether they cannot do anything any more.
     fn ends(self) -> bool {
         matches!(self, Fate::SignedOut | Fate::Deactivated)
+    }
+
+    /// Returns for how many microseconds behind it they may still write; nothing, if they may go on. Whoever writes is looked up
+    /// with each write; whose a token is, is believed for `auth.cache_s`.
+    fn writes_for(self) -> Option<i64> {
+        match self {
+            Fate::PutOut | Fate::Guest => None,
+            Fate::SignedOut => Some(GRACE_MICROS),
+            Fate::Deactivated => Some(0),
+        }
     }
 
     /// Returns how it is brought about; nothing for who comes and goes.
@@ -80,7 +90,9 @@ async fn write(world: &Arc<World>, me: &Person, random: &mut Random, fate: Fate)
         let text = format!("{key} - -");
         let send =
             SendMessage { channel_id: channel, text, client_msg_id: None, thread_seq: None, also_in_channel: false };
-        if fate.ends() && world.changed(me.id).is_some() {
+        if let (Some(grace), Some(at)) = (fate.writes_for(), world.changed(me.id))
+            && world.clock.now().0 > at + grace
+        {
             world.record(|record| record.too_late.push(key.clone()));
         }
         let mut attempted = Attempted { author: me.id, channel, key, answers: vec![Answer::Unknown] };

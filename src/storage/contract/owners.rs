@@ -3,6 +3,7 @@
 use futures_util::StreamExt as _;
 
 use super::*;
+use crate::storage::writer::{Answer, Claim, Write};
 
 /// Another node's writer on the same database.
 async fn another(world: &World) -> Writer {
@@ -194,6 +195,40 @@ async fn what_was_stored_is_answered_again_even_if_its_author_is_deactivated() {
             assert!(again.is_ok_and(|reply| reply.duplicate), "{n}");
             let new = writer.write(ana, Work::Command(say.clone()), Some(format!("new-{n}"))).await;
             assert!(new.is_err(), "{n}");
+        }
+    }
+}
+
+/// What a node refused that took a command back from an owner, the owner may have in hand, and come to later.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_beside_the_owner_is_not_carried_out_by_it_later() {
+    let Some(world) = on_postgres(|_| {}).await else { return };
+    let (ana, bob) = (world.user("ana", Role::Member).await, world.user("bob", Role::Member).await);
+    let (owner, beside) = (another(&world).await, another(&world).await);
+    let write = async |writer: &Writer, say: &Command, claim: Claim, key: &str| {
+        let (tx, rx) = tokio::sync::oneshot::channel();
+        let answer = Answer::new(move |result| drop(tx.send(result)));
+        let (work, key) = (Work::Command(say.clone()), Some(key.to_owned()));
+        writer.submit(Write { caller: bob, work, claim, key, answer });
+        rx.await.unwrap().map_err(|refusal| refusal.code)
+    };
+    for (n, (name, kept)) in [("one", Claim::Owner), ("two", Claim::Beside)].into_iter().enumerate() {
+        let room = world.channel(ana, name, &[]).await;
+        let thread_seq = Some(send(&owner, ana, room, "what do you think?").await.unwrap());
+        let says: [Command; 2] = [
+            says(room, "a message", None).into(),
+            command::SendMessage { thread_seq, ..says(room, "a reply", None) }.into(),
+        ];
+        for (m, say) in says.iter().enumerate() {
+            let refused = write(&beside, say, kept, &format!("key-{n}-{m}")).await;
+            assert!(matches!(refused, Err(Code::NotFound | Code::Forbidden)), "{refused:?}");
+        }
+        world.ask(ana, command::InviteMember { channel_id: room, user_id: bob.user_id }).await.unwrap();
+        for (m, say) in says.iter().enumerate() {
+            for writer in [&owner, &beside] {
+                let later = write(writer, say, Claim::Owner, &format!("key-{n}-{m}")).await;
+                assert_eq!(later.is_ok(), kept == Claim::Owner, "{say:?}: {later:?}");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::super::accounts::{self, Account};
 use super::super::apply::{self, Scope};
 use super::super::{Db, StoreError, channels, events, idempotency};
-use super::{News, Reply, Work, Write};
+use super::{Claim, News, Reply, Work, Write};
 use crate::domain::command::{Command, SendMessage};
 use crate::domain::error::Refusal;
 use crate::domain::id::{ChannelId, StreamId, UserId};
@@ -117,7 +117,7 @@ pub(super) fn changed_room(write: &Write) -> Option<StreamId> {
 }
 
 /// Applies one write within a savepoint of its own. Nothing is done and nothing returned if it is to be tried again, because
-/// another node did it under the same key meanwhile.
+/// another node did it under the same key meanwhile, or if nobody waits for it any more.
 pub(super) async fn one(
     db: &mut Db,
     now: crate::clock::Timestamp,
@@ -129,6 +129,8 @@ pub(super) async fn one(
     let result = Box::pin(keyed(&mut scope, write)).await;
     let Scope { events, revoked, .. } = scope;
     let refused = match result {
+        // Whoever asked for it may have been refused elsewhere since.
+        Ok(Some(_)) if write.answer.is_over() => None,
         Ok(Some(reply)) => {
             db.run("RELEASE SAVEPOINT item").await?;
             news.events.extend(events);
@@ -141,18 +143,32 @@ pub(super) async fn one(
     };
     db.run("ROLLBACK TO SAVEPOINT item").await?;
     db.run("RELEASE SAVEPOINT item").await?;
-    match (&refused, key(write)) {
-        // What stands in its way may be itself: another node has done it meanwhile.
-        (Some(_), Some((key, hash))) if is_kept(db, write.caller.user_id, key, &hash).await? => Ok(None),
-        _ => Ok(refused.map(Err)),
+    match refused {
+        Some(refusal) => settle(db, now, write, refusal).await,
+        None => Ok(None),
     }
 }
 
-async fn is_kept(db: &mut Db, user: UserId, key: &str, hash: &[u8; 32]) -> Result<bool, StoreError> {
-    match idempotency::find(db, user, key, hash).await {
-        Err(StoreError::Refused(_)) => Ok(false),
-        found => Ok(found?.is_some()),
+/// Returns a refusal as the answer to a write, kept under its key if this node writes beside the channel's owner. Nothing, if the
+/// write is to be tried again: what stood in its way was itself, for another node has done it meanwhile.
+pub(super) async fn settle(
+    db: &mut Db,
+    now: crate::clock::Timestamp,
+    write: &Write,
+    refusal: Refusal,
+) -> Result<Option<Result<Reply, Refusal>>, StoreError> {
+    let (user, Some((key, hash))) = (write.caller.user_id, key(write)) else { return Ok(Some(Err(refusal))) };
+    match idempotency::find(db, user, key, &hash).await {
+        Ok(Some(_)) => return Ok(None),
+        Ok(None) => {}
+        Err(StoreError::Refused(first)) => return Ok(Some(Err(first))),
+        Err(error) => return Err(error),
     }
+    let is_kept = write.claim == Claim::Beside && !refusal.code.temporary();
+    if is_kept && !idempotency::keep_refusal(db, user, key, &hash, &refusal, now).await? {
+        return Ok(None);
+    }
+    Ok(Some(Err(refusal)))
 }
 
 /// Returns a write's key, if it has one, and what the key is bound to.
