@@ -33,6 +33,7 @@ mod frames;
 mod groups;
 mod health;
 mod pages;
+mod peers;
 mod permissions;
 mod pooler;
 mod presence;

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use super::delay::Delay;
 use super::envelope::Run;
 use super::forwards::Forwards;
+use super::line::{Here, Line, Turn};
 use super::members::{Members, Way};
 use super::replay::Came;
-use crate::domain::id::{NodeId, StreamId};
+use crate::domain::id::NodeId;
 use crate::storage::writer::Claim;
 
 /// The state of one node in the cluster; `W` is what a command is with all that belongs to it.
@@ -16,6 +17,7 @@ pub struct Core<W> {
     /// Who is there.
     pub members: Members,
     forwards: Forwards<W>,
+    here: Here,
     born: Instant,
     /// What came from each node: some bytes for each of its runs, for as long as this lasts.
     from: BTreeMap<NodeId, From>,
@@ -29,8 +31,9 @@ struct From {
 
 /// Where a command goes.
 pub enum Routed<'a, W> {
-    /// To this node's own actor, in this name.
-    Here(Claim, W),
+    /// To this node's own actor, in this name. What the same user asked of the same stream before and is still out comes
+    /// back, to be carried out first, beside the owner.
+    Here(Vec<W>, Claim, W),
     /// To another node, under this number.
     There(NodeId, u64, &'a mut W),
 }
@@ -49,7 +52,8 @@ impl<W> Core<W> {
     /// Makes the state of a node that just started, which has `most` commands out at most.
     #[must_use]
     pub fn new(me: NodeId, name: String, most: usize, now: Instant) -> Self {
-        Core { members: Members::new(me, name), forwards: Forwards::new(most), born: now, from: BTreeMap::new() }
+        let (members, forwards) = (Members::new(me, name), Forwards::new(most));
+        Core { members, forwards, here: Here::default(), born: now, from: BTreeMap::new() }
     }
 
     /// Returns how many milliseconds ago this node started: what it says of when it sends something.
@@ -65,15 +69,33 @@ impl<W> Core<W> {
     }
 
     /// Decides where a command goes. One that goes to another node is kept until it is answered, or comes back.
-    pub fn route(&mut self, stream: StreamId, write: W, now: Instant) -> Routed<'_, W> {
-        match self.members.way(stream, now) {
-            Way::Here(claim) => Routed::Here(claim, write),
-            Way::There(node) if self.forwards.has_room() => {
-                let (number, write) = self.forwards.begin(node, write, now);
-                Routed::There(node, number, write)
+    pub fn route(&mut self, line: Line, write: W, now: Instant) -> Routed<'_, W> {
+        let claim = match self.members.way(line.1, now) {
+            Way::There(node) if self.may_go(line, node) => {
+                let (number, write) = self.forwards.begin(node, line, write, now);
+                return Routed::There(node, number, write);
             }
-            Way::There(_) => Routed::Here(Claim::Beside, write),
-        }
+            Way::There(_) => Claim::Beside,
+            Way::Here(claim) => claim,
+        };
+        Routed::Here(self.forwards.take_line(line, u64::MAX), claim, write)
+    }
+
+    /// Returns whether one more command may be sent to a node, and overtakes nothing on its way there.
+    fn may_go(&self, line: Line, node: NodeId) -> bool {
+        let is_elsewhere = self.here.has(line) || self.forwards.last_of(line).is_some_and(|last| last != node);
+        !is_elsewhere && self.forwards.has_room()
+    }
+
+    /// Notes that a command is carried out here, until what this returns is dropped.
+    #[must_use]
+    pub fn enters(&self, line: Line) -> Turn {
+        self.here.begin(line)
+    }
+
+    /// Takes back what was asked before the command of this number and is still out: that one is carried out here.
+    pub fn asked_before(&mut self, line: Line, number: u64) -> Vec<W> {
+        self.forwards.take_line(line, number)
     }
 
     /// Takes the command that a node answered; nothing, if it came back before, or was never sent there.
@@ -124,7 +146,7 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use crate::domain::command::Principal;
-    use crate::domain::id::{TokenId, UserId};
+    use crate::domain::id::{StreamId, TokenId, UserId};
     use crate::domain::user::Role;
 
     fn run(sent_ms: u64) -> Run {
@@ -151,9 +173,50 @@ mod tests {
         let mut streams = (0..).map(|n| StreamId(Uuid::from_u128(n)));
         let theirs =
             streams.find(|stream| core.members.way(*stream, now) == Way::There(other)).expect("it has a share");
-        let mut goes = |n| matches!(core.route(theirs, n, now), Routed::There(node, ..) if node == other);
-        assert_eq!([1, 2, 3].map(&mut goes), [true, true, false]);
-        assert!(matches!(core.route(theirs, 4, now), Routed::Here(Claim::Beside, 4)));
+        let line = |user| (UserId(Uuid::from_u128(user)), theirs);
+        let mut goes = |user, n| matches!(core.route(line(user), n, now), Routed::There(node, ..) if node == other);
+        assert!(goes(1, 1) && goes(1, 2));
+        let Routed::Here(before, Claim::Beside, 3) = core.route(line(2), 3, now) else { panic!("it went on") };
+        assert!(before.is_empty(), "of another user's nothing comes back");
+        let Routed::Here(before, Claim::Beside, 4) = core.route(line(1), 4, now) else { panic!("it went on") };
+        assert_eq!(before, [1, 2]);
+    }
+
+    #[test]
+    fn what_one_user_asks_of_a_stream_goes_one_way_at_a_time() {
+        let [me, other, third] = [1, 2, 3].map(|n| NodeId::new(Timestamp(n)));
+        let now = Instant::now();
+        let mut core = Core::new(me, "hub-1".to_owned(), 9, now);
+        core.members.set_bus(true);
+        core.members.showed(now);
+        let hears = |core: &mut Core<u8>| {
+            core.members.heard(other, "hub-2", false, now);
+            core.members.heard(third, "hub-3", false, now);
+        };
+        hears(&mut core);
+        let mut streams = (0..).map(|n| StreamId(Uuid::from_u128(n)));
+        // Without its owner it is the third's.
+        let theirs = streams.find(|stream| {
+            let owner = core.members.owner(*stream, now);
+            core.members.set_cut_off(other, true);
+            let next = core.members.owner(*stream, now);
+            core.members.set_cut_off(other, false);
+            (owner, next) == (Some(other), Some(third))
+        });
+        let line = (UserId(Uuid::nil()), theirs.expect("there is one"));
+        assert!(matches!(core.route(line, 1, now), Routed::There(node, 1, _) if node == other));
+
+        core.members.set_cut_off(other, true);
+        let Routed::Here(before, Claim::Beside, 2) = core.route(line, 2, now) else { panic!("it overtakes") };
+        assert_eq!(before, [1]);
+        let turns = [core.enters(line), core.enters(line)];
+        core.members.set_cut_off(other, false);
+        assert!(matches!(core.route(line, 3, now), Routed::Here(..)), "two are not done");
+        drop(turns);
+        assert!(matches!(core.route(line, 4, now), Routed::There(node, ..) if node == other));
+        assert!(matches!(core.route(line, 5, now), Routed::There(node, ..) if node == other));
+        assert_eq!(core.asked_before(line, 3), [4], "the last could not be sent");
+        assert_eq!(core.answered(3, other), Some(5));
     }
 
     #[test]

@@ -11,12 +11,13 @@
 //!
 //! Postgres carries correctness alone: whoever writes is fenced ([`crate::storage::send`]), whoever hears looks for gaps. So
 //! the bus may lose anything, and an owner that cannot be reached is not waited for: its commands are carried out beside it.
-//! [`core`] is what a node decides, made of [`members`], [`forwards`] and `delay`, all pure; [`envelope`] is what is said.
+//! [`core`] is what a node decides, made of [`members`], [`forwards`], [`line`] and `delay`, all pure; [`envelope`] is what is said.
 
 pub mod core;
 mod delay;
 pub mod envelope;
 pub mod forwards;
+pub mod line;
 pub mod members;
 mod replay;
 #[cfg(test)]
@@ -157,25 +158,25 @@ impl Cluster {
 
     /// Sends a write on its way: to this node's own actor, or to the owner's.
     ///
-    /// All of it is under one lock, which nobody holds for long: what one client asks is carried out in order, even if what it
-    /// asked before is just taken back from a node that was lost.
+    /// All of it is under one lock, which nobody holds for long: what one client asks is carried out in order, and what it
+    /// asked before comes back first if the owner is lost.
     pub(super) fn route(&self, hub: &Hub, stream: StreamId, write: Write) {
         let mut core = self.core();
         let now = Instant::now();
-        let sent_ms = core.age_ms(now);
-        let back = match core.route(stream, write, now) {
-            Routed::Here(claim, write) => Some((claim, write)),
+        let (sent_ms, line) = (core.age_ms(now), (write.caller.user_id, stream));
+        let (before, claim, write) = match core.route(line, write, now) {
+            Routed::Here(before, claim, write) => (before, claim, write),
             Routed::There(node, number, write) => {
                 if self.forward(node, number, sent_ms, write) {
                     count(&self.counts.forwarded, metrics::counter!("colink_commands_forwarded_total"), 1);
                     return;
                 }
-                core.answered(number, node).map(|write| (Claim::Beside, write))
+                let Some(write) = core.answered(number, node) else { return };
+                (core.asked_before(line, number), Claim::Beside, write)
             }
         };
-        if let Some((claim, write)) = back {
-            self.enter(hub, stream, Write { claim, ..write });
-        }
+        self.take_back(hub, &core, before);
+        self.enter(hub, &core, stream, Write { claim, ..write });
     }
 
     /// Sends a write to its owner; returns whether it is on its way.
@@ -193,11 +194,25 @@ impl Cluster {
         said
     }
 
-    fn enter(&self, hub: &Hub, stream: StreamId, write: Write) {
+    fn enter(&self, hub: &Hub, core: &Core<Write>, stream: StreamId, write: Write) {
         if write.claim == Claim::Beside {
             count(&self.counts.beside, metrics::counter!("colink_writes_beside_owner_total"), 1);
         }
-        hub.enter(stream, write);
+        let turn = core.enters((write.caller.user_id, stream));
+        let answer = write.answer.then(move || drop(turn));
+        hub.enter(stream, Write { answer, ..write });
+    }
+
+    /// Has commands carried out here that were sent to others, in this order. It is not known whether those carry them out.
+    fn take_back(&self, hub: &Hub, core: &Core<Write>, back: Vec<Write>) {
+        count(&self.counts.taken_back, metrics::counter!("colink_commands_taken_back_total"), back.len() as u64);
+        for write in back {
+            if let Work::Command(command) = &write.work {
+                let stream = command.stream(write.caller.user_id);
+                let answer = write.answer.in_doubt();
+                self.enter(hub, core, stream, Write { claim: Claim::Beside, answer, ..write });
+            }
+        }
     }
 
     /// Tells the others what was committed here.
@@ -285,14 +300,7 @@ impl Cluster {
         for node in late {
             tracing::warn!(node.id = %node, "a node does not answer: its commands are carried out here");
         }
-        count(&self.counts.taken_back, metrics::counter!("colink_commands_taken_back_total"), back.len() as u64);
-        for write in back {
-            if let Work::Command(command) = &write.work {
-                let stream = command.stream(write.caller.user_id);
-                let answer = write.answer.in_doubt();
-                self.enter(hub, stream, Write { claim: Claim::Beside, answer, ..write });
-            }
-        }
+        self.take_back(hub, &core, back);
         metrics::gauge!("colink_commands_forwarded_waiting").set(core.waiting() as f64);
     }
 
@@ -379,7 +387,8 @@ impl Hub {
     /// Takes the answer of the owner.
     fn ran(&self, cluster: &Cluster, from: NodeId, ran: Ran) {
         let mut core = cluster.core();
-        let Some(write) = core.answered(ran.number, from) else { return };
+        let number = ran.number;
+        let Some(write) = core.answered(number, from) else { return };
         match ran.result() {
             // The owner does not know what became of it, or what it is: that can be found out here.
             None => {}
@@ -390,9 +399,10 @@ impl Hub {
             }
         }
         if let Work::Command(command) = &write.work {
-            let stream = command.stream(write.caller.user_id);
-            let answer = write.answer.in_doubt();
-            cluster.enter(self, stream, Write { claim: Claim::Beside, answer, ..write });
+            let line = (write.caller.user_id, command.stream(write.caller.user_id));
+            let mut back = core.asked_before(line, number);
+            back.push(write);
+            cluster.take_back(self, &core, back);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::database::Head;
 use super::*;
+use crate::actors::cluster::line::{Line, Turn};
 
 #[derive(Clone)]
 pub(super) enum From {
@@ -16,6 +17,8 @@ pub(super) struct Command {
     pub(super) claim: Claim,
     pub(super) from: From,
     pub(super) tries: u8,
+    /// That it is carried out here, for who asked this node.
+    pub(super) _turn: Option<Arc<Turn>>,
 }
 
 #[derive(Clone, Copy)]
@@ -32,6 +35,7 @@ pub(super) struct Node {
     pub(super) stopped_until: u64,
     /// Neither sends nor hears anything by the bus.
     pub(super) cut: bool,
+    pub(super) cut_since: u64,
     /// What it believes of its bus, which it finds out late.
     pub(super) bus: bool,
     pub(super) core: Core<Command>,
@@ -50,12 +54,23 @@ pub(super) struct Node {
 }
 
 impl World {
+    /// Who asked for what, if that was by this node.
+    fn line(&self, command: &Command) -> Option<Line> {
+        match command.from {
+            From::Client(client, _) => Some((self.user(client), self.database.streams[command.stream].id)),
+            From::Node(..) => None,
+        }
+    }
+
     pub(super) fn ask(&mut self, n: usize, command: Command) {
-        let (now, id) = (self.instant(), self.database.streams[command.stream].id);
+        let (now, line) = (self.instant(), self.line(&command).expect("a client asks"));
         let node = &mut self.nodes[n];
         let sent_ms = node.core.age_ms(now);
-        let (to, number, sealed) = match node.core.route(id, command, now) {
-            Routed::Here(claim, command) => return node.queue.push(Command { claim, ..command }),
+        let (to, number, sealed) = match node.core.route(line, command, now) {
+            Routed::Here(before, claim, command) => {
+                self.take_back(n, before);
+                return self.enter(n, Command { claim, ..command });
+            }
             Routed::There(to, number, command) => {
                 let caller = Principal {
                     user_id: UserId(uuid::Uuid::nil()),
@@ -70,7 +85,21 @@ impl World {
         if !self.say(n, To::Node(to), &sealed)
             && let Some(command) = self.nodes[n].core.answered(number, to)
         {
-            self.nodes[n].queue.push(Command { claim: Claim::Beside, ..command });
+            let before = self.nodes[n].core.asked_before(line, number);
+            self.take_back(n, before);
+            self.enter(n, Command { claim: Claim::Beside, ..command });
+        }
+    }
+
+    fn enter(&mut self, n: usize, command: Command) {
+        let turn = self.line(&command).map(|line| Arc::new(self.nodes[n].core.enters(line)));
+        self.nodes[n].queue.push(Command { _turn: turn, ..command });
+    }
+
+    fn take_back(&mut self, n: usize, back: Vec<Command>) {
+        self.taken_back += back.len();
+        for command in back {
+            self.enter(n, Command { claim: Claim::Beside, ..command });
         }
     }
 
@@ -141,7 +170,7 @@ impl World {
                 }),
             }
         }
-        let breaks = self.faulty && self.random.says(20);
+        let breaks = self.faulty && !self.orderly && self.random.says(20);
         let after = 1 + self.random.below(4);
         if breaks {
             // It takes effect now, much later, or never.
@@ -268,20 +297,27 @@ impl World {
             Message::Events(events) => events.iter().for_each(|event| self.hear(n, event)),
             Message::Run(run) => {
                 if self.nodes[n].core.comes(from, &run, now).is_none() {
+                    let ran = Message::Ran(Ran::new(run.number, Err(cannot())));
+                    let sealed = self.nodes[n].seal.seal(To::Node(from), &ran);
+                    self.say(n, To::Node(from), &sealed);
                     return;
                 }
                 let stream: usize = run.body.get().parse().expect("a stream");
                 let owned = self.nodes[n].core.members.owner(self.database.streams[stream].id, now);
                 let claim = if owned == Some(self.nodes[n].id) { Claim::Owner } else { Claim::Beside };
                 let from = From::Node(from, run.number);
-                self.nodes[n].queue.push(Command { stream, key: run.key, claim, from, tries: 0 });
+                self.nodes[n].queue.push(Command { stream, key: run.key, claim, from, tries: 0, _turn: None });
             }
             Message::Ran(ran) => {
-                let Some(command) = self.nodes[n].core.answered(ran.number, from) else { return };
+                let number = ran.number;
+                let Some(command) = self.nodes[n].core.answered(number, from) else { return };
                 match ran.result().expect("it is known") {
                     Ok(reply) => self.answer(n, &command, Ok(reply.json.parse().expect("a number"))),
                     Err(refusal) if refusal.code == Code::Timeout => {
-                        self.nodes[n].queue.push(Command { claim: Claim::Beside, ..command });
+                        let line = self.line(&command).expect("a client asked");
+                        let mut back = self.nodes[n].core.asked_before(line, number);
+                        back.push(command);
+                        self.take_back(n, back);
                     }
                     Err(refusal) => self.answer(n, &command, Err(refusal.code)),
                 }
@@ -310,11 +346,10 @@ impl World {
             node.ticked = now;
             let ticked = node.core.tick(node.bus, node.had_others, instant);
             node.had_others = node.core.members.has_others(instant);
-            self.taken_back += ticked.back.len();
             if ticked.changed {
                 node.swept = 0;
             }
-            node.queue.extend(ticked.back.into_iter().map(|command| Command { claim: Claim::Beside, ..command }));
+            self.take_back(n, ticked.back);
         }
         if now >= self.nodes[n].store_beat + STORE_BEAT.as_millis() as u64 {
             self.nodes[n].store_beat = now;
