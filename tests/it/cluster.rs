@@ -417,6 +417,29 @@ async fn who_is_typing_is_told_on_all_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_on_a_node_that_leaves_is_told_things_until_it_is_gone() {
+    let Some(mut nodes) = Nodes::start(by_bus_alone).await else { return };
+    nodes.nodes.pop().unwrap().stop().await;
+    let (root, ana) = (nodes[0].person("root", Role::Admin).await, nodes[0].user("ana").await);
+    let bob = nodes[0].user("bob").await.at(&nodes[1]);
+    let room = nodes[0].channel("room", &[&ana, &bob]).await;
+    let (mut keyboard, mut screen) = (ana.connects().await, bob.connects().await);
+    nodes[1].app().hub.drain();
+    eventually("the last other node to leave", || async {
+        let status = root.http.get("/v1/admin/cluster").await.good();
+        status["nodes"].as_array().unwrap().iter().all(|node| node["name"] == "hub-0" || node["state"] == "gone")
+    })
+    .await;
+    // For as long as it takes to notice that nobody else is a member.
+    for n in 0..100 {
+        ana.says(room, &n.to_string()).await;
+    }
+    assert_eq!(hears(&mut screen, room, 100).await.len(), 100);
+    assert_eq!(keyboard.call("typing.start", json!({"channel_id": room})).await["ok"], true);
+    assert_eq!(screen.until("typing").await["d"]["user_id"], json!(ana.id()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_leaves_hands_its_channels_over_and_loses_nothing() {
     let Some(mut nodes) = Nodes::start(|_| ()).await else { return };
     let (ana, bob) = (nodes[0].user("ana").await, nodes[0].user("bob").await.at(&nodes[1]));

@@ -65,10 +65,16 @@ impl Peer {
         self.by_bus.max(self.by_store.map(|(_, at)| at))
     }
 
+    /// Returns whether it is there: a member, or on its way out and serving its clients on.
+    #[must_use]
+    pub fn is_there(&self, now: Instant) -> bool {
+        self.last_sign().is_some_and(|at| now.saturating_duration_since(at) < DEAD)
+    }
+
     /// Returns whether it is a member.
     #[must_use]
     pub fn is_live(&self, now: Instant) -> bool {
-        !self.left && self.last_sign().is_some_and(|at| now.saturating_duration_since(at) < DEAD)
+        !self.left && self.is_there(now)
     }
 
     /// Returns whether it can be sent a command.
@@ -215,10 +221,10 @@ impl Members {
         }
     }
 
-    /// Returns whether there is any other member.
+    /// Returns whether any other node is there, to be told things.
     #[must_use]
     pub fn has_others(&self, now: Instant) -> bool {
-        self.peers.values().any(|peer| peer.is_live(now))
+        self.peers.values().any(|peer| peer.is_there(now))
     }
 
     /// Returns whether live events of some other member may not get here, so that the log is looked at more often.
@@ -379,7 +385,8 @@ mod tests {
         let mut members = view(all[0], &all, now);
         members.heard(all[1], "hub-1", true, now);
         assert!(streams().into_iter().all(|s| members.owner(s, now) == Some(all[0])));
-        assert!(!members.has_others(now));
+        assert!(members.has_others(now), "it serves its clients on, and is told what is new");
+        assert!(!members.has_others(now + DEAD));
         assert!(members.forget_dead(now).is_empty());
         assert_eq!(members.forget_dead(now + FORGOTTEN).len(), 1);
     }
