@@ -264,8 +264,7 @@ impl Hub {
         let Ok(user) = serde_json::from_str::<User>(&event.payload) else { return };
         self.cache.forget_user(user.id);
         for session in self.directory.sessions_of(user.id) {
-            session.set_mode(user.presence_mode);
-            if session.set_role(user.role) {
+            if session.set_user(event.seq, user.role, user.presence_mode) {
                 session.look_again();
             }
         }

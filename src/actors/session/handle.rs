@@ -40,6 +40,8 @@ pub struct SessionHandle {
     pub(super) role: AtomicU8,
     /// How the user chose to be shown; a number that stands for no way until that was read.
     pub(super) mode: AtomicU8,
+    /// The number of the last event of the workspace's stream that is in the two above.
+    pub(super) user_seq: Mutex<i64>,
     /// When the sign-in ends, in microseconds; the greatest number if it does not.
     pub(super) sign_in_ends: AtomicI64,
     /// The version of the user's account that was last looked at.
@@ -76,6 +78,7 @@ impl SessionHandle {
             wants_reactions: wants(Intent::Reactions),
             role: AtomicU8::new(principal.role as u8),
             mode: AtomicU8::new(u8::MAX),
+            user_seq: Mutex::default(),
             sign_in_ends: AtomicI64::new(i64::MAX),
             version: AtomicI64::new(0),
             hears: Mutex::default(),
@@ -129,9 +132,16 @@ impl SessionHandle {
         PresenceMode::ALL.get(usize::from(self.mode.load(Ordering::Acquire))).copied()
     }
 
-    /// Notes how the user chose to be shown.
-    pub(in crate::actors) fn set_mode(&self, mode: PresenceMode) {
+    /// Notes what the user is as of an event of the workspace's stream, unless something later is noted already: what was
+    /// read from the log and what the bus brings come in any order. Returns whether the role was another.
+    pub(in crate::actors) fn set_user(&self, seq: i64, role: Role, mode: PresenceMode) -> bool {
+        let mut noted = self.user_seq.lock().expect("no panic under this lock");
+        if seq < *noted {
+            return false;
+        }
+        *noted = seq;
         self.mode.store(mode as u8, Ordering::Release);
+        self.set_role(role)
     }
 
     /// Returns how long the sign-in still holds; nothing if it does not end by itself.

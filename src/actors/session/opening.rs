@@ -117,8 +117,8 @@ impl Hub {
             let limit = READ_AHEAD as i64;
             let read = catch_up::read(&mut db, session.principal(), cursors, limit, self.clock.now()).await?;
             let sign_in = read.sign_in.ok_or_else(|| Refusal::new(Code::Unauthenticated, "this sign-in is over"))?;
-            session.set_role(sign_in.principal.role);
-            session.set_mode(read.mode);
+            let workspace = read.streams.iter().find(|heard| heard.stream == StreamId::WORKSPACE);
+            session.set_user(workspace.map_or(0, |heard| heard.head), sign_in.principal.role, read.mode);
             session.note_version(sign_in.version);
             session.set_sign_in_ends(sign_in.expires_at);
             if self.cache.mark_identity() == mark {
