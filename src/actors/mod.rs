@@ -28,7 +28,7 @@ mod tests;
 pub mod trace;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -81,6 +81,8 @@ pub struct Hub {
     pub cache: Cache,
     /// Wakes who looks for what was committed and nobody told: see [`sweep`].
     look_for_moves: Notify,
+    /// Sign-ins of which another node says that they ended, until the database is asked.
+    told_revoked: Mutex<Vec<Revoked>>,
     /// Streams of which nothing had told what was committed, since the start.
     repaired: AtomicU64,
     /// This node's part in the cluster; nothing, if it has the database for itself.
@@ -172,6 +174,7 @@ impl Hub {
             writer,
             cache,
             look_for_moves: Notify::new(),
+            told_revoked: Mutex::default(),
             repaired: AtomicU64::new(0),
             cluster,
             directory: Directory::default(),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::ChannelMsg;
 use super::{Hub, watched};
 use crate::domain::id::UserId;
+use crate::storage::tokens::Revoked;
 use crate::storage::{Dialect, StoreError, nodes, tokens};
 
 /// How long live events may be behind what the database says.
@@ -40,6 +41,7 @@ async fn sweep(hub: Weak<Hub>) {
             () = wait => {}
             () = hub.look_for_moves.notified() => {}
         }
+        let told = std::mem::take(&mut *hub.told_revoked.lock().expect("no panic under this lock"));
         let done = hub.sweep_once().await;
         if let Err(error) = &done
             && !failing
@@ -47,6 +49,10 @@ async fn sweep(hub: Weak<Hub>) {
             tracing::warn!(%error, "cannot ask the database what is new: it is tried again");
         }
         failing = done.is_err();
+        if failing {
+            // Who cannot ask whether they are over takes them for it.
+            told.into_iter().for_each(|revoked| hub.revoke(revoked));
+        }
     }
 }
 
@@ -59,6 +65,18 @@ impl Hub {
             Some(cluster) if cluster.is_degraded() => Some(degraded),
             None if self.store.dialect() == Dialect::Sqlite => failing.then_some(healthy),
             _ => Some(healthy),
+        }
+    }
+
+    /// Takes what another node says of sign-ins that ended. It may be something old that is said again, so it ends no session:
+    /// the database is asked, at once.
+    pub(super) fn heard_revoked(&self, revoked: Vec<Revoked>) {
+        for Revoked { user, token } in revoked {
+            self.cache.forget_user(user);
+            if self.directory.session_count(user) > 0 {
+                self.told_revoked.lock().expect("no panic under this lock").push(Revoked { user, token });
+                self.look_for_moves.notify_one();
+            }
         }
     }
 

@@ -7,9 +7,15 @@ use colink::bus::memory::Network;
 use colink::bus::{Bus, Incoming, To};
 use colink::clock::Clock;
 use colink::config::Config;
-use colink::domain::id::{ChannelId, NodeId};
-use colink::storage::nodes;
-use serde_json::json;
+use colink::domain::command::Principal;
+use colink::domain::error::Code;
+use colink::domain::id::{ChannelId, NodeId, TokenId, UserId};
+use colink::domain::user::Role;
+use colink::storage::tokens::Revoked;
+use colink::storage::{Store, nodes};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde_json::{Value, json};
+use sha2::Sha256;
 use tokio::task::JoinSet;
 
 use crate::socket::Socket;
@@ -17,9 +23,11 @@ use crate::world::{Person, World, eventually, new_postgres_database, postgres_is
 
 /// The other node, which beats until it is dropped.
 struct Peer {
-    _bus: Bus,
+    id: NodeId,
+    bus: Bus,
     incoming: Incoming,
     seal: Seal,
+    secret: Vec<u8>,
     _beats: JoinSet<()>,
 }
 
@@ -28,6 +36,7 @@ struct Two {
     node: World,
     peer: Peer,
     network: Network,
+    database: String,
 }
 
 impl Two {
@@ -55,8 +64,8 @@ impl Two {
         });
         let cluster = hub.cluster.clone().unwrap();
         eventually("the other node to be known", || async { cluster.reachable() == 1 }).await;
-        let peer = Peer { _bus: bus, incoming, seal, _beats: beats };
-        Some(Two { node, peer, network })
+        let peer = Peer { id, bus, incoming, seal, secret, _beats: beats };
+        Some(Two { node, peer, network, database })
     }
 
     fn id(&self) -> NodeId {
@@ -81,6 +90,10 @@ impl Two {
 }
 
 impl Peer {
+    fn says(&self, to: To, message: &Message) {
+        assert!(self.bus.publish(to, self.seal.seal(to, message)));
+    }
+
     /// Waits for what it is told.
     async fn hears<T>(&mut self, what: impl Fn(Message) -> Option<T>) -> T {
         within("the other node to be told", async {
@@ -125,4 +138,64 @@ async fn what_is_taken_back_is_done_before_what_was_asked_later() {
             assert_eq!(reply["d"]["seq"], seq, "{reply}, cut off: {cuts}");
         }
     }
+}
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_might_be_said_again_is_not_carried_out() {
+    let Some(mut two) = Two::start(|_| ()).await else { return };
+    let ana = two.node.user("ana").await;
+    let room = two.node.channel("room", &[&ana]).await;
+    let (me, from) = (two.id(), two.peer.id);
+    let token_id = TokenId::new(two.node.app().hub.clock.now());
+    let caller = Principal { user_id: ana.id(), role: Role::Member, token_id };
+    let run = |number, text: &str| {
+        let body = json!({"channel_id": room, "text": text}).to_string();
+        Run::new(number, 2_000, caller, "message.send", body, text.to_owned())
+    };
+    // As releases said it that gave messages no numbers.
+    let d = serde_json::to_string(&run(1, "unnumbered").sent(1)).unwrap();
+    let text = format!(r#"{{"v":1,"from":"{from}","to":"{me}","kind":"run","d":{d}}}"#);
+    let mac = Hmac::<Sha256>::new_from_slice(&two.peer.secret).unwrap().chain_update(&text).finalize().into_bytes();
+    assert!(two.peer.bus.publish(To::Node(me), [&mac[..16], text.as_bytes()].concat().into()));
+    for run in [run(2, "of some time"), run(3, "fine").sent(1)] {
+        two.peer.says(To::Node(me), &Message::Run(run));
+    }
+    for (number, is_done) in [(1, false), (2, false), (3, true)] {
+        let ran = two.peer.hears(|message| if let Message::Ran(ran) = message { Some(ran) } else { None }).await;
+        assert_eq!(ran.number, number);
+        match ran.result().expect("it is known") {
+            Ok(_) => assert!(is_done, "{number}"),
+            Err(refusal) => assert_eq!((is_done, refusal.code), (false, Code::Timeout), "{number}"),
+        }
+    }
+    let said = ana.http.get(&format!("/v1/channels/{room}/messages")).await.items();
+    assert_eq!(said.iter().map(|message| &message["text"]).collect::<Vec<_>>(), ["fine"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_in_is_over_when_the_database_says_so_or_says_nothing() {
+    let without_sweep = |config: &mut Config| {
+        (config.cluster.sweep_ms, config.cluster.sweep_degraded_ms) = (60_000, 60_000);
+    };
+    let Some(mut two) = Two::start(without_sweep).await else { return };
+    let (ana, bob) = (two.node.user("ana").await, two.node.user("bob").await);
+    let (mut anas, mut bobs) = (ana.connects().await, bob.connects().await);
+    let ended = |user: UserId| Message::Revoked(vec![Revoked { user, token: None }]);
+
+    // As it may have been said when it was so.
+    two.peer.says(To::Everyone, &ended(ana.id()));
+    two.peer.says(To::Everyone, &Message::PresenceAsk);
+    two.peer.hears(|message| matches!(message, Message::PresenceAll(_)).then_some(())).await;
+    assert_eq!(anas.everything().await, Vec::<Value>::new(), "she is still there");
+
+    // A node that nobody hears ends it.
+    let named = |config: &mut Config| config.cluster.node = "apart".to_owned();
+    let apart = World::joins(&two.database, &Network::default(), Clock::default(), named).await;
+    ana.at(&apart).http.post("/v1/auth/logout", &json!({})).await.good();
+    two.peer.says(To::Everyone, &ended(ana.id()));
+    assert_eq!(anas.closes().await, 4014);
+
+    let Store::Postgres { readers, .. } = &two.node.app().hub.store else { panic!("this is Postgres") };
+    readers.close().await;
+    two.peer.says(To::Everyone, &ended(bob.id()));
+    assert_eq!(bobs.closes().await, 4014);
 }

@@ -112,17 +112,17 @@ impl<W> Core<W> {
     }
 
     /// Notes that a message came from another node; returns whether it is a new one, and not one that is said again by whoever
-    /// can write to the bus.
+    /// can write to the bus. This node's own, which it does not hear, are no others'.
     pub fn is_new(&mut self, from: NodeId, number: u64) -> bool {
-        self.from.entry(from).or_default().came.is_new(number)
+        !self.members.is_me(from) && self.from.entry(from).or_default().came.is_new(number)
     }
 
     /// Notes a command that came from another node; returns for how long its answer is still waited for. Nothing is returned
     /// if it was held back until nobody waited any more: who asked was given another answer, and may have done something
-    /// else since.
+    /// else since. Nor is anything if it does not tell when it was sent.
     pub fn comes(&mut self, from: NodeId, run: &Run, now: Instant) -> Option<Duration> {
         let here = self.age_ms(now);
-        let delay = run.sent_ms.map_or(0, |sent| self.from.entry(from).or_default().delay.of(sent, here));
+        let delay = self.from.entry(from).or_default().delay.of(run.sent_ms?, here);
         let left = run.within_ms.checked_sub(delay).filter(|left| *left > 0)?;
         Some(Duration::from_millis(left))
     }
@@ -160,6 +160,7 @@ mod tests {
         let mut core: Core<()> = Core::new(me, "hub-1".to_owned(), 4, Instant::now());
         assert!(core.is_new(one, 4) && core.is_new(one, 2) && core.is_new(other, 4));
         assert!(!core.is_new(one, 4) && !core.is_new(one, 2) && !core.is_new(other, 4));
+        assert!(!core.is_new(me, 7), "this node says nothing to itself");
     }
 
     #[test]

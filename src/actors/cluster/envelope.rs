@@ -3,7 +3,10 @@
 //! A message is a MAC (HMAC-SHA-256, the first 16 bytes) and a JSON object: `{"v":1,"from":NODE,"kind":…,"d":{…}}`. The key
 //! is the cluster's secret, which only who can read the database has: Redis carries what nodes say, but it has no say itself.
 //! Nor has it by saying again what a node once said: a message for one node names it, each run of a node has another name, and
-//! it numbers what it says ([`super::core::Core::is_new`]).
+//! it numbers what it says ([`super::core::Core::is_new`]). What was said to everyone before a node started can be said again to
+//! that one, once. So nothing is believed because it was said to everyone: events are those of the log, with their numbers there;
+//! whether a sign-in is over, the database is asked; and a run that ended seems to live, with its users, while its beats last,
+//! so that what is sent to it comes back when it does not answer.
 //! Nodes of two releases run side by side, so fields that are not known are passed over, and so are kinds; a field is never
 //! given another meaning, it gets another name.
 
@@ -264,7 +267,7 @@ pub enum Unread {
     Malformed,
     /// It was said before, to another node or to this one.
     Repeated,
-    /// Nobody waits for its answer any more.
+    /// Nobody waits for its answer any more; or it does not tell how long somebody does.
     Late,
 }
 

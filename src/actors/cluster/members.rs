@@ -107,6 +107,12 @@ impl Members {
         Members { me, name, showed: None, left: false, cut_off: false, bus: false, read: None, peers: BTreeMap::new() }
     }
 
+    /// Returns whether a node is this one.
+    #[must_use]
+    pub fn is_me(&self, node: NodeId) -> bool {
+        node == self.me
+    }
+
     /// Notes that this node showed that it lives.
     pub fn showed(&mut self, now: Instant) {
         self.showed = Some(now);

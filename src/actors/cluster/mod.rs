@@ -333,10 +333,10 @@ impl Hub {
                 }
                 self.heard_of_users(from, Word::Beat(beat.presence));
             }
-            Message::Run(run) => self.run_for(cluster, from, run),
+            Message::Run(run) => self.run_for(cluster, from, number, run),
             Message::Ran(ran) => self.ran(cluster, from, ran),
             Message::Events(events) => self.heard(events),
-            Message::Revoked(revoked) => revoked.into_iter().for_each(|revoked| self.revoke(revoked)),
+            Message::Revoked(revoked) => self.heard_revoked(revoked),
             Message::Typing(typing) => self.heard_typing(&typing),
             Message::Presence(changes) => self.heard_of_users(from, Word::Changes(changes)),
             Message::PresenceAll(all) => self.heard_of_users(from, Word::All(all)),
@@ -345,9 +345,10 @@ impl Hub {
         }
     }
 
-    /// Carries out a command that another node sent here, and answers it.
-    fn run_for(self: &Arc<Self>, cluster: &Cluster, from: NodeId, run: Run) {
-        let comes = cluster.core().comes(from, &run, Instant::now());
+    /// Carries out a command that another node sent here, and answers it. One from before messages had numbers might be said
+    /// again; whoever sent it carries it out.
+    fn run_for(self: &Arc<Self>, cluster: &Cluster, from: NodeId, said: Option<u64>, run: Run) {
+        let comes = said.and_then(|_| cluster.core().comes(from, &run, Instant::now()));
         let Some(left) = comes else {
             count_unread(Unread::Late);
             // Who gave up passes this over; who did not, because it is the clocks that are late, goes on at once.
