@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use colink::actors::cluster::envelope::{Beat, Message, Run, Seal};
+use colink::actors::cluster::envelope::{Beat, Message, Ran, Run, Seal};
+use colink::actors::directory::Credit;
 use colink::bus::memory::Network;
 use colink::bus::{Bus, Incoming, To};
 use colink::clock::Clock;
 use colink::config::Config;
 use colink::domain::command::Principal;
-use colink::domain::error::Code;
+use colink::domain::error::{Code, Refusal};
 use colink::domain::id::{ChannelId, NodeId, TokenId, UserId};
 use colink::domain::user::Role;
 use colink::storage::tokens::Revoked;
@@ -198,4 +199,31 @@ async fn a_sign_in_is_over_when_the_database_says_so_or_says_nothing() {
     readers.close().await;
     two.peer.says(To::Everyone, &ended(bob.id()));
     assert_eq!(bobs.closes().await, 4014);
+}
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_comes_back_to_a_full_channel_is_in_doubt() {
+    let Some(mut two) = Two::start(|config| config.channels.mailbox = 16).await else { return };
+    let ana = two.node.user("ana").await;
+    let room = two.channel_of_peer(&ana).await;
+    let mut socket = ana.connects().await;
+    let slot = two.node.app().hub.directory.slot_or_new(room.into());
+    let mut places = Vec::new();
+    eventually("all places of the channel to be taken", || {
+        places.extend(std::iter::from_fn(|| Credit::take(&slot, 16)));
+        std::future::ready(places.len() == 16)
+    })
+    .await;
+
+    let not_there = posts(&mut socket, room, "one").await;
+    let number = two.peer.is_asked().await.number;
+    let ran = Message::Ran(Ran::new(number, Err(Refusal::new(Code::Timeout, "I do not know"))));
+    two.peer.says(To::Node(two.id()), &ran);
+    assert_eq!(socket.reply(not_there).await["error"], "timeout", "the other node may have done it");
+
+    let lost = posts(&mut socket, room, "two").await;
+    two.peer.is_asked().await;
+    two.cut();
+    assert_eq!(socket.reply(lost).await["error"], "timeout");
+    let only_here = posts(&mut socket, room, "three").await;
+    assert_eq!(socket.reply(only_here).await["error"], "unavailable", "nobody else was asked");
 }

@@ -95,9 +95,7 @@ impl Answer {
     pub fn in_doubt(self) -> Self {
         let receive = self.take().map(|receive| {
             let doubting: Receive = Box::new(move |result| match result {
-                Err(refusal) if matches!(refusal.code, Code::Unavailable | Code::RateLimited) => {
-                    receive(Err(interrupted()))
-                }
+                Err(refusal) if refusal.code.temporary() => receive(Err(interrupted())),
                 result => receive(result),
             });
             doubting
@@ -189,3 +187,24 @@ pub struct Committed {
 
 /// Receives what every commit did, in the order of the commits. It must not block.
 pub type Sink = Arc<dyn Fn(Committed) + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_for_the_moment_while_in_doubt_is_told_so() {
+        for code in Code::ALL {
+            let (tell, told) = std::sync::mpsc::channel();
+            let answer = Answer::new(move |result| tell.send(result).unwrap()).in_doubt();
+            answer.give(Err(Refusal::new(*code, "no")));
+            let for_the_moment = [Code::Unavailable, Code::RateLimited, Code::Internal, Code::Timeout].contains(code);
+            let expected = if for_the_moment { Code::Timeout } else { *code };
+            assert_eq!(told.recv().unwrap().unwrap_err().code, expected, "{code:?}");
+        }
+        let (tell, told) = std::sync::mpsc::channel();
+        let done = Ok(Reply { json: "{}".to_owned(), duplicate: false });
+        Answer::new(move |result| tell.send(result).unwrap()).in_doubt().give(done.clone());
+        assert_eq!(told.recv().unwrap(), done);
+    }
+}
