@@ -2,6 +2,10 @@
 //!
 //! No clock is common to two nodes, and clocks are set. But how far apart what two of them count since their start is changes
 //! only by how long a message was on its way: whatever comes later than the fastest of late came that much later.
+//!
+//! That holds while both of them count. A receiver whose machine was suspended did not: what waited for it meanwhile seems to come
+//! faster than anything before, and its delay cannot be told, least of all that of the first, which waited longest. Those are
+//! commands of the moment until its sender found it silent; each has the key under which that sender did it itself.
 
 /// For how long, in milliseconds, the fastest is remembered, at least. What two machines count drifts apart, and one that
 /// was suspended counts on from where it was.
