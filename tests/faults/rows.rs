@@ -331,7 +331,15 @@ async fn total(bench: &Bench, metrics: &[&str]) -> f64 {
 pub(crate) async fn storm(bench: &mut Bench, world: &Arc<World>, _: &mut Random) -> Figures {
     let count = async || (total(bench, &READS).await, total(bench, &RESUMES).await, total(bench, &ALL_READS).await);
     let told = async || total(bench, &TOLD).await;
-    let (before, told_before) = (count().await, told().await);
+    // They are told when somebody's presence does change.
+    let told_before = told().await;
+    let change = json!({"mode": "dnd"});
+    world.client(0, &world.people[0].token).put::<Value>("/v1/users/me/presence", &change).await.unwrap();
+    let asked = Instant::now();
+    while told().await < told_before + bench.readers as f64 && asked.elapsed() < LIMIT {
+        wait(0.05).await;
+    }
+    let (before, told_of_one) = (count().await, told().await);
     let cut = Instant::now();
     for node in &bench.nodes {
         if !node.cut_clients() {
@@ -354,7 +362,13 @@ pub(crate) async fn storm(bench: &mut Bench, world: &Arc<World>, _: &mut Random)
     figures.add("database reads a resume", reads / resumes.max(1.0), "", Goal::AtMost(2.0));
     figures.add("all reads meanwhile", all, "", None);
     figures.add("resumes", resumes, "", None);
-    let told = (told().await - told_before) / bench.readers as f64;
+    figures.add(
+        "told to each of one change",
+        (told_of_one - told_before) / bench.readers as f64,
+        "",
+        Goal::AtLeast(1.0),
+    );
+    let told = (told().await - told_of_one) / bench.readers as f64;
     figures.add("presence told to each", told, "", Goal::AtMost(1.0));
     world.record(|record| {
         let backs: Vec<Duration> = record.backs.iter().filter(|back| back.lost >= cut).map(|back| back.took).collect();
