@@ -68,7 +68,12 @@ pub(super) async fn keep(
 }
 
 /// What a refusal that is kept begins with; no answer does.
-const REFUSED: &str = "refused ";
+const REFUSED: &str = "{\"refused\":";
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Kept {
+    refused: Refused,
+}
 
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Refused {
@@ -78,9 +83,11 @@ struct Refused {
 
 /// Returns the answer that is kept under a key, or the refusal.
 pub(super) fn answer(kept: String) -> Result<String, Refusal> {
-    let Some(json) = kept.strip_prefix(REFUSED) else { return Ok(kept) };
+    if !kept.starts_with(REFUSED) {
+        return Ok(kept);
+    }
     let unreadable = || Refusal::new(Code::Conflict, "this idempotency key was refused: use a new key");
-    let Refused { code, message } = serde_json::from_str(json).map_err(|_| unreadable())?;
+    let Kept { refused: Refused { code, message } } = serde_json::from_str(&kept).map_err(|_| unreadable())?;
     let code = Code::ALL.iter().find(|known| known.as_str() == code).ok_or_else(unreadable)?;
     Err(Refusal::new(*code, message))
 }
@@ -95,8 +102,8 @@ pub(super) async fn keep_refusal(
     now: Timestamp,
 ) -> Result<bool, StoreError> {
     let refused = Refused { code: refusal.code.as_str().to_owned(), message: refusal.message.clone().into_owned() };
-    let json = serde_json::to_string(&refused).expect("a refusal has only string keys");
-    keep(db, user, key, hash, &format!("{REFUSED}{json}"), now).await
+    let json = serde_json::to_string(&Kept { refused }).expect("a refusal has only string keys");
+    keep(db, user, key, hash, &json, now).await
 }
 
 /// Deletes up to `most` answers from before a time; returns how many.

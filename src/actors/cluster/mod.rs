@@ -11,7 +11,7 @@
 //!
 //! Postgres carries correctness alone: whoever writes is fenced ([`crate::storage::send`]), whoever hears looks for gaps. So
 //! the bus may lose anything, and an owner that cannot be reached is not waited for: its commands are carried out beside it.
-//! [`core`] is what a node decides, made of [`members`], [`forwards`], [`line`] and `delay`, all pure; [`envelope`] is what is said.
+//! [`core`] is what a node decides, made of [`members`], [`forwards`], [`mod@line`] and `delay`, all pure; [`envelope`] is what is said.
 
 pub mod core;
 mod delay;

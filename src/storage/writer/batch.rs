@@ -124,6 +124,9 @@ pub(super) async fn one(
     write: &Write,
     news: &mut News,
 ) -> Result<Option<Result<Reply, Refusal>>, StoreError> {
+    if write.answer.is_over() {
+        return Ok(None);
+    }
     db.run("SAVEPOINT item").await?;
     let mut scope = Scope { db, now, caller: write.caller, events: Vec::new(), revoked: Vec::new() };
     let result = Box::pin(keyed(&mut scope, write)).await;
