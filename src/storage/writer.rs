@@ -10,8 +10,8 @@
 //! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does, or a quarter of that more if
 //! it was waited for before, at another node (`Answer::expire`): who waited so long is told that the outcome is not
 //! known, and who comes while it does not answer is refused at once; whoever comes while one commit is slow and the next
-//! is stuck waits for twice that. A commit whose outcome is not known may have taken
-//! effect; what it changed is found by looking into the database ([`Committed::in_doubt`]).
+//! is stuck waits for twice that. A commit whose outcome is not known may have taken effect; what it changed is found by
+//! looking into the database ([`Committed::in_doubt`]).
 //!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
