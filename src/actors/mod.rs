@@ -27,6 +27,7 @@ mod sweep;
 mod tests;
 pub mod trace;
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -81,8 +82,8 @@ pub struct Hub {
     pub cache: Cache,
     /// Wakes who looks for what was committed and nobody told: see [`sweep`].
     look_for_moves: Notify,
-    /// Sign-ins of which another node says that they ended, until the database is asked.
-    told_revoked: Mutex<Vec<Revoked>>,
+    /// Sign-ins with sessions here of which another node says that they ended, until the database is asked.
+    told_revoked: Mutex<HashSet<Revoked>>,
     /// Streams of which nothing had told what was committed, since the start.
     repaired: AtomicU64,
     /// This node's part in the cluster; nothing, if it has the database for itself.
@@ -275,13 +276,14 @@ impl Hub {
     }
 
     /// Ends the sessions of a sign-in, or all of a user's.
-    fn revoke(&self, Revoked { user, token }: Revoked) {
-        self.cache.forget_user(user);
-        for session in self.directory.sessions_of(user) {
-            if token.is_none_or(|token| session.token_id == token) {
-                session.revoke();
-            }
-        }
+    fn revoke(&self, revoked: Revoked) {
+        self.cache.forget_user(revoked.user);
+        self.sessions_under(revoked).for_each(|session| session.revoke());
+    }
+
+    fn sessions_under(&self, Revoked { user, token }: Revoked) -> impl Iterator<Item = Arc<session::SessionHandle>> {
+        let sessions = self.directory.sessions_of(user).into_iter();
+        sessions.filter(move |session| token.is_none_or(|token| session.token_id == token))
     }
 
     /// Asks every session to move elsewhere, and opens none from now on. Those that are open are served on.

@@ -20,7 +20,7 @@ use crate::domain::error::{Code, Refusal, not_found, unavailable};
 use crate::domain::event::Event;
 use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::storage::StoreError;
-use crate::storage::accounts::Account;
+use crate::storage::accounts::{Account, NO_ANSWER};
 use crate::storage::channels::{self, Facts};
 use crate::storage::idempotency::body_hash;
 use crate::storage::writer::{Answer, Claim, Reply, Work, Write};
@@ -96,8 +96,8 @@ impl Hub {
         let look = Account::FirstAnswer { user: caller.user_id, key, hash: body_hash(&command) };
         let answer = Answer::new(move |found: Result<Reply, Refusal>| {
             answer.give(match found {
+                Ok(none) if none.json == NO_ANSWER => Err(too_many(wait)),
                 Ok(first) => Ok(Reply { duplicate: true, ..first }),
-                Err(none) if none.code == Code::NotFound => Err(too_many(wait)),
                 Err(refusal) => Err(refusal),
             });
         });

@@ -71,10 +71,10 @@ impl Hub {
     /// Takes what another node says of sign-ins that ended. It may be something old that is said again, so it ends no session:
     /// the database is asked, at once.
     pub(super) fn heard_revoked(&self, revoked: Vec<Revoked>) {
-        for Revoked { user, token } in revoked {
-            self.cache.forget_user(user);
-            if self.directory.session_count(user) > 0 {
-                self.told_revoked.lock().expect("no panic under this lock").push(Revoked { user, token });
+        for revoked in revoked {
+            self.cache.forget_user(revoked.user);
+            if self.sessions_under(revoked).next().is_some() {
+                self.told_revoked.lock().expect("no panic under this lock").insert(revoked);
                 self.look_for_moves.notify_one();
             }
         }

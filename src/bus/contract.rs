@@ -529,3 +529,47 @@ async fn the_bus_follows_the_master_in_a_failover() {
     a.gets_through_to(&mut b).await;
     b.gets_through_to(&mut a).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bus_outlives_a_server_of_a_cluster() {
+    let mut servers = Vec::new();
+    for slots in [["0", "5461"], ["5462", "10923"], ["10924", "16383"]] {
+        let Some((server, bus_port)) = Server::of_cluster().await else { return };
+        server.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1]]).await;
+        server.ask::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(servers.len() + 1).to_string()]).await;
+        servers.push((server, bus_port.to_string()));
+    }
+    let (first, its_bus) = (servers[0].0.port.to_string(), servers[0].1.clone());
+    for (server, _) in &servers[1..] {
+        server.ask::<()>(&["CLUSTER", "MEET", "127.0.0.1", &first, &its_bus]).await;
+    }
+    for (server, _) in &servers {
+        eventually("the servers to know one another", || async {
+            server.ask::<String>(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
+        })
+        .await;
+    }
+    let join = |order: [usize; 3]| {
+        let hosts = order.map(|at| format!("127.0.0.1:{}", servers[at].0.port)).join(",");
+        let (url, node) = (format!("redis-cluster://{hosts}"), NodeId(unique()));
+        let (bus, incoming) = redis::join(redis::Settings { url, name: "outlives".into(), node, queue: 64 }).unwrap();
+        Node { id: node, bus, incoming, wire: None }
+    };
+    let (mut a, mut b) = (join([0, 1, 2]), join([1, 2, 0]));
+    a.is(true).await;
+    b.is(true).await;
+    a.gets_through_to(&mut b).await;
+
+    // The one that a asks, and with it the third of all slots, which have no replica.
+    servers.remove(0);
+    a.gets_through_to(&mut b).await;
+    b.gets_through_to(&mut a).await;
+    for (server, _) in &servers {
+        eventually("the cluster to be down", || async {
+            server.ask::<String>(&["CLUSTER", "INFO"]).await.contains("cluster_state:fail")
+        })
+        .await;
+    }
+    a.gets_through_to(&mut b).await;
+    b.gets_through_to(&mut a).await;
+}

@@ -32,7 +32,7 @@ use crate::actors::Hub;
 use crate::domain::command::{Principal, Spec, key_fits};
 use crate::domain::error::{Code, Refusal, invalid};
 use crate::domain::id::{ChannelId, InviteId, StreamId, TokenId, UserId};
-use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::accounts::{Account, NO_ANSWER, SYSTEM};
 use crate::storage::writer::{Reply, Work};
 
 /// Adds an endpoint to the router.
@@ -272,10 +272,9 @@ pub async fn once(
     let turn = Sha256::digest(format!("{user}{key}"))[0];
     let _turn = TURNS[usize::from(turn) % TURNS.len()].lock().await;
     let look = Account::FirstAnswer { user, key: key.clone(), hash };
-    match hub.writer.write(SYSTEM, Work::Account(look), None).await {
-        Ok(first) => return Ok(Reply { duplicate: true, ..first }),
-        Err(none) if none.code == Code::NotFound => {}
-        Err(refusal) => return Err(refusal.into()),
+    let first = hub.writer.write(SYSTEM, Work::Account(look), None).await?;
+    if first.json != NO_ANSWER {
+        return Ok(Reply { duplicate: true, ..first });
     }
     let json = run.await?;
     let keep = Account::KeepAnswer { user, key, hash, response: json.clone() };

@@ -18,6 +18,9 @@ use crate::domain::user::{PresenceMode, Role};
 pub const SYSTEM: Principal =
     Principal { user_id: UserId(uuid::Uuid::nil()), role: Role::Admin, token_id: TokenId(uuid::Uuid::nil()) };
 
+/// What is said of an idempotency key that has no first answer.
+pub const NO_ANSWER: &str = "null";
+
 /// Why somebody may have a sign-in or set a password. It was true when they asked; it is checked again where it is stored,
 /// for a password may have been changed, a sign-in ended and a role taken since.
 #[derive(Clone, Serialize, Deserialize)]
@@ -100,7 +103,7 @@ pub enum Account {
         /// Who, and when.
         users: Vec<(UserId, Timestamp)>,
     },
-    /// Looks for the first answer to an idempotency key; changes nothing.
+    /// Looks for the first answer to an idempotency key, or says [`NO_ANSWER`]; changes nothing.
     FirstAnswer {
         /// Whose key.
         user: UserId,
@@ -238,7 +241,7 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
         }
         Account::FirstAnswer { user, key, hash } => {
             let first = idempotency::find(scope.db, *user, key, hash).await?;
-            Ok(Reply::repeated(first.ok_or_else(|| not_found("first answer"))?).json)
+            Ok(first.map_or_else(|| NO_ANSWER.to_owned(), |first| Reply::repeated(first).json))
         }
         Account::KeepAnswer { user, key, hash, response } => {
             idempotency::keep(scope.db, *user, key, hash, response, now).await?;

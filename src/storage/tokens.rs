@@ -157,7 +157,7 @@ pub async fn of_user(
 }
 
 /// Sign-ins of a user that were ended: their open sessions end with them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Revoked {
     /// Whose.
     pub user: UserId,

@@ -9,9 +9,8 @@
 //!
 //! Nobody waits longer than `database.timeout_ms` for an answer, whatever the database does, or a quarter of that more if
 //! it was waited for before, at another node (`Answer::expire`): who waited so long is told that the outcome is not
-//! known, and who comes while it does not answer is refused at once; whoever comes while one commit is slow and the next
-//! is stuck waits for twice that. A commit whose outcome is not known may have taken effect; what it changed is found by
-//! looking into the database ([`Committed::in_doubt`]).
+//! known, and who comes while it does not answer is refused at once. A commit whose outcome is not known may have taken
+//! effect; what it changed is found by looking into the database ([`Committed::in_doubt`]).
 //!
 //! SQLite's write-ahead log is moved to its file by another connection, beside the writer: see `Store::checkpoint`.
 
@@ -99,7 +98,7 @@ impl Writer {
         let done = CancellationToken::new();
         let told = done.clone().drop_guard();
         std::thread::Builder::new().name("colink-writer".to_owned()).spawn(move || {
-            runtime.block_on(task.run(Waiting { queue: waiting, taken: VecDeque::new() }, stop));
+            runtime.block_on(task.run(Waiting { queue: waiting, taken: VecDeque::new(), most: limits.queue }, stop));
             drop(told);
         })?;
         Ok((Writer { queue, patience: limits.patience, tally, trouble }, done))
@@ -127,13 +126,10 @@ impl Writer {
         write.answer.expire(self.patience);
         if let Err(refused) = self.queue.try_send(write) {
             let (write, why) = match refused {
-                mpsc::error::TrySendError::Full(write) => {
-                    (write, "the server has more to write than it can: slow down")
-                }
+                mpsc::error::TrySendError::Full(write) => (write, FULL),
                 mpsc::error::TrySendError::Closed(write) => (write, "the server is stopping"),
             };
-            metrics::counter!("colink_writes_refused_total").increment(1);
-            write.answer.give(Err(unavailable(why)));
+            write.answer.give(Err(refused_at_once(why)));
         }
     }
 
@@ -175,6 +171,8 @@ struct Waiting {
     queue: mpsc::Receiver<Write>,
     /// What was taken out of the queue, and comes first.
     taken: VecDeque<Write>,
+    /// The most that may wait.
+    most: usize,
 }
 
 impl Waiting {
@@ -188,6 +186,24 @@ impl Waiting {
         let end = until_heavy(&self.taken).min(most);
         self.taken.drain(..end).collect()
     }
+
+    /// Takes all that is in the queue, to see for how long it has waited.
+    fn gather(&mut self) {
+        while let Ok(write) = self.queue.try_recv() {
+            if self.taken.len() < self.most {
+                self.taken.push_back(write);
+            } else {
+                write.answer.give(Err(refused_at_once(FULL)));
+            }
+        }
+    }
+}
+
+const FULL: &str = "the server has more to write than it can: slow down";
+
+fn refused_at_once(why: &'static str) -> Refusal {
+    metrics::counter!("colink_writes_refused_total").increment(1);
+    unavailable(why)
 }
 
 struct Task {
@@ -213,6 +229,9 @@ const CHECKPOINT: usize = 4_000;
 /// How often a batch is tried when another process writes to the same channels. The last time they are locked first, so that
 /// nobody can come before it again.
 const TRIES: usize = 3;
+
+/// How often it is looked who has waited for too long, while a commit takes its time.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What became of each write of a batch that was committed; nothing, if it is to be tried again.
 pub(super) type Results = Vec<Option<Result<Reply, Refusal>>>;
@@ -338,22 +357,17 @@ impl Task {
         }
     }
 
-    /// Commits a batch within the patience of those who wait for it, or behind it.
+    /// Commits a batch. Who waits longer than they have patience, for it or for their turn, is told so meanwhile.
     async fn commit(
         &mut self,
         batch: &[Write],
         locked: bool,
         waiting: &mut Waiting,
     ) -> Result<(Results, News), Failure> {
-        let now = Instant::now();
-        let (late_at, give_up_at) = (now + self.patience, now + self.give_up);
-        let Waiting { queue, taken } = waiting;
-        let waited_for = batch.iter().chain(taken.iter()).map(|write| &write.answer);
-        let mut answers: Vec<(Instant, &Answer)> =
-            waited_for.filter_map(|answer| Some((answer.over_at()?, answer))).collect();
-        answers.sort_unstable_by_key(|(at, _)| *at);
-        let mut answers = answers.into_iter().peekable();
+        let began = Instant::now();
+        let (late_at, give_up_at) = (began + self.patience, began + self.give_up);
         let (local, trouble) = (self.store.dialect() == Dialect::Sqlite, self.trouble.clone());
+        let mut looks = tokio::time::interval_at((began + LOOK).into(), LOOK);
         let mut late = false;
         let done = {
             let mut work = std::pin::pin!(self.try_to_commit(batch, locked));
@@ -361,20 +375,26 @@ impl Task {
                 tokio::select! {
                     biased;
                     done = &mut work => break Some(done),
-                    () = until(answers.peek().map(|(at, _)| *at)) => {
-                        if let Some((_, answer)) = answers.next() {
-                            answer.give(Err(interrupted()));
+                    _ = looks.tick() => {
+                        let now = Instant::now();
+                        waiting.gather();
+                        for write in batch.iter().chain(&waiting.taken) {
+                            if write.answer.over_at().is_some_and(|at| at <= now) {
+                                write.answer.give(Err(interrupted()));
+                            }
+                        }
+                        if !late && now >= late_at {
+                            late = true;
+                            Trouble::set(&trouble.late, true);
+                            tracing::warn!(writes = batch.len(), "the database does not answer in time");
+                        }
+                        if !local && now >= give_up_at {
+                            break None;
                         }
                     }
-                    () = tokio::time::sleep_until(late_at.into()), if !late => {
-                        late = true;
-                        Trouble::set(&trouble.late, true);
-                        tracing::warn!(writes = batch.len(), "the database does not answer in time");
-                    }
-                    Some(write) = queue.recv(), if late => {
+                    Some(write) = waiting.queue.recv(), if late => {
                         write.answer.give(Err(unavailable("the database does not answer now")));
                     }
-                    () = tokio::time::sleep_until(give_up_at.into()), if !local => break None,
                 }
             }
         };
@@ -475,14 +495,6 @@ impl Task {
             self.remembered.note(&news.events);
         }
         Ok((results, news))
-    }
-}
-
-/// Waits until a time; for ever, if there is none.
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 

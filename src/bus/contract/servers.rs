@@ -173,6 +173,14 @@ impl Server {
         Server::start("redis-server", &[]).await
     }
 
+    /// Starts a server that may become one of a cluster; returns its port for the others, too.
+    pub(super) async fn of_cluster() -> Option<(Server, u16)> {
+        let bus_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port"];
+        let server = Server::start("redis-server", &[&settings[..], &[&bus_port.to_string()]].concat()).await?;
+        Some((server, bus_port))
+    }
+
     pub(super) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }

@@ -104,6 +104,31 @@ async fn what_is_behind_much_work_that_is_stuck_is_told_in_time() {
     drop(the_workspace);
 }
 
+/// So is what comes while it is stuck, whose time is up before anybody knows that the database is late.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_a_commit_is_stuck_is_told_in_its_own_time() {
+    let Some(world) = on_postgres(|options| options.lock = LIMIT).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let the_room = hold(&world, room.into()).await;
+    let (tx, mut rx) = tokio::sync::mpsc::channel(2);
+    let submit = |text: &'static str, ago: Duration| {
+        let tx = tx.clone();
+        let answer = Answer::new(move |result| drop(tx.try_send((text, result)))).since(ago);
+        let work = Work::Command(says(room, text, None).into());
+        world.writer.submit(Write { caller: ana, work, claim: Claim::Owner, key: None, answer });
+    };
+    submit("stuck", Duration::ZERO);
+    let waits =
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until(&mut beside(&world).await, waits).await;
+    submit("has waited elsewhere", PATIENCE);
+    let (text, told) = rx.recv().await.unwrap();
+    assert_eq!((text, told.unwrap_err().code), ("has waited elsewhere", Code::Timeout));
+    assert!(!world.writer.is_cut_off());
+    drop(the_room);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_may_not_grow_is_said_to_be_full() {
     let world = World::open(Dialect::Sqlite).await.unwrap();

@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::accounts::{Account, Ended, Proof, Pruned, SYSTEM};
+use super::accounts::{Account, Ended, NO_ANSWER, Proof, Pruned, SYSTEM};
 use super::apply::Scope;
 use super::catch_up::{self, CatchUp};
 use super::messages::Page;

@@ -162,9 +162,12 @@ everywhere! {
         let keep = Account::KeepAnswer { user, key: key.clone(), hash, response: "{}".into() };
         world.writer.write(SYSTEM, Work::Account(keep), None).await.unwrap();
         assert!(world.ask(root, says(room, "hi", Some("of a message"))).await.unwrap().duplicate);
-        let look = Account::FirstAnswer { user, key, hash };
-        let found = world.writer.write(SYSTEM, Work::Account(look), None).await;
-        assert_eq!(found.unwrap_err().code, Code::KeyReused);
+        let look = async |key: &str| {
+            let look = Account::FirstAnswer { user, key: key.to_owned(), hash };
+            world.writer.write(SYSTEM, Work::Account(look), None).await.map(|found| found.json)
+        };
+        assert_eq!(look(&key).await.unwrap_err().code, Code::KeyReused);
+        assert_eq!(look("of nothing").await.unwrap(), NO_ANSWER);
     }
 
     the_last_administrator_stays_and_names_are_unique(world) {
