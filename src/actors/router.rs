@@ -94,12 +94,10 @@ impl Hub {
             return answer.give(Err(too_many(wait)));
         };
         let look = Account::FirstAnswer { user: caller.user_id, key, hash: body_hash(&command) };
-        let answer = Answer::new(move |found: Result<Reply, Refusal>| {
-            answer.give(match found {
-                Ok(none) if none.json == NO_ANSWER => Err(too_many(wait)),
-                Ok(first) => Ok(Reply { duplicate: true, ..first }),
-                Err(refusal) => Err(refusal),
-            });
+        let answer = answer.map(move |found| match found {
+            Ok(none) if none.json == NO_ANSWER => Err(too_many(wait)),
+            Ok(first) => Ok(Reply { duplicate: true, ..first }),
+            Err(refusal) => Err(refusal),
         });
         self.writer.submit(Write { caller, work: Work::Account(look), claim: Claim::Beside, key: None, answer });
     }

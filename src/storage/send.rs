@@ -345,20 +345,22 @@ impl Known {
     }
 }
 
-/// Returns the answer of a repeat within the batch, if the first one has any.
+/// Returns the answer of a repeat within the batch; nothing, if it is to be tried again, for it is not known yet what the first
+/// one comes to, or that was refused and left the key to another message.
 fn repeat_within(
     items: &[Item<'_>],
     at: usize,
     first: usize,
     results: &[Option<Result<Reply, Refusal>>],
 ) -> Option<Result<Reply, Refusal>> {
-    if let (Some((_, hash)), Some((_, first_hash))) = (&items[at].key, &items[first].key)
-        && let Err(refusal) = idempotency::same_body(first_hash, hash)
-    {
-        return Some(Err(refusal));
+    let (_, hash) = items[at].key.as_ref()?;
+    let (_, first_hash) = items[first].key.as_ref()?;
+    match (results[first].as_ref()?, idempotency::same_body(first_hash, hash)) {
+        (Ok(first), Ok(())) => Some(Ok(Reply::repeated(first.json.clone()))),
+        (Ok(_), Err(reused)) => Some(Err(reused)),
+        (Err(refusal), Ok(())) => Some(Err(refusal.clone())),
+        (Err(_), Err(_)) => None,
     }
-    let reply = results[first].as_ref()?;
-    Some(reply.clone().map(|reply| Reply::repeated(reply.json)))
 }
 
 /// Asks what decides about each message. On SQLite that begins the transaction, unless one is open.

@@ -147,7 +147,7 @@ impl Writer {
 /// How much may wait and commit together.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most writes that wait.
+    /// Most writes that wait; for a moment, while a commit takes long, as many again.
     pub queue: usize,
     /// Most writes in one commit.
     pub batch: usize,
@@ -178,12 +178,13 @@ struct Waiting {
 impl Waiting {
     /// Takes what goes into one commit, at most so many; nothing, if no more comes.
     async fn next(&mut self, most: usize) -> Vec<Write> {
+        self.gather();
         if self.taken.is_empty() {
             let mut batch = Vec::with_capacity(most.min(64));
             self.queue.recv_many(&mut batch, most).await;
             self.taken = batch.into();
         }
-        let end = until_heavy(&self.taken).min(most);
+        let end = until_heavy(&self.taken, most);
         self.taken.drain(..end).collect()
     }
 
@@ -284,8 +285,12 @@ impl Task {
         match self.commit_or_repeat(batch, waiting).await {
             Ok(()) => {}
             Err((batch, failure)) if batch.len() > 1 && failure.may_be_one_item() => {
-                let (Failure::RolledBack(error) | Failure::Unknown(error)) = failure;
+                let (Failure::RolledBack(error) | Failure::Unknown(error)) = &failure;
                 tracing::warn!(%error, writes = batch.len(), "a commit failed: trying its writes one by one");
+                if failure.is_silence() {
+                    // Maybe nobody waits for one of them any more.
+                    Trouble::set(&self.trouble.failed, true);
+                }
                 Box::pin(self.commit_each(batch, waiting)).await;
             }
             Err((batch, failure)) => self.refuse(batch, &failure),
@@ -296,16 +301,16 @@ impl Task {
     /// Commits writes one by one. One of them may be too much for the database; if a second is too, the fault is not
     /// theirs, and the rest is refused without waiting as long for each.
     async fn commit_each(&mut self, batch: Vec<Write>, waiting: &mut Waiting) {
-        let (mut not_theirs, behind) = (0, waiting.taken.len());
+        let (mut not_theirs, mut left) = (0, batch.len());
         batch.into_iter().rev().for_each(|write| waiting.taken.push_front(write));
-        while waiting.taken.len() > behind {
+        while left > 0 {
+            left -= 1;
             let write = waiting.taken.drain(..1).collect();
             if let Err((one, failure)) = self.commit_or_repeat(write, waiting).await {
                 self.refuse(one, &failure);
                 not_theirs += usize::from(failure.may_be_the_database());
                 if not_theirs == 2 {
-                    let rest = waiting.taken.len() - behind;
-                    return self.refuse(waiting.taken.drain(..rest).collect(), &failure);
+                    return self.refuse(waiting.taken.drain(..left).collect(), &failure);
                 }
             }
         }
@@ -377,7 +382,9 @@ impl Task {
                     done = &mut work => break Some(done),
                     _ = looks.tick() => {
                         let now = Instant::now();
-                        waiting.gather();
+                        if !late {
+                            waiting.gather();
+                        }
                         for write in batch.iter().chain(&waiting.taken) {
                             if write.answer.over_at().is_some_and(|at| at <= now) {
                                 write.answer.give(Err(interrupted()));

@@ -208,6 +208,10 @@ impl State {
             // The first that this process delivers: what was before it is in the log.
             let _ = self.slot.delivered.compare_exchange(UNKNOWN, first.seq - 1, Ordering::AcqRel, Ordering::Acquire);
         }
+        if self.retry_due {
+            // The log is read in a moment, with these in it; commands do not wait for more tries than that.
+            return;
+        }
         if let Err(error) = self.room().await {
             tracing::warn!(stream.id = %self.stream, %error, "cannot load a channel: its readers catch up later");
             return self.retry(myself);
@@ -344,6 +348,9 @@ impl State {
 
     async fn typing(&mut self, user: UserId, thread_seq: Option<i64>) {
         let channel = self.stream.into();
+        if self.retry_due {
+            return;
+        }
         let Ok(room) = self.room().await else { return };
         if !room.has_member(user) {
             return;

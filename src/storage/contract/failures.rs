@@ -30,8 +30,28 @@ async fn a_write_that_takes_too_long_does_not_disturb_its_neighbours() {
     assert_eq!(world.log(room).await.len(), 20);
 
     let started = Instant::now();
-    for answer in all_say(&["slow"; 40]).await {
+    // All of them are in the queue when they begin; what comes then is none of them.
+    let mut the_room = hold(&world, room.into()).await;
+    let (begin, begun) = tokio::sync::oneshot::channel();
+    let slow = async {
+        until(&mut beside(&world).await, WAITS).await;
+        begin.send(()).unwrap();
+        all_say(&["slow"; 40]).await
+    };
+    let later = async {
+        begun.await.unwrap();
+        sql(&mut the_room, "COMMIT").await;
+        let sleeps =
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        until(&mut beside(&world).await, sleeps).await;
+        all_say(&["quick"; 3]).await
+    };
+    let (_, slow, quick) = tokio::join!(world.ask(ana, says(room, "quick", None)), slow, later);
+    for answer in slow {
         assert_eq!(answer.unwrap_err().code, Code::Unavailable);
+    }
+    for answer in quick {
+        answer.unwrap();
     }
     assert!(started.elapsed() < limit * 20, "a database that is slow is not waited for by each of them");
 }
@@ -58,6 +78,10 @@ async fn what_has_waited_elsewhere_is_written_and_takes_no_neighbour_along() {
     }
     assert!(!world.writer.is_cut_off());
 }
+
+/// Somebody waits for what is held.
+const WAITS: &str =
+    "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
 /// Holds a stream until it is dropped.
 async fn hold(world: &World, stream: StreamId) -> PgConnection {
@@ -88,9 +112,7 @@ async fn what_is_behind_much_work_that_is_stuck_is_told_in_time() {
     // All the rest is in the queue when the first is done.
     let mut the_room = hold(&world, room.into()).await;
     submit(says(room, "first", None).into());
-    let waits =
-        "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    until(&mut beside(&world).await, waits).await;
+    until(&mut beside(&world).await, WAITS).await;
     let the_workspace = hold(&world, StreamId::WORKSPACE).await;
     let members = (0..60).map(|_| UserId::new(world.clock.now())).collect();
     let (topic, purpose) = (String::new(), String::new());
@@ -104,7 +126,30 @@ async fn what_is_behind_much_work_that_is_stuck_is_told_in_time() {
     drop(the_workspace);
 }
 
-/// So is what comes while it is stuck, whose time is up before anybody knows that the database is late.
+/// What was begun in time is done, however long that takes: who repeats it hears what came of it, and does not wait as long again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_longer_than_anybody_waits_is_done_all_the_same() {
+    let Some(world) = on_postgres(|options| options.lock = LIMIT).await else { return };
+    let ana = world.user("ana", Role::Member).await;
+    let room = world.channel(ana, "room", &[]).await;
+    let Sent { seq, .. } = world.get(ana, says(room, "frist", None)).await;
+    let edit = || {
+        let edit = command::EditMessage { channel_id: room, seq, text: "first".into() };
+        world.writer.write(ana, Work::Command(edit.into()), Some("edit".into()))
+    };
+    let mut the_room = hold(&world, room.into()).await;
+    assert_eq!(edit().await.unwrap_err().code, Code::Timeout);
+    sql(&mut the_room, "COMMIT").await;
+    let again = loop {
+        match edit().await {
+            Err(refusal) if refusal.code == Code::Unavailable => tokio::task::yield_now().await,
+            answer => break answer.unwrap(),
+        }
+    };
+    assert!(again.duplicate);
+}
+
+/// What comes while a commit is stuck is told in time, too, if its time is up before anybody knows that the database is late.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_while_a_commit_is_stuck_is_told_in_its_own_time() {
     let Some(world) = on_postgres(|options| options.lock = LIMIT).await else { return };
@@ -119,9 +164,7 @@ async fn what_comes_while_a_commit_is_stuck_is_told_in_its_own_time() {
         world.writer.submit(Write { caller: ana, work, claim: Claim::Owner, key: None, answer });
     };
     submit("stuck", Duration::ZERO);
-    let waits =
-        "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    until(&mut beside(&world).await, waits).await;
+    until(&mut beside(&world).await, WAITS).await;
     submit("has waited elsewhere", PATIENCE);
     let (text, told) = rx.recv().await.unwrap();
     assert_eq!((text, told.unwrap_err().code), ("has waited elsewhere", Code::Timeout));

@@ -85,6 +85,17 @@ everywhere! {
         assert_eq!(world.log(room).await.len(), 3);
     }
 
+    a_key_that_was_refused_is_free_for_another_message(world) {
+        let (ana, eve) = (world.user("ana", Role::Member).await, world.user("eve", Role::Member).await);
+        let (room, others) = (world.channel(ana, "room", &[]).await, world.channel(eve, "others", &[]).await);
+        let post = |channel, text, key| world.ask(ana, says(channel, text, key));
+        // The second and third wait for the first, and go together.
+        let (_, refused, stored) =
+            tokio::join!(post(room, "one", None), post(others, "two", Some("k")), post(room, "three", Some("k")));
+        assert_eq!(refused.unwrap_err().code, Code::Forbidden);
+        assert!(!stored.unwrap().duplicate);
+    }
+
     a_refused_item_does_not_disturb_its_neighbours(world) {
         let ana = world.user("ana", Role::Member).await;
         let eve = world.user("eve", Role::Guest).await;

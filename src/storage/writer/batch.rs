@@ -14,10 +14,10 @@ use crate::domain::id::{ChannelId, StreamId, UserId};
 /// than one of them.
 const HEAVY: usize = 50;
 
-/// Returns how many of the writes go into one commit: up to the first that is much work, and that one.
-pub(super) fn until_heavy(writes: &VecDeque<Write>) -> usize {
+/// Returns how many of the writes go into one commit: at most so many, and no more behind the first that is much work.
+pub(super) fn until_heavy(writes: &VecDeque<Write>, most: usize) -> usize {
     let is_heavy = |write: &Write| matches!(&write.work, Work::Command(Command::CreateChannel(create)) if create.members.len() >= HEAVY);
-    writes.iter().position(is_heavy).map_or(writes.len(), |at| at + 1)
+    writes.iter().take(most).position(is_heavy).map_or(writes.len().min(most), |at| at + 1)
 }
 
 /// Locks the streams that a batch changes, and then the places in channels, in the order in which every node does that, so
@@ -132,8 +132,7 @@ pub(super) async fn one(
     let result = Box::pin(keyed(&mut scope, write)).await;
     let Scope { events, revoked, .. } = scope;
     let refused = match result {
-        // Whoever asked for it may have been refused elsewhere since.
-        Ok(Some(_)) if write.answer.is_over() => None,
+        Ok(Some(_)) if write.answer.is_taken_back() => None,
         Ok(Some(reply)) => {
             db.run("RELEASE SAVEPOINT item").await?;
             news.events.extend(events);

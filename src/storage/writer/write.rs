@@ -52,68 +52,82 @@ pub enum Work {
 /// If it is dropped on the way, because an actor that held it died, the caller is told that the outcome is not known.
 pub struct Answer {
     receive: Mutex<Option<Receive>>,
-    since: Instant,
-    /// From when on nobody waits for it any more.
-    until: Option<Instant>,
+    times: Times,
 }
 
 type Receive = Box<dyn FnOnce(Result<Reply, Refusal>) + Send>;
 
+#[derive(Clone, Copy)]
+struct Times {
+    /// When it was asked for.
+    since: Instant,
+    /// From when on nobody waits for it any more.
+    until: Option<Instant>,
+    /// From when on another node, which sent the write here, takes it back.
+    taken_back: Option<Instant>,
+}
+
 impl Answer {
     /// Makes an answer that goes to `receive`, which waits for it from now on.
     pub fn new(receive: impl FnOnce(Result<Reply, Refusal>) + Send + 'static) -> Self {
-        Answer { receive: Mutex::new(Some(Box::new(receive))), since: Instant::now(), until: None }
+        let times = Times { since: Instant::now(), until: None, taken_back: None };
+        Answer { receive: Mutex::new(Some(Box::new(receive))), times }
     }
 
-    /// Says for how long somebody waits for it: what was not begun by then is not done.
+    fn at(self, change: impl FnOnce(&mut Times)) -> Self {
+        let mut times = self.times;
+        change(&mut times);
+        Answer { receive: Mutex::new(self.take()), times }
+    }
+
+    /// Says after which time another node takes the write back that it sent here: what is not done by then is not done here.
     #[must_use]
     pub fn within(self, patience: Duration) -> Self {
-        Answer { until: Some(self.since + patience), receive: Mutex::new(self.take()), since: self.since }
+        self.at(|times| (times.until, times.taken_back) = (Some(times.since + patience), Some(times.since + patience)))
     }
 
     /// Gives up on it when it has waited for so long since it was asked for; but it is given a quarter of that from now on, even
     /// if it has waited before, at another node.
     pub(super) fn expire(&mut self, patience: Duration) {
-        let at = (self.since + patience).max(Instant::now() + patience / 4);
-        self.until = Some(self.until.map_or(at, |until| until.min(at)));
+        let at = (self.times.since + patience).max(Instant::now() + patience / 4);
+        self.times.until = Some(self.times.until.map_or(at, |until| until.min(at)));
     }
 
     /// Returns when nobody waits for it any more; nothing, if there is no such time.
     pub(super) fn over_at(&self) -> Option<Instant> {
-        self.until
+        self.times.until
     }
 
     /// Has it waited for some time.
     #[cfg(test)]
     pub(crate) fn since(self, ago: Duration) -> Self {
-        Answer { since: self.since - ago, receive: Mutex::new(self.take()), until: self.until }
+        self.at(|times| times.since -= ago)
+    }
+
+    /// Has it changed on its way.
+    #[must_use]
+    pub fn map(self, change: impl FnOnce(Result<Reply, Refusal>) -> Result<Reply, Refusal> + Send + 'static) -> Self {
+        let receive = self.take().map(|receive| -> Receive { Box::new(move |result| receive(change(result))) });
+        Answer { receive: Mutex::new(receive), times: self.times }
     }
 
     /// Has whoever refuses it for the moment say that the outcome is not known: it was asked for elsewhere before, where it
     /// may have been done.
     #[must_use]
     pub fn in_doubt(self) -> Self {
-        let receive = self.take().map(|receive| {
-            let doubting: Receive = Box::new(move |result| match result {
-                Err(refusal) if refusal.code.temporary() => receive(Err(interrupted())),
-                result => receive(result),
-            });
-            doubting
-        });
-        Answer { receive: Mutex::new(receive), since: self.since, until: self.until }
+        self.map(|result| match result {
+            Err(refusal) if refusal.code.temporary() => Err(interrupted()),
+            result => result,
+        })
     }
 
     /// Has something done just before it is given.
     #[must_use]
     pub fn then(self, first: impl FnOnce() + Send + 'static) -> Self {
-        let receive = self.take().map(|receive| {
-            let both: Receive = Box::new(move |result| {
-                first();
-                receive(result);
-            });
-            both
-        });
-        Answer { receive: Mutex::new(receive), since: self.since, until: self.until }
+        self.map(move |result| {
+            first();
+            result
+        })
     }
 
     fn take(&self) -> Option<Receive> {
@@ -129,10 +143,15 @@ impl Answer {
 
     /// Returns whether nobody waits for it any more, who is told so: nothing was done for it.
     pub(super) fn is_over(&self) -> bool {
-        if self.until.is_some_and(|until| until <= Instant::now()) {
+        if self.times.until.is_some_and(|until| until <= Instant::now()) {
             self.give(Err(unavailable("this waited too long for its turn: slow down")));
         }
         self.receive.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Returns whether another node that sent the write here took it back: it may have refused it since.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.times.taken_back.is_some_and(|at| at <= Instant::now())
     }
 }
 
@@ -206,5 +225,15 @@ mod tests {
         let done = Ok(Reply { json: "{}".to_owned(), duplicate: false });
         Answer::new(move |result| tell.send(result).unwrap()).in_doubt().give(done.clone());
         assert_eq!(told.recv().unwrap(), done);
+    }
+
+    #[test]
+    fn whatever_is_done_to_an_answer_its_time_stays() {
+        let (ago, patience) = (Duration::from_secs(2), Duration::from_secs(3));
+        let answer = Answer::new(drop).since(ago).within(patience);
+        let until = answer.over_at().unwrap();
+        let mut answer = answer.then(|| {}).map(|result| result).in_doubt();
+        answer.expire(patience * 2);
+        assert_eq!(answer.over_at(), Some(until));
     }
 }
