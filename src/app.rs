@@ -23,6 +23,9 @@ use crate::bus::memory::Network;
 use crate::bus::redis;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::consumers::Consumers;
+use crate::consumers::follow::Ground;
+use crate::consumers::kafka::{Relay, Topic};
 use crate::domain::id::NodeId;
 use crate::http;
 use crate::storage::lock::Lock;
@@ -36,6 +39,7 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// Where it listens.
     pub address: SocketAddr,
+    consumers: Arc<Consumers>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
     data: PathBuf,
@@ -258,17 +262,20 @@ impl App {
         };
         let (database, pooled) = (config.database.url.expose().to_owned(), config.database.pooled);
         let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0), joins).await?;
+        let consumers = Arc::new(start_consumers(&hub)?);
+        let told = consumers.clone();
+        let _ = hub.on_events.set(Box::new(move |events| told.tell(events)));
         let (url, pid) = (local_url(address), std::process::id());
         let running = Running { url, operator_token: operator.0, database, pooled, pid }.write(&data)?;
         let stop = CancellationToken::new();
         let serving = tokio::spawn(http::serve::serve(hub.clone(), listener, stop.clone()));
-        Ok(App { hub, address, stop, serving, data, _locks: (lock, running, database_lock) })
+        Ok(App { hub, address, consumers, stop, serving, data, _locks: (lock, running, database_lock) })
     }
 
     /// Stops the node in order: nothing that was accepted is lost. Clients and requests share one time, `server.drain_s` and
     /// what a goodbye takes: what a client that stays has used up, a request that hangs does not get.
     pub async fn stop(self) {
-        let App { hub, stop, mut serving, data, _locks, .. } = self;
+        let App { hub, consumers, stop, mut serving, data, _locks, .. } = self;
         let by = Instant::now() + Duration::from_secs(hub.config.server.drain_s) + GOODBYE_MAX;
         let _ = std::fs::remove_file(data.join(RUNNING));
         hub.drain();
@@ -280,7 +287,9 @@ impl App {
                 serving.abort();
             }
         };
-        tokio::join!(hub.drained(), hub.left(), requests);
+        // What is committed from now on is for another node's, or for the next start.
+        let consumers = timeout_at(by.into(), consumers.stop());
+        let _ = tokio::join!(hub.drained(), hub.left(), requests, consumers);
         hub.stop().await;
         if timeout(CLOSED_WITHIN, hub.store.close()).await.is_err() {
             tracing::info!("stopping without a goodbye to the database");
@@ -292,6 +301,30 @@ impl App {
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// How long a stop takes beyond `server.drain_s` at most.
 pub const BEYOND_DRAIN: Duration = GOODBYE_MAX.saturating_add(STOPPED_WITHIN).saturating_add(CLOSED_WITHIN);
+
+/// Starts what follows the log.
+fn start_consumers(hub: &Arc<Hub>) -> Result<Consumers> {
+    let (cluster, ear) = (hub.cluster.clone(), hub.cluster.clone());
+    let mut consumers = Consumers::on(Ground {
+        store: hub.store.clone(),
+        writer: hub.writer.clone(),
+        clock: hub.clock.clone(),
+        runs_here: Arc::new(move |consumer| cluster.as_ref().is_none_or(|cluster| cluster.owns(consumer))),
+        is_degraded: Arc::new(move || ear.as_ref().is_some_and(|cluster| cluster.is_degraded())),
+    });
+    let kafka = &hub.config.kafka;
+    if !kafka.brokers.is_empty() {
+        let topic = Topic {
+            brokers: kafka.brokers.clone(),
+            name: kafka.topic.clone(),
+            partitions: kafka.partitions,
+            replication: kafka.replication,
+            buffer_mb: kafka.buffer_mb,
+        };
+        consumers.start(Relay::new(topic).context("cannot use kafka.brokers")?);
+    }
+    Ok(consumers)
+}
 
 /// Returns what a node is called.
 fn node_name(config: &Config, address: SocketAddr) -> String {

@@ -311,6 +311,20 @@ sections! {
         sweep_degraded_ms: u64 = 250, [50..=MINUTE_MS];
     }
 
+    /// Where events go on to, for others to follow.
+    kafka: Kafka {
+        /// Brokers of Apache Kafka or Redpanda to begin with, `host:port,host:port`; empty: events stay in the database.
+        brokers: String = String::new();
+        /// The topic of events, made if it is missing.
+        topic: String = "colink.events".to_owned();
+        /// Partitions that the topic is made with.
+        partitions: i32 = 12, [1..=1_000];
+        /// Brokers that each partition is kept on, if the topic is made.
+        replication: i32 = 1, [1..=15];
+        /// Megabytes of events that may wait to be sent.
+        buffer_mb: u32 = 64, [1..=2_000];
+    }
+
     /// What operators measure.
     metrics: Metrics {
         /// Whether `/metrics` is served.

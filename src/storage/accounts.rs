@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::apply::{Scope, make_user};
 use super::tokens::{self, Token};
 use super::writer::Reply;
-use super::{StoreError, events, idempotency, last_seen, users};
+use super::{StoreError, consumers, events, idempotency, last_seen, users};
 use crate::clock::Timestamp;
 use crate::domain::command::Principal;
 use crate::domain::error::{Code, Refusal, conflict, forbidden, not_found};
@@ -122,6 +122,49 @@ pub enum Account {
         hash: [u8; 32],
         /// The answer as JSON.
         response: String,
+    },
+    /// Takes a consumer of the log over: the answer is its epoch.
+    TakeOver {
+        /// Which.
+        consumer: String,
+    },
+    /// Keeps how far a consumer is, in at most [`consumers::PLACES_MAX`] streams.
+    KeepPlaces {
+        /// Which.
+        consumer: String,
+        /// Its epoch.
+        epoch: i64,
+        /// The numbers up to which it had everything.
+        places: Vec<(StreamId, i64)>,
+    },
+    /// Puts an event aside that a consumer gave up on.
+    Bury {
+        /// Which.
+        consumer: String,
+        /// Its epoch.
+        epoch: i64,
+        /// The event.
+        event: (StreamId, i64),
+        /// Why.
+        reason: String,
+        /// After how many tries.
+        tries: i64,
+    },
+    /// Forgets an event that was put aside and was taken after all.
+    DigUp {
+        /// Which consumer.
+        consumer: String,
+        /// Its epoch.
+        epoch: i64,
+        /// The event.
+        event: (StreamId, i64),
+    },
+    /// Has events that were put aside given once more; the answer says how many.
+    Redrive {
+        /// To which consumer; to each whose they are, if absent.
+        consumer: Option<String>,
+        /// Which event; all, if absent.
+        event: Option<(StreamId, i64)>,
     },
     /// Deletes some of what ended before a time: at most [`PRUNED_MAX`] rows, the answer says how many.
     Prune {
@@ -246,6 +289,22 @@ pub(super) async fn apply(scope: &mut Scope<'_>, account: &Account) -> Result<St
         Account::KeepAnswer { user, key, hash, response } => {
             idempotency::keep(scope.db, *user, key, hash, response, now).await?;
             Ok("{}".to_owned())
+        }
+        Account::TakeOver { consumer } => Ok(consumers::take_over(scope, consumer).await?.to_string()),
+        Account::KeepPlaces { consumer, epoch, places } => {
+            consumers::keep(scope, consumer, *epoch, places).await?;
+            Ok("{}".to_owned())
+        }
+        Account::Bury { consumer, epoch, event, reason, tries } => {
+            consumers::bury(scope, consumer, *epoch, *event, (reason, *tries)).await?;
+            Ok("{}".to_owned())
+        }
+        Account::DigUp { consumer, epoch, event } => {
+            consumers::dig_up(scope, consumer, *epoch, *event).await?;
+            Ok("{}".to_owned())
+        }
+        Account::Redrive { consumer, event } => {
+            Ok(consumers::redrive(scope, consumer.as_deref(), *event).await?.to_string())
         }
         Account::Prune { what, before } => {
             let most = PRUNED_MAX as i64;

@@ -54,6 +54,9 @@ pub const TABLES: &[&str] = &[
     "thread_follows",
     "idempotency",
     "events",
+    "consumers",
+    "places",
+    "dead_letters",
 ];
 
 /// What is not copied, and why.

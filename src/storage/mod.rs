@@ -15,6 +15,7 @@ pub mod apply;
 pub mod cache;
 pub mod catch_up;
 pub mod channels;
+pub mod consumers;
 #[cfg(test)]
 mod contract;
 pub mod copy;

@@ -9,6 +9,8 @@
 //! `tests/common/` has what must hold of all that was recorded and is stored (`checker.rs`), and what else it shares with
 //! the fault harness.
 //!
+//! Where `COLINK_TEST_KAFKA` names a broker, events go there meanwhile, and all of them have to have arrived.
+//!
 //! `COLINK_CRASH_SECONDS` sets how long it runs (20), `COLINK_CRASH_SEED` repeats its choices; the seed is printed.
 //! Postgres is the one that `COLINK_TEST_POSTGRES` names.
 
@@ -26,6 +28,8 @@ mod sending;
 mod server;
 #[path = "../common/stored.rs"]
 mod stored;
+#[path = "../common/topic.rs"]
+mod topic;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -98,6 +102,10 @@ async fn run(postgres: Option<&str>) {
     let last = |(id, channel): (&ChannelId, &Stored)| (*id, channel.log.len() as i64);
     heads.send(Some(stored.iter().map(last).collect())).unwrap();
     let readers = readers.join_all().await;
+    if let Some((brokers, topic)) = &server.relays_to {
+        let twice = topic::has_everything(server.events().await, brokers, topic).await;
+        eprintln!("all events are on the topic, {twice} of them a second time");
+    }
 
     let (attempted, changes) = {
         let take = |list: &mut Vec<_>| std::mem::take(list);

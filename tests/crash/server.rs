@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use colink::client::Client;
 use sqlx::Connection as _;
 
+use crate::topic::{Row, STORED, unique};
+
 /// Limits protect a server from what this test does; the queues and the ring are small, so that readers lag, overflow and
 /// are sent to the log.
 const SETTINGS: [&str; 16] = [
@@ -32,6 +34,8 @@ const SETTINGS: [&str; 16] = [
 /// A server on a database of its own.
 pub(crate) struct Server {
     pub(crate) url: String,
+    /// The brokers and the topic of events, where there are any.
+    pub(crate) relays_to: Option<(String, String)>,
     address: SocketAddr,
     dir: tempfile::TempDir,
     database: Option<Postgres>,
@@ -54,14 +58,20 @@ impl Server {
             Some(server) => Some(Postgres::create(server, address.port()).await),
             None => None,
         };
-        Server { url: format!("http://{address}"), address, dir, database, child: None }
+        let brokers = std::env::var("COLINK_TEST_KAFKA").ok();
+        assert!(brokers.is_some() || std::env::var("CI").is_err(), "CI runs it with Kafka: set COLINK_TEST_KAFKA");
+        let relays_to = brokers.map(|brokers| (brokers, unique("crash")));
+        Server { url: format!("http://{address}"), relays_to, address, dir, database, child: None }
     }
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_colink"));
         command.args(words).arg("--data").arg(self.dir.path()).stdin(Stdio::null()).current_dir(self.dir.path());
         let database = self.database.iter().map(|database| format!("database.url={}", database.url));
-        for setting in SETTINGS.iter().map(|setting| (*setting).to_owned()).chain(database) {
+        let relay = self.relays_to.iter().flat_map(|(brokers, topic)| {
+            [format!("kafka.brokers={brokers}"), format!("kafka.topic={topic}"), "kafka.partitions=3".to_owned()]
+        });
+        for setting in SETTINGS.iter().map(|setting| (*setting).to_owned()).chain(database).chain(relay) {
             command.arg("--set").arg(setting);
         }
         command
@@ -109,6 +119,22 @@ impl Server {
             let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND application_name = 'colink'";
             let mut postgres = sqlx::PgConnection::connect(server).await.unwrap();
             sqlx::query(cut).bind(name).execute(&mut postgres).await.unwrap();
+        }
+    }
+
+    /// Returns every event that is stored.
+    pub(crate) async fn events(&self) -> Vec<Row> {
+        match &self.database {
+            Some(Postgres { url, .. }) => {
+                let mut postgres = sqlx::PgConnection::connect(url).await.unwrap();
+                sqlx::query_as(STORED).fetch_all(&mut postgres).await.unwrap()
+            }
+            None => {
+                let file = self.dir.path().join("colink.db");
+                let mut sqlite =
+                    sqlx::SqliteConnection::connect(&format!("sqlite://{}", file.display())).await.unwrap();
+                sqlx::query_as(STORED).fetch_all(&mut sqlite).await.unwrap()
+            }
         }
     }
 

@@ -33,6 +33,7 @@ pub(crate) fn colink(data: &Path, args: &[&str]) -> Command {
     command
 }
 
+#[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) code: i32,
     pub(crate) out: String,

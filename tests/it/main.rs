@@ -10,6 +10,8 @@ mod forward;
 mod http;
 mod logs;
 mod socket;
+#[path = "../common/topic.rs"]
+mod topic;
 mod world;
 
 mod accounts;
@@ -22,6 +24,7 @@ mod cli;
 mod client;
 mod cluster;
 mod cluster_presence;
+mod consumers;
 mod deadlines;
 mod dev_cluster;
 mod drafts;
@@ -40,6 +43,7 @@ mod presence;
 mod profiles;
 mod protocol;
 mod queues;
+mod relay;
 mod releases;
 mod repeats;
 mod replica;

@@ -304,7 +304,8 @@ impl Cluster {
         metrics::gauge!("colink_commands_forwarded_waiting").set(core.waiting() as f64);
     }
 
-    pub(super) fn is_degraded(&self) -> bool {
+    /// Returns whether what others commit may not be told here.
+    pub fn is_degraded(&self) -> bool {
         self.core().members.is_degraded(Instant::now())
     }
 }
@@ -410,6 +411,9 @@ impl Hub {
     /// Takes events that another node committed: what is of interest to somebody here goes to the stream's actor.
     pub(super) fn heard(&self, events: Vec<Event>) {
         let at = Instant::now();
+        if let Some(tell) = self.on_events.get() {
+            tell(&events);
+        }
         let mut streams: Vec<(StreamId, Vec<Event>)> = Vec::new();
         for event in events {
             let slot = self.directory.slot(event.stream).filter(|slot| slot.is_watched());

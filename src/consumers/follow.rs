@@ -1,0 +1,360 @@
+//! Follows the log for one consumer, on the node of the cluster that is to.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::feed::Feed;
+use super::{Consumer, Trouble};
+use crate::clock::Clock;
+use crate::domain::error::{Code, Refusal};
+use crate::domain::event::Event;
+use crate::domain::id::StreamId;
+use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::consumers::{PLACES_MAX, ahead, behind, places, to_redrive};
+use crate::storage::events::after;
+use crate::storage::writer::{Work, Writer};
+use crate::storage::{Store, StoreError};
+
+/// How many events are given at once.
+const BATCH: usize = 500;
+/// About how many bytes of events wait to be given.
+const WAITING: usize = 8 * 1_024 * 1_024;
+/// How many streams are read at once, and how many events of each.
+const STREAMS: usize = 100;
+const EACH: i64 = 100;
+/// How often the places are kept while events come.
+const KEEP_EVERY: Duration = Duration::from_millis(200);
+/// How often it is looked whether something was committed that nobody told of; and while nobody may be there to tell.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_OFTEN: Duration = Duration::from_secs(1);
+/// How often it is looked whether this node is still the one.
+const TURN: Duration = Duration::from_millis(500);
+/// How often an event is tried before it is put aside.
+pub const TRIES: u32 = 5;
+/// The pause after the first failure; it doubles with each that follows, up to the longest.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What a consumer stands on.
+#[derive(Clone)]
+pub struct Ground {
+    /// The store.
+    pub store: Store,
+    /// The door to the writer.
+    pub writer: Writer,
+    /// The time.
+    pub clock: Clock,
+    /// Says whether this node is the one that what is called so runs on.
+    pub runs_here: Arc<dyn Fn(StreamId) -> bool + Send + Sync>,
+    /// Says whether what other nodes commit may not be told here.
+    pub is_degraded: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// A consumer's place in this process: what is committed is told to it here.
+pub struct Follower {
+    name: &'static str,
+    feed: Mutex<Option<Feed>>,
+    news: Notify,
+}
+
+impl Follower {
+    /// Makes the place of a consumer that does not run yet.
+    #[must_use]
+    pub fn of(consumer: &impl Consumer) -> Arc<Follower> {
+        Arc::new(Follower { name: consumer.name(), feed: Mutex::new(None), news: Notify::new() })
+    }
+
+    /// Hears what was committed. It does not block, and what it cannot take is read later.
+    pub fn tell(&self, events: &[Event]) {
+        let told = self.with(|feed| events.iter().for_each(|event| feed.hear(event.clone())));
+        if told.is_some() {
+            self.news.notify_one();
+        }
+    }
+
+    fn with<T>(&self, what: impl FnOnce(&mut Feed) -> T) -> Option<T> {
+        self.feed.lock().expect("no panic under this lock").as_mut().map(what)
+    }
+
+    fn set(&self, feed: Option<Feed>) {
+        *self.feed.lock().expect("no panic under this lock") = feed;
+    }
+}
+
+/// Returns what stands for a consumer where it is decided on which node something runs.
+#[must_use]
+pub fn stand_in(consumer: &str) -> StreamId {
+    use sha2::{Digest as _, Sha256};
+    let hash: [u8; 32] = Sha256::digest(format!("consumer {consumer}")).into();
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash[..16]);
+    StreamId(Uuid::from_bytes(id))
+}
+
+/// Follows until `stop` is cancelled: whenever this node is the one.
+pub async fn follow(ground: Ground, follower: Arc<Follower>, mut consumer: impl Consumer, stop: CancellationToken) {
+    let mut lead = Lead { ground, follower, stop: stop.clone(), pauses: 0 };
+    while !stop.is_cancelled() {
+        if lead.is_the_one() {
+            let led = lead.run(&mut consumer).await;
+            lead.follower.set(None);
+            metrics::gauge!("colink_consumer_runs", "consumer" => lead.follower.name).set(0.0);
+            // It is the next one's to show.
+            show(lead.follower.name, 0, 0);
+            match led {
+                Ok(()) => lead.pauses = 0,
+                Err(error) => {
+                    tracing::warn!(consumer = lead.follower.name, %error, "a consumer of the log stopped: it starts again");
+                    lead.pause().await;
+                }
+            }
+        } else {
+            lead.wait(TURN).await;
+        }
+    }
+}
+
+/// Why a consumer stopped.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Writer(#[from] Refusal),
+}
+
+struct Lead {
+    ground: Ground,
+    follower: Arc<Follower>,
+    stop: CancellationToken,
+    pauses: u32,
+}
+
+impl Lead {
+    fn is_the_one(&self) -> bool {
+        !self.stop.is_cancelled() && (self.ground.runs_here)(stand_in(self.follower.name))
+    }
+
+    async fn wait(&self, most: Duration) {
+        let _ = tokio::time::timeout(most, self.stop.cancelled()).await;
+    }
+
+    async fn pause(&mut self) {
+        let pause = PAUSE * 2u32.saturating_pow(self.pauses.min(16));
+        self.pauses += 1;
+        self.wait(pause.min(LONGEST_PAUSE)).await;
+    }
+
+    async fn write(&self, account: Account) -> Result<String, Stopped> {
+        Ok(self.ground.writer.write(SYSTEM, Work::Account(account), None).await?.json)
+    }
+
+    /// Takes the consumer over and gives it what comes, until this node is not the one any more.
+    async fn run(&mut self, consumer: &mut impl Consumer) -> Result<(), Stopped> {
+        let name = self.follower.name;
+        let epoch = self.write(Account::TakeOver { consumer: name.to_owned() }).await?;
+        let epoch: i64 = epoch.parse().expect("an epoch is a number");
+        // What is told from now on is heard, and what was committed before is found by looking.
+        self.follower.set(Some(Feed::new(self.places().await?, WAITING)));
+        tracing::info!(consumer = name, epoch, "following the log");
+        metrics::gauge!("colink_consumer_runs", "consumer" => name).set(1.0);
+        let (mut looked, mut kept): (Option<Instant>, Instant) = (None, Instant::now());
+        while self.is_the_one() {
+            let every = if (self.ground.is_degraded)() { LOOK_OFTEN } else { LOOK_EVERY };
+            if looked.is_none_or(|at| at.elapsed() >= every) {
+                self.look().await?;
+                self.redrive(consumer, epoch).await?;
+                looked = Some(Instant::now());
+            }
+            self.read().await?;
+            let events = self.follower.with(|feed| feed.give(BATCH)).unwrap_or_default();
+            let is_idle = events.is_empty();
+            if !is_idle && !self.give(consumer, epoch, events).await? {
+                break;
+            }
+            if is_idle || kept.elapsed() >= KEEP_EVERY {
+                self.keep(epoch).await?;
+                kept = Instant::now();
+            }
+            self.measure(&[]);
+            if is_idle {
+                let _ = tokio::time::timeout(TURN, async {
+                    tokio::select! {
+                        () = self.follower.news.notified() => {}
+                        () = self.stop.cancelled() => {}
+                    }
+                })
+                .await;
+            }
+        }
+        self.keep(epoch).await
+    }
+
+    /// Reads where the consumer was left.
+    async fn places(&self) -> Result<Vec<(StreamId, i64)>, Stopped> {
+        let (mut all, mut last) = (Vec::new(), StreamId(Uuid::nil()));
+        loop {
+            let page = self.ground.store.in_time(async {
+                let mut db = self.ground.store.read_for("consumers").await?;
+                places(&mut db, self.follower.name, last, PLACES_MAX as i64).await
+            });
+            let page: Vec<(StreamId, i64)> = page.await?;
+            let Some((end, _)) = page.last() else { return Ok(all) };
+            last = *end;
+            all.extend(page);
+        }
+    }
+
+    /// Looks which streams are ahead.
+    async fn look(&self) -> Result<(), Stopped> {
+        let mut last = StreamId(Uuid::nil());
+        loop {
+            let page = self.ground.store.in_time(async {
+                let mut db = self.ground.store.read_for("consumers").await?;
+                ahead(&mut db, self.follower.name, last, PLACES_MAX as i64).await
+            });
+            let page: Vec<(StreamId, i64)> = page.await?;
+            let Some((end, _)) = page.last() else { return Ok(()) };
+            last = *end;
+            self.follower.with(|feed| page.iter().for_each(|(stream, head)| feed.is_at(*stream, *head)));
+        }
+    }
+
+    /// Gives once more what was put aside, where somebody asked for that.
+    async fn redrive(&self, consumer: &mut impl Consumer, epoch: i64) -> Result<(), Stopped> {
+        let wanted = self.ground.store.in_time(async {
+            let mut db = self.ground.store.read_for("consumers").await?;
+            let mut events = Vec::new();
+            for (stream, seq) in to_redrive(&mut db, self.follower.name, EACH).await? {
+                events.extend(after(&mut db, stream, seq - 1, 1).await?.into_iter().filter(|event| event.seq == seq));
+            }
+            Ok::<_, StoreError>(events)
+        });
+        for event in wanted.await? {
+            let (name, at) = (self.follower.name.to_owned(), (event.stream, event.seq));
+            match consumer.consume(&[event]).await {
+                Ok(()) => self.write(Account::DigUp { consumer: name, epoch, event: at }).await?,
+                Err(Trouble::Event { why, .. }) => {
+                    self.write(Account::Bury { consumer: name, epoch, event: at, reason: why, tries: 1 }).await?
+                }
+                // The next look tries again.
+                Err(Trouble::Down(_)) => break,
+            };
+        }
+        Ok(())
+    }
+
+    /// Reads what is behind.
+    async fn read(&self) -> Result<(), Stopped> {
+        let wanted = self.follower.with(|feed| feed.to_read(STREAMS)).unwrap_or_default();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let found = self.ground.store.in_time(async {
+            let mut db = self.ground.store.read_for("consumers").await?;
+            behind(&mut db, &wanted, EACH).await
+        });
+        let (events, cut): (Vec<Event>, bool) = found.await?;
+        let missing = self.follower.with(|feed| feed.read(&wanted, events, cut)).unwrap_or_default();
+        if missing > 0 {
+            let consumer = self.follower.name;
+            tracing::error!(consumer, missing, "events are not in the log that should be: they are passed over");
+            metrics::counter!("colink_consumer_missing_total", "consumer" => consumer).increment(missing);
+        }
+        Ok(())
+    }
+
+    /// Gives the consumer events until it is done with all of them, or they are put aside. Returns false if this node is not the
+    /// one any more before that.
+    async fn give(&mut self, consumer: &mut impl Consumer, epoch: i64, events: Vec<Event>) -> Result<bool, Stopped> {
+        let name = self.follower.name;
+        let (mut left, mut failed) = (events.clone(), None::<(StreamId, i64, u32)>);
+        while !left.is_empty() {
+            let consumed: Pin<Box<dyn Future<Output = Result<(), Trouble>> + Send>> = Box::pin(consumer.consume(&left));
+            let consumed = tokio::select! {
+                consumed = consumed => consumed,
+                // It is given again.
+                () = self.stop.cancelled() => return Ok(false),
+            };
+            match consumed {
+                Ok(()) => break,
+                Err(Trouble::Down(why)) => {
+                    if self.pauses == 0 {
+                        tracing::warn!(consumer = name, why, "a consumer cannot go on: it tries again until it can");
+                    }
+                }
+                Err(Trouble::Event { at, why }) => {
+                    let at = at.min(left.len() - 1);
+                    let event = &left[at];
+                    let tries = match failed {
+                        Some((stream, seq, tries)) if (stream, seq) == (event.stream, event.seq) => tries + 1,
+                        _ => 1,
+                    };
+                    failed = Some((event.stream, event.seq, tries));
+                    if tries >= TRIES {
+                        let event = left.remove(at);
+                        tracing::error!(
+                            consumer = name, stream.id = %event.stream, seq = event.seq, why,
+                            "a consumer gave an event up: see `colink dlq list`"
+                        );
+                        metrics::counter!("colink_dead_letters_total", "consumer" => name).increment(1);
+                        let (reason, tries) = (why, i64::from(tries));
+                        let event = (event.stream, event.seq);
+                        self.write(Account::Bury { consumer: name.to_owned(), epoch, event, reason, tries }).await?;
+                        self.pauses = 0;
+                        continue;
+                    }
+                }
+            }
+            metrics::counter!("colink_consumer_retries_total", "consumer" => name).increment(1);
+            if !self.is_the_one() {
+                return Ok(false);
+            }
+            self.measure(&left);
+            self.pause().await;
+        }
+        self.pauses = 0;
+        metrics::counter!("colink_consumer_events_total", "consumer" => name).increment(events.len() as u64);
+        self.follower.with(|feed| feed.done(&events));
+        Ok(true)
+    }
+
+    /// Keeps the places that moved.
+    async fn keep(&self, epoch: i64) -> Result<(), Stopped> {
+        let moved = self.follower.with(Feed::moved).unwrap_or_default();
+        for piece in moved.chunks(PLACES_MAX) {
+            let consumer = self.follower.name.to_owned();
+            let kept = self.write(Account::KeepPlaces { consumer, epoch, places: piece.to_vec() }).await;
+            match kept {
+                Ok(_) => {}
+                // Another node goes on from the places before.
+                Err(Stopped::Writer(refusal)) if refusal.code == Code::Conflict => return Err(refusal.into()),
+                Err(error) => {
+                    // They are kept with the next ones; until then what was given may be given again.
+                    tracing::debug!(%error, "cannot keep how far a consumer is");
+                    self.follower.with(|feed| feed.keep_again(piece));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows how much waits, beside what the consumer has in hand, and since when.
+    fn measure(&self, in_hand: &[Event]) {
+        let name = self.follower.name;
+        let Some((lag, oldest)) = self.follower.with(|feed| (feed.lag(), feed.oldest())) else { return };
+        let oldest = in_hand.first().map(|event| event.at).or(oldest);
+        let age = oldest.map_or(0, |at| (self.ground.clock.now().0 - at.0).max(0));
+        show(name, lag + in_hand.len() as u64, age);
+    }
+}
+
+fn show(consumer: &'static str, lag: u64, age_us: i64) {
+    metrics::gauge!("colink_consumer_lag_events", "consumer" => consumer).set(lag as f64);
+    metrics::gauge!("colink_consumer_oldest_seconds", "consumer" => consumer).set(age_us as f64 / 1e6);
+}

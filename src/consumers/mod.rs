@@ -1,0 +1,90 @@
+//! What is done with events once they are stored: whoever follows the log.
+//!
+//! ```text
+//!  writer ── COMMIT ──▶ Hub::committed ──┐ told, may be lost
+//!  other nodes ── bus ──▶ Hub::heard ────┤
+//!                                        ▼
+//!  events table ── read what is behind ▶ feed ──▶ follow ──▶ Consumer::consume
+//!                                                   └──▶ places: how far it is, under its epoch
+//! ```
+//!
+//! A [`Consumer`] is given every event of every stream, each stream's in order, once at least: what it does with one that it had
+//! before has to come to the same. It runs on one node of a cluster, the one that the hash of its name says; another one takes it over
+//! when that node is gone, and raises its epoch, so that who lost it without knowing can move no place any more. Between the
+//! two both may give the same events for a moment.
+
+pub mod feed;
+pub mod follow;
+pub mod kafka;
+pub mod record;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::follow::{Follower, Ground, follow};
+use crate::domain::event::Event;
+
+/// Does something with events.
+pub trait Consumer: Send + 'static {
+    /// What it is called: by this name its places are kept.
+    fn name(&self) -> &'static str;
+
+    /// Does it, and returns when that is sure to last. After an error it is given all of them again.
+    fn consume(&mut self, events: &[Event]) -> impl Future<Output = Result<(), Trouble>> + Send;
+}
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// It is none of these events' fault: it is tried again for as long as it takes.
+    #[error("{0}")]
+    Down(String),
+    /// It is this event's, by its place among those given. After some tries it is put aside as a dead letter.
+    #[error("event {at}: {why}")]
+    Event {
+        /// Which.
+        at: usize,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The consumers of this process.
+pub struct Consumers {
+    ground: Ground,
+    followers: Vec<Arc<Follower>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Consumers {
+    /// Makes a process without any.
+    #[must_use]
+    pub fn on(ground: Ground) -> Self {
+        Consumers { ground, followers: Vec::new(), tasks: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+
+    /// Starts one.
+    pub fn start(&mut self, consumer: impl Consumer) {
+        let follower = Follower::of(&consumer);
+        self.followers.push(follower.clone());
+        let (ground, stop) = (self.ground.clone(), self.stop.clone());
+        self.tasks.spawn(follow(ground, follower, consumer, stop));
+    }
+
+    /// Tells all of them what was committed.
+    pub fn tell(&self, events: &[Event]) {
+        for follower in &self.followers {
+            follower.tell(events);
+        }
+    }
+
+    /// Ends them, when each is done with what it has in hand or has given it back.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
