@@ -389,6 +389,10 @@ impl Config {
         let name_is_fine = plain(&cluster.name) && (1..=64).contains(&cluster.name.len());
         let like = "has up to 64 letters, digits and any of - _ . :";
         refuse(!name_is_fine, &["cluster.name"], like.to_owned());
+        let topic = &self.kafka.topic;
+        let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let is_topic = (1..=249).contains(&topic.len()) && topic.chars().all(is_legal);
+        refuse(!is_topic, &["kafka.topic"], "must be 1 to 249 of a-z, A-Z, 0-9, dot, dash, underscore".to_owned());
         refuse(!plain(&cluster.node) || cluster.node.len() > 64, &["cluster.node"], like.to_owned());
         // Argon2 (RFC 9106, 3.1) needs eight blocks of 1 KiB a lane.
         refuse(

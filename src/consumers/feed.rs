@@ -131,6 +131,12 @@ impl Feed {
         }
     }
 
+    /// Returns whether there are places to be kept.
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        !self.moved.is_empty()
+    }
+
     /// Returns the places that moved since the last time, to be kept.
     pub fn moved(&mut self) -> Vec<(StreamId, i64)> {
         std::mem::take(&mut self.moved).into_iter().collect()

@@ -1,9 +1,11 @@
-//! Follows the log for one consumer, on the node of the cluster that is to.
+//! Follows the log for one consumer, on the node of the cluster that is to: [`follow`] runs it whenever that is this node,
+//! and again if it panics; `Lead` is one such run, which takes the consumer over, gives it what comes and keeps its places.
 
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -16,7 +18,6 @@ use crate::domain::event::Event;
 use crate::domain::id::StreamId;
 use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::consumers::{PLACES_MAX, ahead, behind, places, to_redrive};
-use crate::storage::events::after;
 use crate::storage::writer::{Work, Writer};
 use crate::storage::{Store, StoreError};
 
@@ -78,11 +79,12 @@ impl Follower {
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Feed) -> T) -> Option<T> {
-        self.feed.lock().expect("no panic under this lock").as_mut().map(what)
+        // Should one have panicked with it in hand, it is about to be replaced.
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(what)
     }
 
     fn set(&self, feed: Option<Feed>) {
-        *self.feed.lock().expect("no panic under this lock") = feed;
+        *self.feed.lock().unwrap_or_else(PoisonError::into_inner) = feed;
     }
 }
 
@@ -98,10 +100,12 @@ pub fn stand_in(consumer: &str) -> StreamId {
 
 /// Follows until `stop` is cancelled: whenever this node is the one.
 pub async fn follow(ground: Ground, follower: Arc<Follower>, mut consumer: impl Consumer, stop: CancellationToken) {
-    let mut lead = Lead { ground, follower, stop: stop.clone(), pauses: 0 };
+    let stands_for = stand_in(follower.name);
+    let mut lead = Lead { ground, follower, stands_for, stop: stop.clone(), pauses: 0 };
     while !stop.is_cancelled() {
         if lead.is_the_one() {
-            let led = lead.run(&mut consumer).await;
+            let led = AssertUnwindSafe(lead.run(&mut consumer)).catch_unwind().await;
+            let led = led.unwrap_or(Err(Stopped::Panic));
             lead.follower.set(None);
             metrics::gauge!("colink_consumer_runs", "consumer" => lead.follower.name).set(0.0);
             // It is the next one's to show.
@@ -126,18 +130,22 @@ enum Stopped {
     Store(#[from] StoreError),
     #[error("{0}")]
     Writer(#[from] Refusal),
+    #[error("it panicked")]
+    Panic,
 }
 
 struct Lead {
     ground: Ground,
     follower: Arc<Follower>,
+    /// What says where it runs.
+    stands_for: StreamId,
     stop: CancellationToken,
     pauses: u32,
 }
 
 impl Lead {
     fn is_the_one(&self) -> bool {
-        !self.stop.is_cancelled() && (self.ground.runs_here)(stand_in(self.follower.name))
+        !self.stop.is_cancelled() && (self.ground.runs_here)(self.stands_for)
     }
 
     async fn wait(&self, most: Duration) {
@@ -177,13 +185,16 @@ impl Lead {
             if !is_idle && !self.give(consumer, epoch, events).await? {
                 break;
             }
-            if is_idle || kept.elapsed() >= KEEP_EVERY {
+            // Each time is a write of its own, so not for every event.
+            if kept.elapsed() >= KEEP_EVERY {
                 self.keep(epoch).await?;
+                self.measure(&[]);
                 kept = Instant::now();
             }
-            self.measure(&[]);
             if is_idle {
-                let _ = tokio::time::timeout(TURN, async {
+                let moved = self.follower.with(|feed| feed.has_moved()).unwrap_or_default();
+                let wait = if moved { KEEP_EVERY.saturating_sub(kept.elapsed()) } else { TURN };
+                let _ = tokio::time::timeout(wait, async {
                     tokio::select! {
                         () = self.follower.news.notified() => {}
                         () = self.stop.cancelled() => {}
@@ -229,13 +240,15 @@ impl Lead {
     async fn redrive(&self, consumer: &mut impl Consumer, epoch: i64) -> Result<(), Stopped> {
         let wanted = self.ground.store.in_time(async {
             let mut db = self.ground.store.read_for("consumers").await?;
-            let mut events = Vec::new();
-            for (stream, seq) in to_redrive(&mut db, self.follower.name, EACH).await? {
-                events.extend(after(&mut db, stream, seq - 1, 1).await?.into_iter().filter(|event| event.seq == seq));
+            let mut wanted = to_redrive(&mut db, self.follower.name, STREAMS as i64).await?;
+            if wanted.is_empty() {
+                return Ok((Vec::new(), false));
             }
-            Ok::<_, StoreError>(events)
+            wanted.iter_mut().for_each(|(_, seq)| *seq -= 1);
+            behind(&mut db, &wanted, 1).await
         });
-        for event in wanted.await? {
+        let (events, _): (Vec<Event>, bool) = wanted.await?;
+        for event in events {
             let (name, at) = (self.follower.name.to_owned(), (event.stream, event.seq));
             match consumer.consume(&[event]).await {
                 Ok(()) => self.write(Account::DigUp { consumer: name, epoch, event: at }).await?,
@@ -275,9 +288,8 @@ impl Lead {
         let name = self.follower.name;
         let (mut left, mut failed) = (events.clone(), None::<(StreamId, i64, u32)>);
         while !left.is_empty() {
-            let consumed: Pin<Box<dyn Future<Output = Result<(), Trouble>> + Send>> = Box::pin(consumer.consume(&left));
             let consumed = tokio::select! {
-                consumed = consumed => consumed,
+                consumed = consumer.consume(&left) => consumed,
                 // It is given again.
                 () = self.stop.cancelled() => return Ok(false),
             };

@@ -79,9 +79,13 @@ fn check(stored: &[Row], brokers: &str, topic: &str) -> usize {
     let records = read(brokers, topic, &stored.keys().cloned().collect());
     let mut last: HashMap<&str, (i64, i32)> = HashMap::new();
     let mut there = HashSet::new();
+    let schema: Value = serde_json::from_str(include_str!("../../docs/event.schema.json")).unwrap();
+    let keys = |object: &Value| object.as_object().unwrap().keys().cloned().collect::<HashSet<_>>();
+    let fields = keys(&schema["properties"]);
     for Record { partition, key, value, headers } in &records {
         let id = value["id"].as_str().unwrap();
         there.insert(id);
+        assert_eq!(keys(value), fields, "the record is as its schema says");
         let (stream, seq, _, kind, payload) = stored.get(id).unwrap_or_else(|| panic!("{value} is not stored"));
         assert_eq!((&value["stream_id"], &value["seq"]), (&Value::from(stream.to_string()), &Value::from(*seq)));
         assert_eq!((&value["kind"], &value["version"]), (&Value::from(kind.clone()), &Value::from(1)));

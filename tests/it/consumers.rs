@@ -29,6 +29,8 @@ struct Notes {
     given: Given,
     /// It takes nothing.
     is_down: Arc<AtomicBool>,
+    /// It panics the next time.
+    panics: Arc<AtomicBool>,
     /// It cannot take events with this in them.
     poison: Arc<Mutex<&'static str>>,
     tries: Arc<AtomicUsize>,
@@ -40,6 +42,7 @@ impl Consumer for Notes {
     }
 
     async fn consume(&mut self, events: &[Event]) -> Result<(), Trouble> {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "told to");
         if self.is_down.load(Ordering::SeqCst) {
             self.tries.fetch_add(1, Ordering::SeqCst);
             return Err(Trouble::Down("told to".to_owned()));
@@ -158,9 +161,11 @@ on_both! {
         runs.ends().await;
 
         let before = notes.given.lock().unwrap().len();
+        notes.panics.store(true, Ordering::SeqCst);
         bob.replies(room, ana.says(room, "and then").await, "what?").await;
         let runs = Runs::on(&world, &notes);
         catches_up(&world, &notes).await;
+        assert!(!notes.panics.load(Ordering::SeqCst), "it was started again behind a panic");
         runs.ends().await;
         let again = notes.given.lock().unwrap().len() - before;
         assert!(again < 20, "it stopped in order, and was given {again} events");
