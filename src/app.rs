@@ -25,10 +25,12 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::consumers::Consumers;
 use crate::consumers::follow::Ground;
+use crate::consumers::indexer::Indexer;
 use crate::consumers::kafka::{Relay, Topic};
 use crate::domain::id::NodeId;
 use crate::http;
 use crate::storage::lock::Lock;
+use crate::storage::search::Engine;
 use crate::storage::tokens::Secret;
 use crate::storage::{Options, Store, postgres};
 use crate::telemetry;
@@ -63,6 +65,8 @@ pub struct Running {
 }
 
 const RUNNING: &str = "running.json";
+/// The folder of the search index in the data directory.
+const SEARCH: &str = "search";
 
 impl Running {
     /// Returns what the server that runs on a data directory left there. One that was killed leaves it behind, but no longer
@@ -260,8 +264,13 @@ impl App {
                 Some(Joins { id, bus, incoming })
             }
         };
+        let memory = config.search.memory_mb;
+        let search = tokio::task::spawn_blocking(move || Engine::open(&data.join(SEARCH), memory)).await?;
+        let search =
+            Arc::new(search.with_context(|| format!("cannot open the search index in {SEARCH} of server.data"))?);
+        let data = config.server.data.clone();
         let (database, pooled) = (config.database.url.expose().to_owned(), config.database.pooled);
-        let hub = Hub::start(config, node, clock, store, Secret::hash(&operator.0), joins).await?;
+        let hub = Hub::start(config, node, clock, store, search, Secret::hash(&operator.0), joins).await?;
         let consumers = Arc::new(start_consumers(&hub)?);
         let told = consumers.clone();
         let _ = hub.on_events.set(Box::new(move |events| told.tell(events)));
@@ -312,6 +321,7 @@ fn start_consumers(hub: &Arc<Hub>) -> Result<Consumers> {
         runs_here: Arc::new(move |consumer| cluster.as_ref().is_none_or(|cluster| cluster.owns(consumer))),
         is_degraded: Arc::new(move || ear.as_ref().is_some_and(|cluster| cluster.is_degraded())),
     });
+    consumers.start(Indexer::new(hub.store.clone(), hub.search.clone()));
     let kafka = &hub.config.kafka;
     if !kafka.brokers.is_empty() {
         let topic = Topic {

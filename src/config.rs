@@ -325,6 +325,12 @@ sections! {
         buffer_mb: u32 = 64, [1..=2_000];
     }
 
+    /// What messages are found by.
+    search: Search {
+        /// Megabytes that the index may gather before it writes.
+        memory_mb: usize = 32, [16..=2_000];
+    }
+
     /// What operators measure.
     metrics: Metrics {
         /// Whether `/metrics` is served.

@@ -47,6 +47,7 @@ use crate::domain::user::User;
 use crate::protocol::close::CloseCode;
 use crate::storage::Store;
 use crate::storage::cache::Cache;
+use crate::storage::search::Engine;
 use crate::storage::tokens::Revoked;
 use crate::storage::writer::{self, Committed, Writer};
 use cluster::Cluster;
@@ -80,6 +81,8 @@ pub struct Hub {
     pub writer: Writer,
     /// What of the store is remembered for a moment.
     pub cache: Cache,
+    /// What messages are found by.
+    pub search: Arc<Engine>,
     /// Wakes who looks for what was committed and nobody told: see [`sweep`].
     look_for_moves: Notify,
     /// Sign-ins with sessions here of which another node says that they ended, until the database is asked.
@@ -137,6 +140,7 @@ impl Hub {
         node: String,
         clock: Clock,
         store: Store,
+        search: Arc<Engine>,
         operator: [u8; 32],
         joins: Option<Joins>,
     ) -> anyhow::Result<Arc<Hub>> {
@@ -179,6 +183,7 @@ impl Hub {
             store,
             writer,
             cache,
+            search,
             look_for_moves: Notify::new(),
             told_revoked: Mutex::default(),
             on_events: OnceLock::new(),

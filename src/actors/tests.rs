@@ -29,6 +29,7 @@ use crate::domain::user::{Presence, Role};
 use crate::protocol::client::Request;
 use crate::protocol::close::CloseCode;
 use crate::storage::accounts::{Account, Proof, SYSTEM};
+use crate::storage::search::Engine;
 use crate::storage::tokens::{Secret, Token};
 use crate::storage::writer::{Answer, Reply, Work};
 use crate::storage::{Options, StoreError, events, users};
@@ -49,7 +50,8 @@ impl World {
         change(&mut config);
         let store = open_store(dir.path()).await;
         store.migrate().await.unwrap();
-        let hub = Hub::start(config, "test".into(), Clock::default(), store, [0; 32], None).await.unwrap();
+        let search = Arc::new(Engine::open(&dir.path().join("search"), 16).unwrap());
+        let hub = Hub::start(config, "test".into(), Clock::default(), store, search, [0; 32], None).await.unwrap();
         World { hub, dir }
     }
 

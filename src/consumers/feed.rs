@@ -131,6 +131,12 @@ impl Feed {
         }
     }
 
+    /// Returns whether there is more to be read.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        !self.behind.is_empty()
+    }
+
     /// Returns whether there are places to be kept.
     #[must_use]
     pub fn has_moved(&self) -> bool {

@@ -14,10 +14,11 @@ use super::feed::Feed;
 use super::{Consumer, Trouble};
 use crate::clock::Clock;
 use crate::domain::error::{Code, Refusal};
-use crate::domain::event::Event;
-use crate::domain::id::StreamId;
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::{ChannelId, StreamId};
 use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::consumers::{PLACES_MAX, ahead, behind, places, to_redrive};
+use crate::storage::search::rows::heads;
 use crate::storage::writer::{Work, Writer};
 use crate::storage::{Store, StoreError};
 
@@ -28,11 +29,13 @@ const WAITING: usize = 8 * 1_024 * 1_024;
 /// How many streams are read at once, and how many events of each.
 const STREAMS: usize = 100;
 const EACH: i64 = 100;
-/// How often the places are kept while events come.
-const KEEP_EVERY: Duration = Duration::from_millis(200);
+/// How long more is waited for before the next few are given: many at once cost much less than each by itself.
+const GATHER: Duration = Duration::from_millis(50);
 /// How often it is looked whether something was committed that nobody told of; and while nobody may be there to tell.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_OFTEN: Duration = Duration::from_secs(1);
+/// How many times less often one looks of which every node has its own.
+const LOCAL: u32 = 10;
 /// How often it is looked whether this node is still the one.
 const TURN: Duration = Duration::from_millis(500);
 /// How often an event is tried before it is put aside.
@@ -59,6 +62,7 @@ pub struct Ground {
 /// A consumer's place in this process: what is committed is told to it here.
 pub struct Follower {
     name: &'static str,
+    wants: fn(EventKind) -> bool,
     feed: Mutex<Option<Feed>>,
     news: Notify,
 }
@@ -66,14 +70,15 @@ pub struct Follower {
 impl Follower {
     /// Makes the place of a consumer that does not run yet.
     #[must_use]
-    pub fn of(consumer: &impl Consumer) -> Arc<Follower> {
-        Arc::new(Follower { name: consumer.name(), feed: Mutex::new(None), news: Notify::new() })
+    pub fn of<C: Consumer>() -> Arc<Follower> {
+        Arc::new(Follower { name: C::NAME, wants: C::wants, feed: Mutex::new(None), news: Notify::new() })
     }
 
     /// Hears what was committed. It does not block, and what it cannot take is read later.
     pub fn tell(&self, events: &[Event]) {
-        let told = self.with(|feed| events.iter().for_each(|event| feed.hear(event.clone())));
-        if told.is_some() {
+        let wanted = events.iter().filter(|event| (self.wants)(event.kind));
+        let told = self.with(|feed| wanted.map(|event| feed.hear(event.clone())).count());
+        if told.is_some_and(|told| told > 0) {
             self.news.notify_one();
         }
     }
@@ -99,8 +104,8 @@ pub fn stand_in(consumer: &str) -> StreamId {
 }
 
 /// Follows until `stop` is cancelled: whenever this node is the one.
-pub async fn follow(ground: Ground, follower: Arc<Follower>, mut consumer: impl Consumer, stop: CancellationToken) {
-    let stands_for = stand_in(follower.name);
+pub async fn follow<C: Consumer>(ground: Ground, follower: Arc<Follower>, mut consumer: C, stop: CancellationToken) {
+    let stands_for = (!C::IS_LOCAL).then(|| stand_in(C::NAME));
     let mut lead = Lead { ground, follower, stands_for, stop: stop.clone(), pauses: 0 };
     while !stop.is_cancelled() {
         if lead.is_the_one() {
@@ -130,6 +135,8 @@ enum Stopped {
     Store(#[from] StoreError),
     #[error("{0}")]
     Writer(#[from] Refusal),
+    #[error("{0}")]
+    Consumer(#[from] Trouble),
     #[error("it panicked")]
     Panic,
 }
@@ -137,15 +144,15 @@ enum Stopped {
 struct Lead {
     ground: Ground,
     follower: Arc<Follower>,
-    /// What says where it runs.
-    stands_for: StreamId,
+    /// What says where it runs; nothing, if it runs on every node.
+    stands_for: Option<StreamId>,
     stop: CancellationToken,
     pauses: u32,
 }
 
 impl Lead {
     fn is_the_one(&self) -> bool {
-        !self.stop.is_cancelled() && (self.ground.runs_here)(self.stands_for)
+        !self.stop.is_cancelled() && self.stands_for.is_none_or(|id| (self.ground.runs_here)(id))
     }
 
     async fn wait(&self, most: Duration) {
@@ -163,37 +170,49 @@ impl Lead {
     }
 
     /// Takes the consumer over and gives it what comes, until this node is not the one any more.
-    async fn run(&mut self, consumer: &mut impl Consumer) -> Result<(), Stopped> {
-        let name = self.follower.name;
-        let epoch = self.write(Account::TakeOver { consumer: name.to_owned() }).await?;
-        let epoch: i64 = epoch.parse().expect("an epoch is a number");
+    async fn run<C: Consumer>(&mut self, consumer: &mut C) -> Result<(), Stopped> {
+        let (epoch, places) = if C::IS_LOCAL {
+            tokio::select! {
+                places = consumer.begin() => (None, places?),
+                () = self.stop.cancelled() => return Ok(()),
+            }
+        } else {
+            let epoch = self.write(Account::TakeOver { consumer: C::NAME.to_owned() }).await?;
+            (Some(epoch.parse().expect("an epoch is a number")), self.places().await?)
+        };
         // What is told from now on is heard, and what was committed before is found by looking.
-        self.follower.set(Some(Feed::new(self.places().await?, WAITING)));
-        tracing::info!(consumer = name, epoch, "following the log");
-        metrics::gauge!("colink_consumer_runs", "consumer" => name).set(1.0);
+        self.follower.set(Some(Feed::new(places, WAITING)));
+        tracing::info!(consumer = C::NAME, epoch, "following the log");
+        metrics::gauge!("colink_consumer_runs", "consumer" => C::NAME).set(1.0);
         let (mut looked, mut kept): (Option<Instant>, Instant) = (None, Instant::now());
         while self.is_the_one() {
             let every = if (self.ground.is_degraded)() { LOOK_OFTEN } else { LOOK_EVERY };
+            let every = if C::IS_LOCAL { every * LOCAL } else { every };
             if looked.is_none_or(|at| at.elapsed() >= every) {
-                self.look().await?;
-                self.redrive(consumer, epoch).await?;
+                match epoch {
+                    Some(epoch) => {
+                        self.look().await?;
+                        self.redrive(consumer, epoch).await?;
+                    }
+                    None => self.look_at_channels().await?,
+                }
                 looked = Some(Instant::now());
             }
             self.read().await?;
             let events = self.follower.with(|feed| feed.give(BATCH)).unwrap_or_default();
-            let is_idle = events.is_empty();
-            if !is_idle && !self.give(consumer, epoch, events).await? {
+            let given = events.len();
+            if given > 0 && !self.give(consumer, epoch, events).await? {
                 break;
             }
             // Each time is a write of its own, so not for every event.
-            if kept.elapsed() >= KEEP_EVERY {
-                self.keep(epoch).await?;
+            if kept.elapsed() >= C::KEEP_EVERY {
+                self.keep(consumer, epoch).await?;
                 self.measure(&[]);
                 kept = Instant::now();
             }
-            if is_idle {
+            if given == 0 {
                 let moved = self.follower.with(|feed| feed.has_moved()).unwrap_or_default();
-                let wait = if moved { KEEP_EVERY.saturating_sub(kept.elapsed()) } else { TURN };
+                let wait = if moved { C::KEEP_EVERY.saturating_sub(kept.elapsed()) } else { TURN };
                 let _ = tokio::time::timeout(wait, async {
                     tokio::select! {
                         () = self.follower.news.notified() => {}
@@ -201,9 +220,11 @@ impl Lead {
                     }
                 })
                 .await;
+            } else if given < BATCH && !self.follower.with(|feed| feed.is_behind()).unwrap_or_default() {
+                self.wait(GATHER).await;
             }
         }
-        self.keep(epoch).await
+        self.keep(consumer, epoch).await
     }
 
     /// Reads where the consumer was left.
@@ -233,6 +254,21 @@ impl Lead {
             let Some((end, _)) = page.last() else { return Ok(()) };
             last = *end;
             self.follower.with(|feed| page.iter().for_each(|(stream, head)| feed.is_at(*stream, *head)));
+        }
+    }
+
+    /// Looks how far all channels are.
+    async fn look_at_channels(&self) -> Result<(), Stopped> {
+        let mut last = ChannelId(Uuid::nil());
+        loop {
+            let page = self.ground.store.in_time(async {
+                let mut db = self.ground.store.read_for("consumers").await?;
+                heads(&mut db, last, PLACES_MAX as i64).await
+            });
+            let page: Vec<(ChannelId, i64)> = page.await?;
+            let Some((end, _)) = page.last() else { return Ok(()) };
+            last = *end;
+            self.follower.with(|feed| page.iter().for_each(|(channel, head)| feed.is_at((*channel).into(), *head)));
         }
     }
 
@@ -284,7 +320,12 @@ impl Lead {
 
     /// Gives the consumer events until it is done with all of them, or they are put aside. Returns false if this node is not the
     /// one any more before that.
-    async fn give(&mut self, consumer: &mut impl Consumer, epoch: i64, events: Vec<Event>) -> Result<bool, Stopped> {
+    async fn give(
+        &mut self,
+        consumer: &mut impl Consumer,
+        epoch: Option<i64>,
+        events: Vec<Event>,
+    ) -> Result<bool, Stopped> {
         let name = self.follower.name;
         let (mut left, mut failed) = (events.clone(), None::<(StreamId, i64, u32)>);
         while !left.is_empty() {
@@ -295,6 +336,8 @@ impl Lead {
             };
             match consumed {
                 Ok(()) => break,
+                // What it did since it kept anything may be gone, too.
+                Err(trouble @ Trouble::Down(_)) if epoch.is_none() => return Err(trouble.into()),
                 Err(Trouble::Down(why)) => {
                     if self.pauses == 0 {
                         tracing::warn!(consumer = name, why, "a consumer cannot go on: it tries again until it can");
@@ -315,9 +358,11 @@ impl Lead {
                             "a consumer gave an event up: see `colink dlq list`"
                         );
                         metrics::counter!("colink_dead_letters_total", "consumer" => name).increment(1);
-                        let (reason, tries) = (why, i64::from(tries));
-                        let event = (event.stream, event.seq);
-                        self.write(Account::Bury { consumer: name.to_owned(), epoch, event, reason, tries }).await?;
+                        if let Some(epoch) = epoch {
+                            let (consumer, reason, tries) = (name.to_owned(), why, i64::from(tries));
+                            let event = (event.stream, event.seq);
+                            self.write(Account::Bury { consumer, epoch, event, reason, tries }).await?;
+                        }
                         self.pauses = 0;
                         continue;
                     }
@@ -337,8 +382,11 @@ impl Lead {
     }
 
     /// Keeps the places that moved.
-    async fn keep(&self, epoch: i64) -> Result<(), Stopped> {
+    async fn keep(&self, consumer: &mut impl Consumer, epoch: Option<i64>) -> Result<(), Stopped> {
         let moved = self.follower.with(Feed::moved).unwrap_or_default();
+        let Some(epoch) = epoch else {
+            return if moved.is_empty() { Ok(()) } else { Ok(consumer.keep(&moved).await?) };
+        };
         for piece in moved.chunks(PLACES_MAX) {
             let consumer = self.follower.name.to_owned();
             let kept = self.write(Account::KeepPlaces { consumer, epoch, places: piece.to_vec() }).await;

@@ -109,9 +109,7 @@ impl Drop for Relay {
 }
 
 impl Consumer for Relay {
-    fn name(&self) -> &'static str {
-        "relay"
-    }
+    const NAME: &'static str = "relay";
 
     async fn consume(&mut self, events: &[Event]) -> Result<(), Trouble> {
         if !self.is_there {

@@ -11,28 +11,51 @@
 //! A [`Consumer`] is given every event of every stream, each stream's in order, once at least: what it does with one that it had
 //! before has to come to the same. It runs on one node of a cluster, the one that the hash of its name says; another one takes it over
 //! when that node is gone, and raises its epoch, so that who lost it without knowing can move no place any more. Between the
-//! two both may give the same events for a moment.
+//! two both may give the same events for a moment. A consumer that [keeps its own places](Consumer::IS_LOCAL) runs on every node.
 
 pub mod feed;
 pub mod follow;
+pub mod indexer;
 pub mod kafka;
 pub mod record;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::follow::{Follower, Ground, follow};
-use crate::domain::event::Event;
+use crate::domain::event::{Event, EventKind};
+use crate::domain::id::StreamId;
 
 /// Does something with events.
 pub trait Consumer: Send + 'static {
     /// What it is called: by this name its places are kept.
-    fn name(&self) -> &'static str;
+    const NAME: &'static str;
+    /// Whether every node has one of its own, which keeps its places itself, together with what it did.
+    const IS_LOCAL: bool = false;
+    /// How often its places are kept.
+    const KEEP_EVERY: Duration = Duration::from_secs(1);
 
-    /// Does it, and returns when that is sure to last. After an error it is given all of them again.
+    /// Returns whether it is to be given events of a kind; all of those of a stream, or none.
+    fn wants(_: EventKind) -> bool {
+        true
+    }
+
+    /// For one that is local: gets ready, and returns where it is.
+    fn begin(&mut self) -> impl Future<Output = Result<Vec<(StreamId, i64)>, Trouble>> + Send {
+        std::future::ready(Ok(Vec::new()))
+    }
+
+    /// Does it, and returns when that is sure to last; one that is local may leave that to [`Consumer::keep`]. After an error it is
+    /// given all of them again.
     fn consume(&mut self, events: &[Event]) -> impl Future<Output = Result<(), Trouble>> + Send;
+
+    /// For one that is local: keeps where it is, together with what it did. After an error it begins again.
+    fn keep(&mut self, _: &[(StreamId, i64)]) -> impl Future<Output = Result<(), Trouble>> + Send {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// Why it could not be done.
@@ -67,8 +90,8 @@ impl Consumers {
     }
 
     /// Starts one.
-    pub fn start(&mut self, consumer: impl Consumer) {
-        let follower = Follower::of(&consumer);
+    pub fn start<C: Consumer>(&mut self, consumer: C) {
+        let follower = Follower::of::<C>();
         self.followers.push(follower.clone());
         let (ground, stop) = (self.ground.clone(), self.stop.clone());
         self.tasks.spawn(follow(ground, follower, consumer, stop));

@@ -11,5 +11,6 @@ pub mod id;
 pub mod message;
 pub mod permission;
 pub mod rate;
+pub mod search;
 pub mod text;
 pub mod user;

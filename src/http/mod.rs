@@ -12,6 +12,7 @@ pub mod error;
 pub mod fallback;
 pub mod openapi;
 pub mod operator;
+pub mod search;
 pub mod serve;
 pub mod stall;
 pub mod users;
@@ -270,6 +271,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         query("/v1/saved", "Lists the caller's saved messages, newest first", channels::saved),
         query("/v1/drafts", "Lists the caller's drafts", channels::drafts),
         query("/v1/threads", "Lists the threads that the caller follows", channels::threads),
+        query("/v1/search/messages", "Finds messages that the caller may read", search::messages),
         // Administration.
         query("/v1/admin/cluster", "Returns the nodes and how they stand (administrators)", admin::cluster),
         // Events, and how they come without WebSockets.

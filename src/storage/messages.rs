@@ -209,6 +209,16 @@ pub(super) async fn bare(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Op
     Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).fetch_optional(c).await?))
 }
 
+/// Returns messages with their reactions, in any order: those of these that are there. They are read a few at a time, for there
+/// may be much on each.
+pub async fn by_keys(db: &mut Db, keys: &[(ChannelId, i64)]) -> Result<Vec<Message>, StoreError> {
+    let mut all = Vec::with_capacity(keys.len());
+    for (channel, seq) in keys {
+        all.extend(one(db, *channel, *seq).await?);
+    }
+    Ok(all)
+}
+
 /// A message that is pinned.
 #[derive(Clone, Debug)]
 pub struct Pinned {

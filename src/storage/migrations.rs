@@ -31,6 +31,7 @@ pub(super) const FILES: &[File] = &[
     (8, "last_seen", include_str!("../../migrations/0008_last_seen.sql")),
     (9, "compatibility", include_str!("../../migrations/0009_compatibility.sql")),
     (10, "consumers", include_str!("../../migrations/0010_consumers.sql")),
+    (11, "search", include_str!("../../migrations/0011_search.sql")),
 ];
 
 /// The first half of the key of the advisory lock that who migrates holds; the second one stands for the schema.

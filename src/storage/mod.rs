@@ -32,6 +32,7 @@ pub mod personal;
 pub mod postgres;
 pub mod remembered;
 pub mod replica;
+pub mod search;
 pub mod send;
 pub mod tokens;
 mod types;

@@ -1,13 +1,15 @@
 //! Who follows the log has everything once at least and in order, whatever is lost, refused or taken over.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use colink::bus::memory::Network;
 use colink::clock::Clock;
 use colink::consumers::follow::{Follower, Ground, TRIES, follow};
 use colink::consumers::{Consumer, Trouble};
-use colink::domain::event::Event;
+use colink::domain::event::{Audience, Event, EventKind};
 use colink::domain::id::StreamId;
 use colink::storage::accounts::{Account, SYSTEM};
 use colink::storage::consumers::dead_letters;
@@ -37,9 +39,7 @@ struct Notes {
 }
 
 impl Consumer for Notes {
-    fn name(&self) -> &'static str {
-        "notes"
-    }
+    const NAME: &'static str = "notes";
 
     async fn consume(&mut self, events: &[Event]) -> Result<(), Trouble> {
         assert!(!self.panics.swap(false, Ordering::SeqCst), "told to");
@@ -57,6 +57,71 @@ impl Consumer for Notes {
     }
 }
 
+/// What a consumer did that keeps its places itself: what it has in hand, and what is sure to last.
+#[derive(Clone, Default)]
+struct Local {
+    hand: Given,
+    kept: Given,
+    places: Arc<Mutex<HashMap<StreamId, i64>>>,
+    /// It fails once, and what it has in hand is gone.
+    fails: Arc<AtomicBool>,
+}
+
+impl Consumer for Local {
+    const NAME: &'static str = "local";
+    const IS_LOCAL: bool = true;
+    const KEEP_EVERY: Duration = Duration::from_millis(200);
+
+    fn wants(kind: EventKind) -> bool {
+        kind.audience() == Audience::Members
+    }
+
+    async fn begin(&mut self) -> Result<Vec<(StreamId, i64)>, Trouble> {
+        self.hand.lock().unwrap().clear();
+        Ok(self.places.lock().unwrap().clone().into_iter().collect())
+    }
+
+    async fn consume(&mut self, events: &[Event]) -> Result<(), Trouble> {
+        if self.fails.swap(false, Ordering::SeqCst) {
+            return Err(Trouble::Down("told to".to_owned()));
+        }
+        self.hand.lock().unwrap().extend_from_slice(events);
+        Ok(())
+    }
+
+    async fn keep(&mut self, places: &[(StreamId, i64)]) -> Result<(), Trouble> {
+        if self.fails.swap(false, Ordering::SeqCst) {
+            return Err(Trouble::Down("told to".to_owned()));
+        }
+        self.kept.lock().unwrap().append(&mut self.hand.lock().unwrap());
+        self.places.lock().unwrap().extend(places.iter().copied());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn who_keeps_its_places_itself_begins_there_after_a_failure() {
+    let world = World::start().await;
+    let ana = world.user("ana").await;
+    let room = world.channel("general", &[&ana]).await;
+    let local = Local::default();
+    let runs = Runs::of(&world, &local);
+    for n in 0..12 {
+        ana.says(room, &format!("message {n}")).await;
+        let mut db = world.app().hub.store.read().await.unwrap();
+        runs.follower.tell(&events::after(&mut db, room.into(), 0, 1_000).await.unwrap());
+        // Before something is given, and while something is in hand.
+        local.fails.store(n % 3 == 1, Ordering::SeqCst);
+    }
+    let is_kept = async || local.kept.lock().unwrap().iter().any(|event| event.payload.contains("message 11"));
+    eventually("the last message is kept", is_kept).await;
+    runs.ends().await;
+    let stored: Vec<_> = stored(&world).await.into_iter().filter(|(stream, _)| *stream == room.into()).collect();
+    let mut kept: Vec<_> = local.kept.lock().unwrap().iter().map(|event| (event.stream, event.seq)).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, stored, "of channels alone, each once: what it did is kept with how far it is");
+}
+
 /// A consumer that runs.
 struct Runs {
     follower: Arc<Follower>,
@@ -68,6 +133,10 @@ struct Runs {
 impl Runs {
     /// Starts it on a node; it is told nothing of what is committed unless somebody does.
     fn on(world: &World, notes: &Notes) -> Runs {
+        Runs::of(world, notes)
+    }
+
+    fn of<C: Consumer + Clone>(world: &World, consumer: &C) -> Runs {
         let hub = &world.app().hub;
         let (here, stop) = (Arc::new(AtomicBool::new(true)), CancellationToken::new());
         let says = here.clone();
@@ -78,8 +147,8 @@ impl Runs {
             runs_here: Arc::new(move |_| says.load(Ordering::SeqCst)),
             is_degraded: Arc::new(|| true),
         };
-        let follower = Follower::of(notes);
-        let task = tokio::spawn(follow(ground, follower.clone(), notes.clone(), stop.clone()));
+        let follower = Follower::of::<C>();
+        let task = tokio::spawn(follow(ground, follower.clone(), consumer.clone(), stop.clone()));
         Runs { follower, here, stop, task }
     }
 
@@ -117,7 +186,7 @@ async fn stored(world: &World) -> Vec<(StreamId, i64)> {
 
 /// Checks that all was given, each stream's in order: what was given again comes from where a place was kept before.
 fn is_all_in_order(given: &[Event], stored: &[(StreamId, i64)]) {
-    let mut last = std::collections::HashMap::new();
+    let mut last = HashMap::new();
     for event in given {
         let last = last.entry(event.stream).or_insert(0);
         assert!(event.seq <= *last + 1, "{} jumps from {last} to {}", event.stream, event.seq);

@@ -50,6 +50,7 @@ mod replica;
 mod rest;
 mod resume;
 mod saved;
+mod search;
 mod slow;
 mod starting;
 mod store_copy;

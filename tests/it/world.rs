@@ -220,6 +220,11 @@ impl World {
     pub(crate) async fn restart(&mut self) {
         let listen = self.app().address;
         self.stop().await;
+        self.starts_again(listen).await;
+    }
+
+    /// Starts a node where one was stopped.
+    pub(crate) async fn starts_again(&mut self, listen: std::net::SocketAddr) {
         self.config.server.listen = listen;
         self.app = Some(Box::pin(App::start(self.config.clone())).await.unwrap());
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::scenario::search::WRITERS;
+
 /// What to measure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Scenario {
@@ -19,6 +21,8 @@ pub enum Scenario {
     History,
     /// Everybody is cut off at once, misses messages, comes back and catches up.
     Reconnect,
+    /// Search in many messages, as somebody who may read few of them.
+    Search,
 }
 
 const EXAMPLES: &str = "\
@@ -34,6 +38,8 @@ Examples:
   The same load on one node and on three that share it:
     colink load rooms --saturate --nodes 1,3 --database postgres://colink@127.0.0.1/colink \\
       --redis redis://127.0.0.1
+  Search in a million messages of 5,000 rooms, by somebody in 200 of them, two at a time:
+    colink load search --corpus 1000000 --corpus-rooms 5000 --seen-rooms 200 --readers 2
   A server that runs already:
     colink load fanout --url http://127.0.0.1:8080 --admin-token TOKEN --server-pid 4242
 
@@ -100,7 +106,7 @@ pub struct LoadArgs {
     /// Messages in the channel
     #[arg(long, default_value_t = 10_000, value_name = "N", help_heading = "history")]
     pub messages: u64,
-    /// Keep-alive connections that ask, one request at a time each
+    /// Keep-alive connections that ask, one request at a time each; of search as well
     #[arg(long, default_value_t = 16, value_name = "N", help_heading = "history")]
     pub readers: usize,
 
@@ -110,6 +116,16 @@ pub struct LoadArgs {
     /// Messages posted while they are away
     #[arg(long, default_value_t = 100, value_name = "N", help_heading = "reconnect")]
     pub missed: u64,
+
+    /// Messages in the hub
+    #[arg(long, default_value_t = 20_000, value_name = "N", help_heading = "search")]
+    pub corpus: u64,
+    /// Rooms that they are in
+    #[arg(long, default_value_t = 100, value_name = "N", help_heading = "search")]
+    pub corpus_rooms: usize,
+    /// Rooms of these that who searches is in
+    #[arg(long, default_value_t = 4, value_name = "N", help_heading = "search")]
+    pub seen_rooms: usize,
 
     /// Messages a second; a modest figure for each scenario, if left out
     #[arg(long, value_name = "N", conflicts_with = "saturate", help_heading = "Load")]
@@ -162,6 +178,7 @@ impl LoadArgs {
             Scenario::Ack => 1,
             Scenario::History => 2,
             Scenario::Reconnect => self.clients + 1,
+            Scenario::Search => WRITERS + 1,
         };
         self.chosen().iter().map(need).max().unwrap_or(0)
     }

@@ -27,7 +27,7 @@ pub(super) struct Bench {
     pub(super) people: Vec<Person>,
     pub(super) ticks: Ticks,
     /// Sets this run's names and keys apart from those of other runs on the same server.
-    run: String,
+    pub(super) run: String,
     rooms: AtomicUsize,
 }
 
@@ -37,6 +37,11 @@ impl Bench {
         let server = Server::open(&args).await?;
         let people = make_people(&server, args.people(), &run).await?;
         Ok(Bench { args, server, people, ticks: Ticks::start(), run, rooms: AtomicUsize::new(0) })
+    }
+
+    /// Returns what somebody is called.
+    pub(super) fn name(&self, person: usize) -> String {
+        format!("load-{}-{person}", self.run)
     }
 
     /// Makes a room of these people. Its maker is one of them, so that nobody else listens.
@@ -97,7 +102,7 @@ async fn make_people(server: &Server, count: usize, run: &str) -> Result<Vec<Per
 }
 
 /// Returns a progress bar that shows only on a terminal, and only for what takes a while.
-fn bar(what: &'static str, count: usize) -> ProgressBar {
+pub(super) fn bar(what: &'static str, count: usize) -> ProgressBar {
     if count < 500 {
         return ProgressBar::hidden();
     }

@@ -91,7 +91,7 @@ mod tests {
         let (token, json) = (Stub::token("root"), file.display().to_string());
         let mut words = vec!["load", "--url", &stub.url, "--admin-token", &token, "--json", &json];
         words.extend("--duration 0.3 --warm-up 0.1 --members 5 --senders 2 --rooms 2 --room-members 3".split(' '));
-        words.extend("--connections 8 --messages 60 --readers 2 --clients 6 --missed 4".split(' '));
+        words.extend("--connections 8 --messages 60 --readers 2 --clients 6 --missed 4 --corpus 50 --corpus-rooms 4 --seen-rooms 2".split(' '));
         words.extend(more);
         let outcome = run(Cli::parse_from(words).load).await;
         let report = std::fs::read(&file).context("no report").and_then(|text| Ok(serde_json::from_slice(&text)?));
@@ -105,7 +105,7 @@ mod tests {
         let html = std::env::temp_dir().join(format!("load-test-{}.html", getrandom::u64().unwrap()));
         let report = load(&stub, &["--html", &html.display().to_string(), "--rate", "200"]).await.unwrap();
         let rows = report["rows"].as_array().unwrap();
-        assert_eq!(rows.len(), 6);
+        assert_eq!(rows.len(), 16);
         for row in rows {
             assert_eq!(row["lost"].as_u64().unwrap() + row["duplicates"].as_u64().unwrap(), 0, "{row}");
         }

@@ -7,6 +7,7 @@ mod history;
 mod idle;
 mod reconnect;
 mod rooms;
+pub(super) mod search;
 
 use std::time::Instant;
 
@@ -27,6 +28,7 @@ pub(super) async fn run(bench: &mut Bench, scenario: Scenario) -> Result<Vec<Row
         Scenario::Ack => ack::run(bench).await,
         Scenario::History => history::run(bench).await,
         Scenario::Reconnect => reconnect::run(bench).await,
+        Scenario::Search => search::run(bench).await,
     }
 }
 

@@ -1,0 +1,133 @@
+//! What search reads of the database: who may read what, and messages as an index has them.
+
+use std::collections::HashMap;
+
+use crate::clock::Timestamp;
+use crate::domain::id::{ChannelId, UserId};
+use crate::domain::message::Mentions;
+use crate::domain::search::document::{Document, Mark, has_link};
+use crate::domain::search::wanted::Key;
+use crate::storage::channels::EVERYBODY;
+use crate::storage::{Db, StoreError, by_dialect, from_row, on, page};
+
+/// How many messages are read at once.
+const AT_ONCE: usize = 100;
+
+/// A channel that somebody may read.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Readable {
+    /// The channel.
+    pub id: ChannelId,
+    /// What it is called, if it has a name.
+    pub name: Option<String>,
+    /// The number of its newest event.
+    pub head: i64,
+}
+
+from_row!(Readable, row => Readable { id: row.try_get("id")?, name: row.try_get("name")?, head: row.try_get("last_seq")? });
+
+/// Returns the channels that a user may read now, as `domain/permission.rs` says: those they are in, and public ones, but
+/// for guests.
+pub async fn readable(db: &mut Db, user: UserId) -> Result<Vec<Readable>, StoreError> {
+    let sql = "SELECT c.id, c.name, s.last_seq FROM \
+               (SELECT m.channel_id AS id FROM members m WHERE m.user_id = $1 \
+                 AND EXISTS (SELECT 1 FROM users u WHERE u.id = $1 AND u.deactivated_at IS NULL) \
+               UNION SELECT p.id FROM channels p WHERE p.kind = 'public' \
+                 AND EXISTS (SELECT 1 FROM users u WHERE u.id = $1 AND u.deactivated_at IS NULL AND u.role <> 'guest')) r \
+               JOIN channels c ON c.id = r.id JOIN streams s ON s.id = c.id";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).fetch_all(c).await?))
+}
+
+/// Returns the messages that a user saved, the newest of them.
+pub async fn saved(db: &mut Db, user: UserId, most: i64) -> Result<Vec<Key>, StoreError> {
+    let sql = "SELECT channel_id, seq FROM saved WHERE user_id = $1 ORDER BY saved_at DESC LIMIT $2";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(user).bind(most).fetch_all(c).await?))
+}
+
+/// Returns how far each channel is, in the order of their identifiers: those behind one.
+pub async fn heads(db: &mut Db, after: ChannelId, limit: i64) -> Result<Vec<(ChannelId, i64)>, StoreError> {
+    let sql =
+        "SELECT c.id, s.last_seq FROM channels c JOIN streams s ON s.id = c.id WHERE c.id > $1 ORDER BY c.id LIMIT $2";
+    Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
+}
+
+/// A message as an index has it; none, if it is deleted.
+struct Row(Key, Option<Document>);
+
+from_row!(Row, row => {
+    let (channel, seq): Key = (row.try_get("channel_id")?, row.try_get("seq")?);
+    let deleted: Option<Timestamp> = row.try_get("deleted_at")?;
+    let text: String = row.try_get("text")?;
+    let mentions: &str = row.try_get("mentions")?;
+    let named: Mentions = if mentions.is_empty() { Mentions::default() } else {
+        serde_json::from_str(mentions).map_err(|e| sqlx::Error::Decode(e.into()))?
+    };
+    let everybody = (named.channel || named.here).then_some(EVERYBODY);
+    let is_in_thread = row.try_get::<Option<i64>, _>("thread_seq")?.is_some() || row.try_get::<i64, _>("reply_count")? > 0;
+    let is = |mark| match mark {
+        Mark::Link => Ok::<_, sqlx::Error>(has_link(&text)),
+        Mark::Reaction => row.try_get("has_reaction"),
+        Mark::Thread => Ok(is_in_thread),
+        Mark::Pinned => row.try_get("pinned"),
+    };
+    let mut marks = Vec::new();
+    for mark in Mark::ALL {
+        if is(mark)? {
+            marks.push(mark);
+        }
+    }
+    let document = Document {
+        channel,
+        seq,
+        author: row.try_get("author_id")?,
+        created_at: row.try_get("created_at")?,
+        mentions: named.users.into_iter().chain(everybody).collect(),
+        marks,
+        text,
+    };
+    Row((channel, seq), deleted.is_none().then_some(document))
+});
+
+macro_rules! select {
+    ($rest:expr) => {
+        concat!(
+            "SELECT m.channel_id, m.seq, m.author_id, m.text, m.mentions, m.created_at, m.deleted_at, m.thread_seq, \
+             m.reply_count, p.seq IS NOT NULL AS pinned, \
+             EXISTS (SELECT 1 FROM reactions r WHERE r.channel_id = m.channel_id AND r.seq = m.seq) AS has_reaction FROM ",
+            $rest
+        )
+    };
+}
+
+/// Returns messages as they are now: as an index is to have them, and those that are not there.
+pub async fn documents(db: &mut Db, keys: &[Key]) -> Result<(Vec<Document>, Vec<Key>), StoreError> {
+    let mut found: HashMap<Key, Option<Document>> = HashMap::new();
+    for some in keys.chunks(AT_ONCE) {
+        let sql = by_dialect!(db,
+            postgres: select!("json_array_elements($1::json) k JOIN messages m ON m.channel_id = (k.value ->> 0)::uuid \
+                               AND m.seq = (k.value ->> 1)::bigint \
+                               LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq"),
+            sqlite: select!("json_each($1) k CROSS JOIN messages m ON m.channel_id = unhex(k.value ->> 0, '-') \
+                             AND m.seq = k.value ->> 1 LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq"),
+        );
+        let some = serde_json::to_string(some).expect("lists have no keys");
+        let rows: Vec<Row> = on!(db, c => sqlx::query_as(sql).bind(some).fetch_all(c).await?);
+        found.extend(rows.into_iter().map(|Row(key, document)| (key, document)));
+    }
+    let gone = keys.iter().filter(|key| !matches!(found.get(key), Some(Some(_)))).copied().collect();
+    Ok((found.into_values().flatten().collect(), gone))
+}
+
+/// Returns messages in the order of channels and numbers, those behind one; and the last of them, deleted ones too, if
+/// there may be more.
+pub async fn all(db: &mut Db, after: Key, limit: i64) -> Result<(Vec<Document>, Option<Key>), StoreError> {
+    let sql = select!(
+        "messages m LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq \
+         WHERE (m.channel_id, m.seq) > ($1, $2) ORDER BY m.channel_id, m.seq LIMIT $3"
+    );
+    let bytes = |row: &Row| row.1.as_ref().map_or(0, |document| document.text.len());
+    let (rows, more) = on!(db, c => page(sqlx::query_as(sql).bind(after.0).bind(after.1).bind(limit + 1).fetch(c), limit,
+        bytes).await?);
+    let last = rows.last().map(|row| row.0).filter(|_| more);
+    Ok((rows.into_iter().filter_map(|row| row.1).collect(), last))
+}
