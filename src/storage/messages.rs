@@ -1,5 +1,7 @@
 //! Messages and what hangs on them, as rows.
 
+use std::collections::HashMap;
+
 use super::apply::Scope;
 use super::{Db, Dialect, End, LATEST, NEWEST, StoreError, by_dialect, from_row, on, page};
 use crate::clock::Timestamp;
@@ -36,12 +38,18 @@ macro_rules! select {
         select!("", "")
     };
     ($more:literal, $by:literal) => {
+        select!($more, " FROM messages m ", $by)
+    };
+    ($from:literal) => {
+        select!("", $from, "")
+    };
+    ($more:literal, $from:literal, $by:literal) => {
         concat!(
             "SELECT m.id, m.channel_id, m.seq, m.message_no, m.thread_seq, m.reply_no, m.author_id, m.text, m.mentions, \
              m.client_msg_id, m.created_at, m.edited_at, m.deleted_at, m.reply_count, m.last_reply_seq, \
              p.seq IS NOT NULL AS pinned",
             $more,
-            " FROM messages m ",
+            $from,
             $by,
             " LEFT JOIN pins p ON p.channel_id = m.channel_id AND p.seq = m.seq "
         )
@@ -209,14 +217,31 @@ pub(super) async fn bare(db: &mut Db, channel: ChannelId, seq: i64) -> Result<Op
     Ok(on!(db, c => sqlx::query_as(sql).bind(channel).bind(seq).fetch_optional(c).await?))
 }
 
-/// Returns messages with their reactions, in any order: those of these that are there. They are read a few at a time, for there
-/// may be much on each.
+/// Returns messages with their reactions, in any order: those of these that are there.
 pub async fn by_keys(db: &mut Db, keys: &[(ChannelId, i64)]) -> Result<Vec<Message>, StoreError> {
-    let mut all = Vec::with_capacity(keys.len());
-    for (channel, seq) in keys {
-        all.extend(one(db, *channel, *seq).await?);
+    let keys = serde_json::to_string(keys).expect("lists have no keys");
+    let sql = by_dialect!(db,
+        postgres: select!(" FROM json_array_elements($1::json) k JOIN messages m ON m.channel_id = (k.value ->> 0)::uuid \
+                           AND m.seq = (k.value ->> 1)::bigint "),
+        sqlite: select!(" FROM json_each($1) k CROSS JOIN messages m ON m.channel_id = unhex(k.value ->> 0, '-') \
+                         AND m.seq = k.value ->> 1 "),
+    );
+    let mut found: Vec<Message> = on!(db, c => sqlx::query_as(sql).bind(&keys).fetch_all(c).await?);
+    let sql = by_dialect!(db,
+        postgres: "SELECT r.channel_id, r.seq, r.emoji, r.user_id FROM json_array_elements($1::json) k JOIN reactions r \
+                   ON r.channel_id = (k.value ->> 0)::uuid AND r.seq = (k.value ->> 1)::bigint ORDER BY r.created_at, r.emoji",
+        sqlite: "SELECT r.channel_id, r.seq, r.emoji, r.user_id FROM json_each($1) k CROSS JOIN reactions r \
+                 ON r.channel_id = unhex(k.value ->> 0, '-') AND r.seq = k.value ->> 1 ORDER BY r.created_at, r.emoji",
+    );
+    let rows: Vec<(ChannelId, i64, String, UserId)> = on!(db, c => sqlx::query_as(sql).bind(&keys).fetch_all(c).await?);
+    let places: HashMap<(ChannelId, i64), usize> =
+        found.iter().enumerate().map(|(at, message)| ((message.channel_id, message.seq), at)).collect();
+    for (channel, seq, emoji, user) in rows {
+        if let Some(at) = places.get(&(channel, seq)) {
+            react(&mut found[*at].reactions, emoji, user);
+        }
     }
-    Ok(all)
+    Ok(found)
 }
 
 /// A message that is pinned.
@@ -285,14 +310,18 @@ async fn attach_reactions(db: &mut Db, channel: ChannelId, messages: &mut [Messa
     let rows: Vec<(i64, String, UserId)> =
         on!(db, c => sqlx::query_as(sql).bind(channel).bind(seqs).fetch_all(c).await?);
     for (seq, emoji, user) in rows {
-        let Ok(at) = messages.binary_search_by_key(&seq, |m| m.seq) else { continue };
-        let reactions = &mut messages[at].reactions;
-        match reactions.iter_mut().find(|r| r.emoji == emoji) {
-            Some(reaction) => reaction.users.push(user),
-            None => reactions.push(Reaction { emoji, users: vec![user] }),
+        if let Ok(at) = messages.binary_search_by_key(&seq, |m| m.seq) {
+            react(&mut messages[at].reactions, emoji, user);
         }
     }
     Ok(())
+}
+
+fn react(reactions: &mut Vec<Reaction>, emoji: String, user: UserId) {
+    match reactions.iter_mut().find(|r| r.emoji == emoji) {
+        Some(reaction) => reaction.users.push(user),
+        None => reactions.push(Reaction { emoji, users: vec![user] }),
+    }
 }
 
 /// Inserts a message whose numbers are known; `last_no` is the number of the channel's newest top-level message.

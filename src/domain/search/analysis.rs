@@ -23,8 +23,6 @@ pub struct Word {
     pub text: String,
     /// Where it stands in the text, in bytes.
     pub at: Range<usize>,
-    /// Its number in the text, from 0. Every word has one of its own.
-    pub position: u32,
     /// Whether it is the last character of a run of Chinese, Japanese or Korean, which the word before has, too.
     pub is_tail: bool,
 }
@@ -115,8 +113,7 @@ impl Cutter {
 
     fn push(&mut self, mut text: String, at: Range<usize>, is_tail: bool) {
         cut(&mut text);
-        let position = u32::try_from(self.found.words.len()).unwrap_or(u32::MAX);
-        self.found.words.push(Word { text, at, position, is_tail });
+        self.found.words.push(Word { text, at, is_tail });
     }
 
     fn end_run(&mut self) {
@@ -301,7 +298,6 @@ mod tests {
         let at: Vec<&str> = found.words.iter().map(|word| &text[word.at.clone()]).collect();
         assert_eq!(at, ["Grüße", "an", "get", "User", "東京", "京"]);
         assert_eq!(&text[found.joined[0].1.clone()], "getUser");
-        assert!((0..).zip(&found.words).all(|(position, word)| word.position == position));
     }
 
     #[test]

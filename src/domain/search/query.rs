@@ -80,8 +80,8 @@ pub enum Place {
 /// Words that are to stand in a text, one behind the other.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Text {
-    /// The words, each with its distance from the first.
-    pub row: Vec<(u32, String)>,
+    /// The words.
+    pub row: Vec<String>,
     /// Whether the last word may go on.
     pub is_prefix: bool,
     /// The spelling in one piece that is as good.
@@ -304,22 +304,26 @@ impl Text {
     fn read(text: &str, quoted: bool) -> Option<Text> {
         let starred = text.strip_suffix('*').filter(|_| !quoted);
         let found = analyze(starred.unwrap_or(text));
-        let mut words: Vec<_> = found.words.iter().filter(|word| !word.is_tail).collect();
-        words.truncate(ROW_MAX);
+        let mut words = &found.words[..found.words.len().min(ROW_MAX)];
+        // In a text, a run of characters may go on where it ends here.
+        if let Some((last, before)) = words.split_last().filter(|(last, _)| last.is_tail) {
+            debug_assert!(!before.is_empty(), "{last:?} is behind the word that has it, too");
+            words = before;
+        }
         let (first, last) = (words.first()?, words.last()?);
-        let row: Vec<(u32, String)> = words.iter().map(|w| (w.position - first.position, w.text.clone())).collect();
+        let row: Vec<String> = words.iter().map(|word| word.text.clone()).collect();
         // One character alone is a word of its own only at the end of a run.
         let is_single = last.text.chars().count() == 1 && last.text.chars().all(is_cjk);
         let is_prefix = starred.is_some() || is_single;
         let whole = first.at.start..last.at.end;
         let joined = match (&row[..], &found.joined[..]) {
-            ([(_, word)], _) => Some(word.clone()),
+            ([word], _) => Some(word.clone()),
             (_, [(joined, at)]) if *at == whole => Some(joined.clone()),
             _ => None,
         };
         let joined = joined.filter(|_| !quoted && !is_prefix);
         let stem = match &row[..] {
-            [(_, word)] if !quoted && !is_prefix => Some(stem(word).unwrap_or_else(|| word.clone())),
+            [word] if !quoted && !is_prefix => Some(stem(word).unwrap_or_else(|| word.clone())),
             _ => None,
         };
         Some(Text { row, is_prefix, joined, stem, typos: 0 })
@@ -327,7 +331,7 @@ impl Text {
 
     /// Returns in how many letters a word of this length may differ and still be meant.
     fn may_differ_in(&self) -> u8 {
-        let [(_, word)] = &self.row[..] else { return 0 };
+        let [word] = &self.row[..] else { return 0 };
         // Only where a spelling is one of letters; and nobody mistypes what they put in quotes.
         if self.joined.is_none() || word.chars().any(|c| is_cjk(c) || c.is_numeric()) {
             return 0;
@@ -346,8 +350,8 @@ impl Text {
         let mut found: Vec<Range<usize>> = Vec::new();
         for (start, first) in words.iter().enumerate() {
             let mut last = first;
-            let is_row = self.row.iter().enumerate().all(|(nth, (distance, wanted))| {
-                let Some(word) = words.get(start + *distance as usize) else { return false };
+            let is_row = self.row.iter().enumerate().all(|(nth, wanted)| {
+                let Some(word) = words.get(start + nth) else { return false };
                 last = word;
                 let is_last = nth + 1 == self.row.len();
                 if is_last && self.is_prefix {

@@ -6,6 +6,7 @@
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::fs;
+use std::hash::{BuildHasher, Hasher};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -92,6 +93,8 @@ struct Fields {
     place: Field,
 }
 
+/// Stands for the channel of what is in none: no identifier ends so (RFC 9562, 4.1).
+const NOWHERE: u64 = 0;
 /// Marks what is no message but says how far the index is in a channel.
 const PLACE: &str = "place";
 
@@ -274,6 +277,10 @@ impl Index {
                 document.add_bytes(self.fields.key, &id);
                 document.add_pre_tokenized_text(self.fields.marks, tokens([PLACE]));
                 document.add_bytes(self.fields.place, &key_bytes_whole(*channel, *seq));
+                // In no channel: a column that every document has is read faster.
+                document.add_u64(self.fields.channel, NOWHERE);
+                document.add_i64(self.fields.seq, 0);
+                document.add_i64(self.fields.created, 0);
                 writer.add_document(document)?;
             }
             let mut prepared = writer.prepare_commit()?;
@@ -316,7 +323,7 @@ impl Index {
         for segment in self.reader.searcher().segment_readers() {
             let columns = segment.fast_fields();
             let (channel, of) = (columns.u64("channel")?, columns.u64("digest")?);
-            for doc in segment.doc_ids_alive().filter(|doc| channel.first(*doc).is_some()) {
+            for doc in segment.doc_ids_alive().filter(|doc| channel.first(*doc) != Some(NOWHERE)) {
                 digest = digest.wrapping_add(of.first(doc).unwrap_or_default());
                 count += 1;
             }
@@ -434,24 +441,24 @@ impl Fields {
     /// Returns what finds words, or a form of them that is as good.
     fn text(&self, text: &Text) -> Box<dyn Query> {
         let word = |word: &String| Term::from_field_text(self.text, word);
-        let row: Vec<(usize, Term)> = text.row.iter().map(|(at, text)| (*at as usize, word(text))).collect();
+        let row: Vec<Term> = text.row.iter().map(word).collect();
         let mut forms: Vec<Box<dyn Query>> = Vec::new();
         forms.push(match &row[..] {
             [] => Box::new(EmptyQuery),
-            [(_, term)] if text.is_prefix => Box::new(FuzzyTermQuery::new_prefix(term.clone(), 0, true)),
-            [(_, term)] => Box::new(TermQuery::new(term.clone(), IndexRecordOption::WithFreqs)),
+            [term] if text.is_prefix => Box::new(FuzzyTermQuery::new_prefix(term.clone(), 0, true)),
+            [term] => Box::new(TermQuery::new(term.clone(), IndexRecordOption::WithFreqs)),
             _ if text.is_prefix => {
-                let mut query = PhrasePrefixQuery::new_with_offset(row.clone());
+                let mut query = PhrasePrefixQuery::new(row.clone());
                 query.set_max_expansions(EXPANSIONS);
                 Box::new(query)
             }
-            _ => Box::new(PhraseQuery::new_with_offset(row.clone())),
+            _ => Box::new(PhraseQuery::new(row.clone())),
         });
-        if let ([(_, term)], 1..) = (&row[..], text.typos) {
+        if let ([term], 1..) = (&row[..], text.typos) {
             forms.push(Box::new(FuzzyTermQuery::new(term.clone(), text.typos, true)));
         }
         let mut other = |field, form: &String| {
-            let is_word_itself = field == self.text && matches!(&text.row[..], [(_, word)] if word == form);
+            let is_word_itself = field == self.text && matches!(&text.row[..], [word] if word == form);
             if !is_word_itself {
                 forms.push(Box::new(BoostQuery::new(self.term(field, form), OTHER_FORM)));
             }
@@ -473,10 +480,40 @@ impl Fields {
     }
 }
 
+/// Hashes what is random already.
+#[derive(Clone, Copy, Default)]
+struct Spread;
+
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl BuildHasher for Spread {
+    type Hasher = AsItIs;
+
+    fn build_hasher(&self) -> AsItIs {
+        AsItIs::default()
+    }
+}
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, random: u64) {
+        // The first bits of an identifier's half are the same in all.
+        self.0 = random.rotate_left(32);
+    }
+}
+
 /// Takes what the query finds if it is in a channel that is meant, counts it, and keeps what comes first.
 struct Hits {
     search: Arc<Search>,
-    channels: Arc<HashMap<u64, ChannelId>>,
+    channels: Arc<HashMap<u64, ChannelId, Spread>>,
     known: Arc<HashSet<Key>>,
     after: Option<Rank>,
     most: usize,
@@ -484,7 +521,7 @@ struct Hits {
 
 struct SegmentHits {
     search: Arc<Search>,
-    channels: Arc<HashMap<u64, ChannelId>>,
+    channels: Arc<HashMap<u64, ChannelId, Spread>>,
     known: Arc<HashSet<Key>>,
     after: Option<Rank>,
     most: usize,

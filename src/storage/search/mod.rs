@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use self::index::{Index, IndexError};
-use self::rows::{Readable, documents, readable, saved};
+use self::rows::{documents, names, readable, saved};
 use super::channels::{self, EVERYBODY};
 use super::consumers::behind;
 use super::{Db, Store, StoreError, messages, users};
@@ -250,15 +250,14 @@ impl Engine {
         &self,
         db: &mut Db,
         search: &Search,
-        may_read: &[Readable],
+        may_read: &HashMap<ChannelId, i64>,
         now: Timestamp,
     ) -> Result<Tail, StoreError> {
         let places = self.index.places();
         let place = |channel: &ChannelId| places.get(channel).copied().unwrap_or(0);
-        let ahead = may_read
-            .iter()
-            .filter(|channel| search.channels.contains(&channel.id) && channel.head > place(&channel.id));
-        let mut wanted: Vec<(StreamId, i64)> = ahead.map(|channel| (channel.id.into(), place(&channel.id))).collect();
+        let ahead =
+            may_read.iter().filter(|(channel, head)| search.channels.contains(channel) && **head > place(channel));
+        let mut wanted: Vec<(StreamId, i64)> = ahead.map(|(channel, _)| ((*channel).into(), place(channel))).collect();
         let mut tail = Tail {
             touched: HashSet::new(),
             documents: Vec::new(),
@@ -271,9 +270,9 @@ impl Engine {
         wanted.truncate(TAIL_CHANNELS);
         let (events, cut) = behind(db, &wanted, TAIL_EVENTS).await?;
         let read: HashMap<StreamId, i64> = events.iter().map(|event| (event.stream, event.seq)).collect();
-        let is_read = |channel: &Readable| read.get(&channel.id.into()).is_some_and(|seq| *seq >= channel.head);
-        let asked: HashSet<StreamId> = wanted.iter().map(|(stream, _)| *stream).collect();
-        tail.is_whole &= !cut && may_read.iter().filter(|channel| asked.contains(&channel.id.into())).all(is_read);
+        let head = |stream: &StreamId| may_read.get(&ChannelId::from(*stream)).copied().unwrap_or(0);
+        let is_read = |(stream, _): &(StreamId, i64)| read.get(stream).is_some_and(|seq| *seq >= head(stream));
+        tail.is_whole &= !cut && wanted.iter().all(is_read);
         tail.indexed_through = events.iter().map(|event| event.at).min().unwrap_or(now);
         tail.touched = events.iter().flat_map(touched).collect();
         let keys: Vec<Key> = tail.touched.iter().copied().collect();
@@ -311,10 +310,10 @@ async fn resolve(
     db: &mut Db,
     who: Principal,
     ask: &Ask,
-    may_read: &[Readable],
+    may_read: &HashMap<ChannelId, i64>,
     now: Timestamp,
 ) -> Result<Search, StoreError> {
-    let mut channels: HashSet<ChannelId> = may_read.iter().map(|channel| channel.id).collect();
+    let mut channels: HashSet<ChannelId> = may_read.keys().copied().collect();
     let (mut inside, mut outside) = (HashSet::new(), HashSet::new());
     let (mut authors, mut conditions) = (Vec::new(), Vec::new());
     let mut has_in = false;
@@ -335,7 +334,7 @@ async fn resolve(
                 }
             }
             What::In(place) => {
-                let found = channel(store, db, who, place, may_read).await?;
+                let found = channel(store, db, who, place, &channels).await?;
                 if *not {
                     outside.extend(found);
                 } else {
@@ -392,21 +391,17 @@ async fn channel(
     db: &mut Db,
     who: Principal,
     place: &Place,
-    may_read: &[Readable],
+    may_read: &HashSet<ChannelId>,
 ) -> Result<Option<ChannelId>, StoreError> {
     match place {
         Place::Named(name) => {
-            let found = may_read.iter().find(|channel| channel.name.as_ref() == Some(name));
+            let found = channels::by_name(db, name).await?.filter(|channel| may_read.contains(&channel.id));
             let unknown = || invalid(format!("there is no channel called {name} that you may read"));
             Ok(Some(found.ok_or_else(unknown)?.id))
         }
         Place::Id(id) => {
-            let found = may_read.iter().any(|channel| channel.id == *id);
-            if found {
-                Ok(Some(*id))
-            } else {
-                Err(invalid(format!("there is no channel {id} that you may read")).into())
-            }
+            let unknown = || invalid(format!("there is no channel {id} that you may read"));
+            if may_read.contains(id) { Ok(Some(*id)) } else { Err(unknown().into()) }
         }
         Place::With(whom) => {
             let with = user(store, db, who, whom).await?;
@@ -423,8 +418,8 @@ async fn show(store: &Store, user: UserId, search: &Search, keys: &[Key]) -> Res
     }
     let mut db = store.read_for("search").await?;
     let found = messages::by_keys(&mut db, keys).await?;
-    let names: HashMap<ChannelId, Option<String>> =
-        readable(&mut db, user).await?.into_iter().map(|channel| (channel.id, channel.name)).collect();
+    let channels: HashSet<ChannelId> = keys.iter().map(|(channel, _)| *channel).collect();
+    let names = names(&mut db, user, &channels.into_iter().collect::<Vec<_>>()).await?;
     let mut found: HashMap<Key, Message> =
         found.into_iter().map(|message| ((message.channel_id, message.seq), message)).collect();
     let hits = keys.iter().filter_map(|key| {

@@ -13,29 +13,60 @@ use crate::storage::{Db, StoreError, by_dialect, from_row, on, page};
 /// How many messages are read at once.
 const AT_ONCE: usize = 100;
 
-/// A channel that somebody may read.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Readable {
-    /// The channel.
-    pub id: ChannelId,
-    /// What it is called, if it has a name.
-    pub name: Option<String>,
-    /// The number of its newest event.
-    pub head: i64,
+/// Selects `id` of the channels that the user `$1` may read now, as `domain/permission.rs` says: those they are in, and public
+/// ones, but for guests.
+macro_rules! readable {
+    () => {
+        "SELECT m.channel_id AS id FROM members m WHERE m.user_id = $1 \
+           AND EXISTS (SELECT 1 FROM users u WHERE u.id = $1 AND u.deactivated_at IS NULL) \
+         UNION SELECT p.id FROM channels p WHERE p.kind = 'public' \
+           AND EXISTS (SELECT 1 FROM users u WHERE u.id = $1 AND u.deactivated_at IS NULL AND u.role <> 'guest')"
+    };
 }
 
-from_row!(Readable, row => Readable { id: row.try_get("id")?, name: row.try_get("name")?, head: row.try_get("last_seq")? });
+/// Returns the channels that a user may read now, and the number of the newest event of each.
+pub async fn readable(db: &mut Db, user: UserId) -> Result<HashMap<ChannelId, i64>, StoreError> {
+    match db {
+        Db::Postgres(c) => {
+            let sql = concat!("SELECT s.id, s.last_seq FROM (", readable!(), ") r JOIN streams s ON s.id = r.id");
+            let rows: Vec<(ChannelId, i64)> = sqlx::query_as(sql).bind(user).fetch_all(&mut **c).await?;
+            Ok(rows.into_iter().collect())
+        }
+        Db::Sqlite(c) => {
+            // As one row: each costs two changes of threads.
+            let sql = concat!(
+                "SELECT COALESCE(group_concat(hex(s.id) || ' ' || s.last_seq, ','), '') FROM (",
+                readable!(),
+                ") r JOIN streams s ON s.id = r.id"
+            );
+            let rows: String = sqlx::query_scalar(sql).bind(user).fetch_one(&mut **c).await?;
+            let row = |row: &str| {
+                let (id, head) = row.split_once(' ')?;
+                Some((id.parse().ok()?, head.parse().ok()?))
+            };
+            let rows = rows.split(',').filter(|text| !text.is_empty()).map(row);
+            rows.collect::<Option<_>>()
+                .ok_or_else(|| sqlx::Error::Decode("a channel and its head are malformed".into()).into())
+        }
+    }
+}
 
-/// Returns the channels that a user may read now, as `domain/permission.rs` says: those they are in, and public ones, but
-/// for guests.
-pub async fn readable(db: &mut Db, user: UserId) -> Result<Vec<Readable>, StoreError> {
-    let sql = "SELECT c.id, c.name, s.last_seq FROM \
-               (SELECT m.channel_id AS id FROM members m WHERE m.user_id = $1 \
-                 AND EXISTS (SELECT 1 FROM users u WHERE u.id = $1 AND u.deactivated_at IS NULL) \
-               UNION SELECT p.id FROM channels p WHERE p.kind = 'public' \
-                 AND EXISTS (SELECT 1 FROM users u WHERE u.id = $1 AND u.deactivated_at IS NULL AND u.role <> 'guest')) r \
-               JOIN channels c ON c.id = r.id JOIN streams s ON s.id = c.id";
-    Ok(on!(db, c => sqlx::query_as(sql).bind(user).fetch_all(c).await?))
+/// Returns those of these channels that a user may read now, and what they are called, if they have a name.
+pub async fn names(
+    db: &mut Db,
+    user: UserId,
+    channels: &[ChannelId],
+) -> Result<HashMap<ChannelId, Option<String>>, StoreError> {
+    let sql = by_dialect!(db,
+        postgres: concat!("SELECT c.id, c.name FROM channels c JOIN (", readable!(), ") r ON r.id = c.id WHERE c.id = \
+                           ANY(ARRAY(SELECT value::uuid FROM json_array_elements_text($2::json)))"),
+        sqlite: concat!("SELECT c.id, c.name FROM channels c JOIN (", readable!(), ") r ON r.id = c.id WHERE c.id IN \
+                         (SELECT unhex(value, '-') FROM json_each($2))"),
+    );
+    let channels = serde_json::to_string(channels).expect("identifiers are strings");
+    let rows: Vec<(ChannelId, Option<String>)> =
+        on!(db, c => sqlx::query_as(sql).bind(user).bind(channels).fetch_all(c).await?);
+    Ok(rows.into_iter().collect())
 }
 
 /// Returns the messages that a user saved, the newest of them.
