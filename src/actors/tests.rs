@@ -50,7 +50,7 @@ impl World {
         change(&mut config);
         let store = open_store(dir.path()).await;
         store.migrate().await.unwrap();
-        let search = Arc::new(Engine::open(&dir.path().join("search"), 16).unwrap());
+        let search = Arc::new(Engine::embedded(&dir.path().join("search"), 16).unwrap());
         let hub = Hub::start(config, "test".into(), Clock::default(), store, search, [0; 32], None).await.unwrap();
         World { hub, dir }
     }

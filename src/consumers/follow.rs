@@ -14,7 +14,7 @@ use super::feed::Feed;
 use super::{Consumer, Trouble};
 use crate::clock::Clock;
 use crate::domain::error::{Code, Refusal};
-use crate::domain::event::{Event, EventKind};
+use crate::domain::event::{Audience, Event};
 use crate::domain::id::{ChannelId, StreamId};
 use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::consumers::{PLACES_MAX, ahead, behind, places, to_redrive};
@@ -62,7 +62,7 @@ pub struct Ground {
 /// A consumer's place in this process: what is committed is told to it here.
 pub struct Follower {
     name: &'static str,
-    wants: fn(EventKind) -> bool,
+    of_channels: bool,
     feed: Mutex<Option<Feed>>,
     news: Notify,
 }
@@ -71,12 +71,13 @@ impl Follower {
     /// Makes the place of a consumer that does not run yet.
     #[must_use]
     pub fn of<C: Consumer>() -> Arc<Follower> {
-        Arc::new(Follower { name: C::NAME, wants: C::wants, feed: Mutex::new(None), news: Notify::new() })
+        Arc::new(Follower { name: C::NAME, of_channels: C::OF_CHANNELS, feed: Mutex::new(None), news: Notify::new() })
     }
 
     /// Hears what was committed. It does not block, and what it cannot take is read later.
     pub fn tell(&self, events: &[Event]) {
-        let wanted = events.iter().filter(|event| (self.wants)(event.kind));
+        let is_wanted = |event: &&Event| !self.of_channels || event.kind.audience() == Audience::Members;
+        let wanted = events.iter().filter(is_wanted);
         let told = self.with(|feed| wanted.map(|event| feed.hear(event.clone())).count());
         if told.is_some_and(|told| told > 0) {
             self.news.notify_one();
@@ -171,17 +172,24 @@ impl Lead {
 
     /// Takes the consumer over and gives it what comes, until this node is not the one any more.
     async fn run<C: Consumer>(&mut self, consumer: &mut C) -> Result<(), Stopped> {
-        let (epoch, places) = if C::IS_LOCAL {
-            tokio::select! {
-                places = consumer.begin() => (None, places?),
-                () = self.stop.cancelled() => return Ok(()),
-            }
+        let (epoch, mut places) = if C::IS_LOCAL {
+            (None, Vec::new())
         } else {
             let epoch = self.write(Account::TakeOver { consumer: C::NAME.to_owned() }).await?;
             (Some(epoch.parse().expect("an epoch is a number")), self.places().await?)
         };
+        let begun = tokio::select! {
+            begun = consumer.begin() => begun?,
+            () = self.stop.cancelled() => return Ok(()),
+        };
+        let begun_at = begun.clone();
+        places.extend(begun);
         // What is told from now on is heard, and what was committed before is found by looking.
-        self.follower.set(Some(Feed::new(places, WAITING)));
+        let mut feed = Feed::new(places, WAITING);
+        if epoch.is_some() {
+            feed.keep_again(&begun_at);
+        }
+        self.follower.set(Some(feed));
         tracing::info!(consumer = C::NAME, epoch, "following the log");
         metrics::gauge!("colink_consumer_runs", "consumer" => C::NAME).set(1.0);
         let (mut looked, mut kept): (Option<Instant>, Instant) = (None, Instant::now());
@@ -189,12 +197,13 @@ impl Lead {
             let every = if (self.ground.is_degraded)() { LOOK_OFTEN } else { LOOK_EVERY };
             let every = if C::IS_LOCAL { every * LOCAL } else { every };
             if looked.is_none_or(|at| at.elapsed() >= every) {
-                match epoch {
-                    Some(epoch) => {
-                        self.look().await?;
-                        self.redrive(consumer, epoch).await?;
-                    }
-                    None => self.look_at_channels().await?,
+                if C::OF_CHANNELS {
+                    self.look_at_channels().await?
+                } else {
+                    self.look().await?
+                }
+                if let Some(epoch) = epoch {
+                    self.redrive(consumer, epoch).await?;
                 }
                 looked = Some(Instant::now());
             }
@@ -384,9 +393,11 @@ impl Lead {
     /// Keeps the places that moved.
     async fn keep(&self, consumer: &mut impl Consumer, epoch: Option<i64>) -> Result<(), Stopped> {
         let moved = self.follower.with(Feed::moved).unwrap_or_default();
-        let Some(epoch) = epoch else {
-            return if moved.is_empty() { Ok(()) } else { Ok(consumer.keep(&moved).await?) };
-        };
+        if moved.is_empty() {
+            return Ok(());
+        }
+        consumer.keep(&moved).await?;
+        let Some(epoch) = epoch else { return Ok(()) };
         for piece in moved.chunks(PLACES_MAX) {
             let consumer = self.follower.name.to_owned();
             let kept = self.write(Account::KeepPlaces { consumer, epoch, places: piece.to_vec() }).await;

@@ -1,4 +1,5 @@
-//! The indexer: the consumer that keeps this node's search index up to date.
+//! The indexer: the consumer that keeps this node's search index up to date. [`Reads`] is what it has in common with that of
+//! OpenSearch.
 //!
 //! An event only says which messages look different now; they are read as they are and put into the index. So it does not matter how
 //! often, or after what else, an event is given. An index that is new is built from all messages there are, and goes on from where the
@@ -11,65 +12,36 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Consumer, Trouble};
-use crate::domain::event::{Audience, Event, EventKind};
+use crate::domain::event::Event;
 use crate::domain::id::{ChannelId, StreamId};
-use crate::domain::search::document::{Document, touched};
+use crate::domain::search::document::{Document, Forms, touched};
 use crate::domain::search::wanted::Key;
-use crate::storage::search::Engine;
-use crate::storage::search::index::{Index, IndexError, NOTHING};
+use crate::storage::search::embedded::Embedded;
+use crate::storage::search::index::{IndexError, NOTHING};
 use crate::storage::search::rows::{all, documents, heads};
 use crate::storage::{Db, Store, StoreError};
 
-/// How many messages are read at once while an index is built, and how many until it is looked whether to keep them.
+/// How many messages are read at once while an index is built.
 const PAGE: i64 = 1_000;
+/// After how many of them it is kept how far that is.
 const KEEP: usize = 50_000;
 /// How many channels are looked at at once.
 const CHANNELS: i64 = 1_000;
 
-/// The consumer.
-pub struct Indexer {
-    store: Store,
-    engine: Arc<Engine>,
-}
+/// Reads what an index is to have.
+pub(super) struct Reads(pub(super) Store);
 
-impl Indexer {
-    /// Makes the consumer.
-    #[must_use]
-    pub fn new(store: Store, engine: Arc<Engine>) -> Indexer {
-        Indexer { store, engine }
-    }
-
+impl Reads {
     async fn read<T>(&self, what: impl AsyncFnOnce(&mut Db) -> Result<T, StoreError>) -> Result<T, Trouble> {
         let read = Box::pin(async {
-            let mut db = self.store.read_for("search").await?;
+            let mut db = self.0.read_for("search").await?;
             what(&mut db).await
         });
-        self.store.in_time(read).await.map_err(|error: StoreError| Trouble::Down(error.to_string()))
-    }
-
-    /// Has the index do something that takes its time.
-    async fn index(&self, what: impl FnOnce(&Index) -> Result<(), IndexError> + Send + 'static) -> Result<(), Trouble> {
-        let index = self.engine.index().clone();
-        let done = tokio::task::spawn_blocking(move || what(&index)).await;
-        done.map_err(|error| Trouble::Down(error.to_string()))?.map_err(|error| Trouble::Down(error.to_string()))
-    }
-
-    async fn put(&self, found: Vec<Document>, gone: Vec<Key>) -> Result<(), Trouble> {
-        self.index(move |index| {
-            let found: Vec<_> = found
-                .into_iter()
-                .map(|document| {
-                    let forms = document.forms();
-                    (document, forms)
-                })
-                .collect();
-            index.put(&found, &gone)
-        })
-        .await
+        self.0.in_time(read).await.map_err(|error: StoreError| Trouble::Down(error.to_string()))
     }
 
     /// Returns how far all channels are.
-    async fn heads(&self) -> Result<Vec<(ChannelId, i64)>, Trouble> {
+    pub(super) async fn heads(&self) -> Result<Vec<(ChannelId, i64)>, Trouble> {
         let (mut all, mut last) = (Vec::new(), ChannelId(Uuid::nil()));
         loop {
             let page = self.read(async |db| heads(db, last, CHANNELS).await).await?;
@@ -79,23 +51,72 @@ impl Indexer {
         }
     }
 
+    /// Returns messages as they are, and which of them are gone.
+    pub(super) async fn documents(&self, keys: &[Key]) -> Result<(Vec<(Document, Forms)>, Vec<(Key, i64)>), Trouble> {
+        let (found, gone) = self.read(async |db| documents(db, keys).await).await?;
+        Ok((with_forms(found), gone))
+    }
+
+    /// Returns the next messages behind one, and the last of them if there may be more.
+    pub(super) async fn behind(&self, after: Key) -> Result<(Vec<(Document, Forms)>, Option<Key>), Trouble> {
+        let (found, last) = self.read(async |db| all(db, after, PAGE).await).await?;
+        Ok((with_forms(found), last))
+    }
+}
+
+fn with_forms(documents: Vec<Document>) -> Vec<(Document, Forms)> {
+    let with_forms = |document: Document| {
+        let forms = document.forms();
+        (document, forms)
+    };
+    documents.into_iter().map(with_forms).collect()
+}
+
+/// Says that an index cannot do it now.
+pub(super) fn down(error: &IndexError) -> Trouble {
+    Trouble::Down(error.to_string())
+}
+
+/// The consumer.
+pub struct Indexer {
+    reads: Reads,
+    index: Arc<Embedded>,
+}
+
+impl Indexer {
+    /// Makes the consumer.
+    #[must_use]
+    pub fn new(store: Store, index: Arc<Embedded>) -> Indexer {
+        Indexer { reads: Reads(store), index }
+    }
+
+    /// Has the index do something that takes its time.
+    async fn index(
+        &self,
+        what: impl FnOnce(&Embedded) -> Result<(), IndexError> + Send + 'static,
+    ) -> Result<(), Trouble> {
+        let index = self.index.clone();
+        let done = tokio::task::spawn_blocking(move || what(&index)).await;
+        done.map_err(|error| Trouble::Down(error.to_string()))?.map_err(|error| down(&error))
+    }
+
     /// Puts in all messages behind one.
     async fn build(&self, mut after: Key) -> Result<(), Trouble> {
         let mut since_kept = 0;
         loop {
-            let (found, last) = self.read(async |db| all(db, after, PAGE).await).await?;
+            let (found, last) = self.reads.behind(after).await?;
             since_kept += found.len();
-            self.put(found, Vec::new()).await?;
+            self.index(move |index| index.put(&found, &[])).await?;
             let Some(last) = last else { break };
             after = last;
             if since_kept >= KEEP {
                 self.index(move |index| index.commit(&[], Some(last))).await?;
-                tracing::info!(messages = self.engine.index().len(), "building the search index");
+                tracing::info!(messages = self.index.len(), "building the search index");
                 since_kept = 0;
             }
         }
         self.index(|index| index.commit(&[], None)).await?;
-        tracing::info!(messages = self.engine.index().len(), "the search index is built");
+        tracing::info!(messages = self.index.len(), "the search index is built");
         Ok(())
     }
 }
@@ -103,33 +124,28 @@ impl Indexer {
 impl Consumer for Indexer {
     const NAME: &'static str = "search";
     const IS_LOCAL: bool = true;
+    const OF_CHANNELS: bool = true;
     const KEEP_EVERY: Duration = Duration::from_millis(500);
 
-    fn wants(kind: EventKind) -> bool {
-        kind.audience() == Audience::Members
-    }
-
     async fn begin(&mut self) -> Result<Vec<(StreamId, i64)>, Trouble> {
-        if let Some(after) = self.engine.index().unbuilt() {
+        if let Some(after) = self.index.unbuilt() {
             if after == NOTHING {
                 // What happens from now on is followed.
-                let places = self.heads().await?;
+                let places = self.reads.heads().await?;
                 self.index(move |index| index.commit(&places, Some(after))).await?;
             }
             self.build(after).await?;
         }
-        let places = self.engine.index().places();
+        let places = self.index.places();
         Ok(places.iter().map(|(channel, seq)| ((*channel).into(), *seq)).collect())
     }
 
     async fn consume(&mut self, events: &[Event]) -> Result<(), Trouble> {
         let keys: BTreeSet<Key> = events.iter().flat_map(touched).collect();
-        if keys.is_empty() {
-            return Ok(());
-        }
         let keys: Vec<Key> = keys.into_iter().collect();
-        let (found, gone) = self.read(async |db| documents(db, &keys).await).await?;
-        self.put(found, gone).await
+        let (found, gone) = self.reads.documents(&keys).await?;
+        let gone: Vec<Key> = gone.into_iter().map(|(key, _)| key).collect();
+        self.index(move |index| index.put(&found, &gone)).await
     }
 
     async fn keep(&mut self, places: &[(StreamId, i64)]) -> Result<(), Trouble> {

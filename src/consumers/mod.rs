@@ -18,6 +18,7 @@ pub mod follow;
 pub mod indexer;
 pub mod kafka;
 pub mod record;
+pub mod remote_indexer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::follow::{Follower, Ground, follow};
-use crate::domain::event::{Event, EventKind};
+use crate::domain::event::Event;
 use crate::domain::id::StreamId;
 
 /// Does something with events.
@@ -35,24 +36,22 @@ pub trait Consumer: Send + 'static {
     const NAME: &'static str;
     /// Whether every node has one of its own, which keeps its places itself, together with what it did.
     const IS_LOCAL: bool = false;
+    /// Whether it is given events of channels alone.
+    const OF_CHANNELS: bool = false;
     /// How often its places are kept.
     const KEEP_EVERY: Duration = Duration::from_secs(1);
 
-    /// Returns whether it is to be given events of a kind; all of those of a stream, or none.
-    fn wants(_: EventKind) -> bool {
-        true
-    }
-
-    /// For one that is local: gets ready, and returns where it is.
+    /// Gets ready, and returns where it is, if it knows better than what was kept of it.
     fn begin(&mut self) -> impl Future<Output = Result<Vec<(StreamId, i64)>, Trouble>> + Send {
         std::future::ready(Ok(Vec::new()))
     }
 
-    /// Does it, and returns when that is sure to last; one that is local may leave that to [`Consumer::keep`]. After an error it is
-    /// given all of them again.
+    /// Does it, and returns when that is sure to last, or leaves that to [`Consumer::keep`]. After an error it is given all of them
+    /// again.
     fn consume(&mut self, events: &[Event]) -> impl Future<Output = Result<(), Trouble>> + Send;
 
-    /// For one that is local: keeps where it is, together with what it did. After an error it begins again.
+    /// Makes sure that what it did lasts, before its places are kept; one that is local keeps these with it. After an error it begins
+    /// again where it was kept last.
     fn keep(&mut self, _: &[(StreamId, i64)]) -> impl Future<Output = Result<(), Trouble>> + Send {
         std::future::ready(Ok(()))
     }

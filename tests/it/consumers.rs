@@ -9,7 +9,7 @@ use colink::bus::memory::Network;
 use colink::clock::Clock;
 use colink::consumers::follow::{Follower, Ground, TRIES, follow};
 use colink::consumers::{Consumer, Trouble};
-use colink::domain::event::{Audience, Event, EventKind};
+use colink::domain::event::Event;
 use colink::domain::id::StreamId;
 use colink::storage::accounts::{Account, SYSTEM};
 use colink::storage::consumers::dead_letters;
@@ -70,11 +70,8 @@ struct Local {
 impl Consumer for Local {
     const NAME: &'static str = "local";
     const IS_LOCAL: bool = true;
+    const OF_CHANNELS: bool = true;
     const KEEP_EVERY: Duration = Duration::from_millis(200);
-
-    fn wants(kind: EventKind) -> bool {
-        kind.audience() == Audience::Members
-    }
 
     async fn begin(&mut self) -> Result<Vec<(StreamId, i64)>, Trouble> {
         self.hand.lock().unwrap().clear();

@@ -1,8 +1,16 @@
 //! Search: what somebody wrote is found, by whom it may be read, the moment it is acknowledged, and as it is now.
 
+use std::sync::Arc;
+
+use colink::clock::Clock;
+use colink::config::Config;
 use colink::domain::command as c;
-use colink::domain::id::ChannelId;
+use colink::domain::id::{ChannelId, UserId};
 use colink::domain::user::Role;
+use colink::storage::consumers;
+use colink::storage::search::embedded::Embedded;
+use colink::storage::search::index::Index;
+use colink::storage::search::{REMOTE, rows};
 use serde_json::{Value, json};
 
 use crate::http::{Answer, escaped};
@@ -20,15 +28,24 @@ async fn finds(who: &Person, query: &str) -> Vec<String> {
     items.iter().map(|item| item["message"]["text"].as_str().unwrap().to_owned()).collect()
 }
 
+/// Returns the node's own index.
+fn index_of(world: &World) -> Arc<Embedded> {
+    match world.app().hub.search.index() {
+        Index::Embedded(index) => index.clone(),
+        Index::Remote(_) => panic!("it has none"),
+    }
+}
+
 /// Waits until everything is in the index.
 async fn is_indexed(world: &World) {
     let hub = &world.app().hub;
     eventually("the index has everything", || async {
         let mut db = hub.store.read().await.unwrap();
         let nil = ChannelId(uuid::Uuid::nil());
-        let heads = colink::storage::search::rows::heads(&mut db, nil, 10_000).await.unwrap();
-        let places = hub.search.index().places();
-        hub.search.index().unbuilt().is_none() && heads.iter().all(|(channel, head)| places.get(channel) == Some(head))
+        let heads = rows::heads(&mut db, nil, 10_000).await.unwrap();
+        let index = index_of(world);
+        let places = index.places();
+        index.unbuilt().is_none() && heads.iter().all(|(channel, head)| places.get(channel) == Some(head))
     })
     .await;
 }
@@ -224,7 +241,7 @@ on_both! {
             }
         }
         is_indexed(&world).await;
-        let followed = world.app().hub.search.index().digest().unwrap();
+        let followed = index_of(&world).digest().unwrap();
         assert_eq!(followed.1, texts.len() as u64);
         // As it is, in pieces, and gone.
         for damage in ["none", "torn", "gone"] {
@@ -243,9 +260,91 @@ on_both! {
             world.starts_again(listen).await;
             let (ana, bob) = (ana.at(&world), bob.at(&world));
             is_indexed(&world).await;
-            assert_eq!(world.app().hub.search.index().digest().unwrap(), followed, "{damage}");
+            assert_eq!(index_of(&world).digest().unwrap(), followed, "{damage}");
             assert_eq!(finds(&bob, "more").await, texts, "{damage}");
             assert_eq!(finds(&ana, "reply").await.len(), 6);
         }
     }
+}
+
+/// Where an OpenSearch is, and what its index is to be called there.
+fn opensearch(config: &mut Config, index: &str) -> bool {
+    let Ok(url) = std::env::var("COLINK_TEST_OPENSEARCH") else { return false };
+    config.search.opensearch = url.into();
+    // Like its database, it is a test's own.
+    config.search.index = format!("{index}-{}", UserId::new(Clock::default().now()).0.simple());
+    true
+}
+
+on_both! {
+    an_index_of_opensearch_is_built_followed_and_built_anew(database) {
+        // What is there before it is the index of.
+        let mut world = World::on(database, |_| ()).await;
+        let (ana, bob) = (world.user("ana").await, world.user("bob").await);
+        let room = world.channel("general", &[&ana, &bob]).await;
+        let secret = world.private("secret", &[&ana]).await;
+        let one = ana.says(room, "one canary in general").await;
+        let two = ana.says(secret, "a canary in secret").await;
+        is_indexed(&world).await;
+        let listen = world.app().address;
+        world.stop().await;
+        if !world.changes(|config| opensearch(config, "built")) {
+            return;
+        }
+        world.starts_again(listen).await;
+        let (ana, bob) = (ana.at(&world), bob.at(&world));
+        eventually("the index is built", || async { asks(&ana, "canary", "").await.status == 200 }).await;
+        for later in [false, true] {
+            if later {
+                is_followed(&world).await;
+            }
+            assert_eq!(finds(&ana, "canary").await, ["one canary in general", "a canary in secret"]);
+            assert_eq!(finds(&bob, "canary").await, ["one canary in general"]);
+        }
+        let _: Value = ana.does(c::EditMessage { channel_id: room, seq: one, text: "a sparrow".into() }).await;
+        let _: Value = ana.does(c::DeleteMessage { channel_id: secret, seq: two }).await;
+        bob.says(room, "three canaries").await;
+        for later in [false, true] {
+            if later {
+                is_followed(&world).await;
+            }
+            assert_eq!(finds(&ana, "canary").await, ["three canaries"], "later: {later}");
+            assert_eq!(finds(&bob, "sparrow").await, ["a sparrow"], "later: {later}");
+        }
+        // It goes on where it was.
+        world.stop().await;
+        world.starts_again(listen).await;
+        let (ana, bob) = (ana.at(&world), bob.at(&world));
+        bob.says(room, "four canaries").await;
+        assert_eq!(finds(&ana, "canary").await, ["three canaries", "four canaries"]);
+        is_followed(&world).await;
+        assert_eq!(finds(&ana, "canary").await, ["three canaries", "four canaries"]);
+    }
+}
+
+/// Waits until OpenSearch has everything.
+async fn is_followed(world: &World) {
+    let hub = &world.app().hub;
+    eventually("the index has everything", || async {
+        let mut db = hub.store.read().await.unwrap();
+        let nil = ChannelId(uuid::Uuid::nil());
+        let heads = rows::heads(&mut db, nil, 10_000).await.unwrap();
+        let places = consumers::places(&mut db, REMOTE, nil.into(), 1_000).await.unwrap();
+        heads
+            .iter()
+            .all(|(channel, head)| places.iter().any(|(stream, seq)| *stream == (*channel).into() && seq == head))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_its_index_search_says_so_and_all_else_goes_on() {
+    let away = |config: &mut Config| config.search.opensearch = "http://127.0.0.1:9".to_owned().into();
+    let world = World::with(away).await;
+    let ana = world.user("ana").await;
+    let room = world.channel("general", &[&ana]).await;
+    ana.says(room, "hello").await;
+    let asked = asks(&ana, "hello", "").await;
+    assert_eq!((asked.status, asked.code().as_str(), asked.header("retry-after")), (503, "unavailable", "1"));
+    ana.says(room, "all else goes on").await;
 }

@@ -223,6 +223,11 @@ impl World {
         self.starts_again(listen).await;
     }
 
+    /// Changes what the next node that is started here is told.
+    pub(crate) fn changes<T>(&mut self, change: impl FnOnce(&mut Config) -> T) -> T {
+        change(&mut self.config)
+    }
+
     /// Starts a node where one was stopped.
     pub(crate) async fn starts_again(&mut self, listen: std::net::SocketAddr) {
         self.config.server.listen = listen;

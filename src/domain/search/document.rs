@@ -54,6 +54,8 @@ pub struct Document {
     pub marks: Vec<Mark>,
     /// Its text.
     pub text: String,
+    /// The number of its channel's newest event when it was like this.
+    pub version: i64,
 }
 
 impl Document {
@@ -163,6 +165,7 @@ mod tests {
             mentions: vec![id(5)],
             marks: vec![Mark::Link],
             text: "six".to_owned(),
+            version: 7,
         };
         let mut others = vec![one.clone(); 7];
         others[0].channel = ChannelId(Uuid::from_u128(9));
@@ -172,7 +175,7 @@ mod tests {
         others[4].mentions.clear();
         others[5].marks = vec![Mark::Pinned];
         others[6].text = "nine".to_owned();
-        assert_eq!(one.digest(), one.clone().digest());
+        assert_eq!(one.digest(), Document { version: 9, ..one.clone() }.digest());
         assert!(others.iter().all(|other| other.digest() != one.digest()));
     }
 }

@@ -103,7 +103,7 @@ impl Search {
 }
 
 /// After how many days what is new about a message is half gone.
-const HALF_LIFE_DAYS: f64 = 30.0;
+pub const HALF_LIFE_DAYS: f64 = 30.0;
 
 /// Where a message stands among those that were found: the greatest is the first.
 #[derive(Clone, Copy, PartialEq, Debug)]

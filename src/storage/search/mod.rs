@@ -9,7 +9,11 @@
 //! and after: who leaves a channel finds nothing of it from then on. What was committed a moment ago is found, too: what is
 //! behind the index's place in a channel is read and matched here.
 
+#[cfg(test)]
+mod contract;
+pub mod embedded;
 pub mod index;
+pub mod opensearch;
 pub mod rows;
 mod steady;
 
@@ -22,8 +26,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use self::index::{Index, IndexError};
-use self::rows::{documents, names, readable, saved};
+use self::embedded::Embedded;
+use self::index::{Found, Index, IndexError};
+use self::opensearch::Remote;
+use self::rows::{documents, names, places, readable, saved};
 use super::channels::{self, EVERYBODY};
 use super::consumers::behind;
 use super::{Db, Store, StoreError, messages, users};
@@ -51,9 +57,12 @@ const AT_ONCE: usize = 2;
 
 /// The search of a node.
 pub struct Engine {
-    index: Arc<Index>,
+    index: Index,
     turns: Semaphore,
 }
+
+/// By what name the places of OpenSearch's index are kept.
+pub const REMOTE: &str = "opensearch";
 
 /// What somebody looks for.
 #[derive(Clone, Debug)]
@@ -151,14 +160,24 @@ impl Engine {
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn open(folder: &Path, memory_mb: usize) -> Result<Engine, IndexError> {
+    pub fn embedded(folder: &Path, memory_mb: usize) -> Result<Engine, IndexError> {
+        Ok(Engine::on(Index::Embedded(Arc::new(Embedded::open(folder, memory_mb)?))))
+    }
+
+    /// Uses an index of OpenSearch.
+    #[must_use]
+    pub fn remote(index: Remote) -> Engine {
+        Engine::on(Index::Remote(Arc::new(index)))
+    }
+
+    fn on(index: Index) -> Engine {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Engine { index: Arc::new(Index::open(folder, memory_mb)?), turns: Semaphore::new(processors * AT_ONCE) })
+        Engine { index, turns: Semaphore::new(processors * AT_ONCE) }
     }
 
     /// Returns the index.
     #[must_use]
-    pub fn index(&self) -> &Arc<Index> {
+    pub fn index(&self) -> &Index {
         &self.index
     }
 
@@ -181,7 +200,7 @@ impl Engine {
             Some(Cursor::Behind(rank)) => (now, 0, Some(rank)),
         };
         let search = resolve(store, &mut db, who, &ask, &may_read, at).await?;
-        let tail = self.tail(&mut db, &search, &may_read, now).await?;
+        let tail = self.tail(&mut db, who.user_id, &search, &may_read, now).await?;
         drop(db);
         let known = Arc::new(tail.touched);
         let most = skip + ask.limit + 1;
@@ -208,7 +227,11 @@ impl Engine {
         });
         let keys: Vec<Key> = hits.into_iter().map(|(_, key)| key).collect();
         let items = show(store, who.user_id, &search, &keys).await?;
-        let complete = tail.is_whole && self.index.unbuilt().is_none();
+        let is_built = match &self.index {
+            Index::Embedded(index) => index.unbuilt().is_none(),
+            Index::Remote(_) => true,
+        };
+        let complete = tail.is_whole && is_built;
         Ok(Answer { items, total, next_cursor, indexed_through: tail.indexed_through, complete, corrected })
     }
 
@@ -222,9 +245,7 @@ impl Engine {
         tail: &[(crate::domain::search::document::Document, Forms)],
     ) -> Result<(Vec<(Rank, Key)>, u64), StoreError> {
         let _turn = self.turns.acquire().await.expect("nobody closes it");
-        let (index, asked, but) = (self.index.clone(), search.clone(), known.clone());
-        let found = tokio::task::spawn_blocking(move || index.find(&asked, &but, after, most)).await;
-        let found = found.map_err(|error| cannot(&error))?.map_err(|error| cannot(&error))?;
+        let found: Found = self.index.find(search, known, after, most).await.map_err(|error| cannot(&error))?;
         let (mut hits, mut total) = (found.hits, found.total);
         // How well it fits is not known of what is not in the index: it is new, and comes first.
         let best = hits.first().map_or(1.0, |(rank, _)| rank.score);
@@ -249,15 +270,24 @@ impl Engine {
     async fn tail(
         &self,
         db: &mut Db,
+        user: UserId,
         search: &Search,
         may_read: &HashMap<ChannelId, i64>,
         now: Timestamp,
     ) -> Result<Tail, StoreError> {
-        let places = self.index.places();
-        let place = |channel: &ChannelId| places.get(channel).copied().unwrap_or(0);
-        let ahead =
-            may_read.iter().filter(|(channel, head)| search.channels.contains(channel) && **head > place(channel));
-        let mut wanted: Vec<(StreamId, i64)> = ahead.map(|(channel, _)| ((*channel).into(), place(channel))).collect();
+        let mut wanted: Vec<(StreamId, i64)> = match &self.index {
+            Index::Embedded(index) => {
+                let places = index.places();
+                let place = |channel: &ChannelId| places.get(channel).copied().unwrap_or(0);
+                let ahead = may_read.iter().filter(|(channel, head)| **head > place(channel));
+                ahead.map(|(channel, _)| ((*channel).into(), place(channel))).collect()
+            }
+            Index::Remote(_) => {
+                let ahead = places(db, user, REMOTE).await?;
+                ahead.into_iter().map(|(channel, place)| (channel.into(), place)).collect()
+            }
+        };
+        wanted.retain(|(stream, _)| search.channels.contains(&ChannelId::from(*stream)));
         let mut tail = Tail {
             touched: HashSet::new(),
             documents: Vec::new(),
@@ -288,8 +318,9 @@ impl Engine {
     }
 }
 
-fn cannot(error: &dyn std::error::Error) -> Refusal {
+fn cannot(error: &IndexError) -> Refusal {
     tracing::error!(%error, "search failed");
+    metrics::counter!("colink_search_failures_total").increment(1);
     unavailable("search is not available now")
 }
 

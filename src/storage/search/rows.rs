@@ -69,6 +69,18 @@ pub async fn names(
     Ok(rows.into_iter().collect())
 }
 
+/// Returns how far a consumer is in the channels that a user may read and that are ahead of it.
+pub async fn places(db: &mut Db, user: UserId, consumer: &str) -> Result<HashMap<ChannelId, i64>, StoreError> {
+    let sql = concat!(
+        "SELECT s.id, COALESCE(p.seq, 0) FROM (",
+        readable!(),
+        ") r JOIN streams s ON s.id = r.id LEFT JOIN places p ON p.consumer = $2 AND p.stream_id = s.id \
+         WHERE s.last_seq > COALESCE(p.seq, 0)"
+    );
+    let rows: Vec<(ChannelId, i64)> = on!(db, c => sqlx::query_as(sql).bind(user).bind(consumer).fetch_all(c).await?);
+    Ok(rows.into_iter().collect())
+}
+
 /// Returns the messages that a user saved, the newest of them.
 pub async fn saved(db: &mut Db, user: UserId, most: i64) -> Result<Vec<Key>, StoreError> {
     let sql = "SELECT channel_id, seq FROM saved WHERE user_id = $1 ORDER BY saved_at DESC LIMIT $2";
@@ -82,8 +94,8 @@ pub async fn heads(db: &mut Db, after: ChannelId, limit: i64) -> Result<Vec<(Cha
     Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
 }
 
-/// A message as an index has it; none, if it is deleted.
-struct Row(Key, Option<Document>);
+/// A message as an index has it; of one that is deleted, the version.
+struct Row(Key, Result<Document, i64>);
 
 from_row!(Row, row => {
     let (channel, seq): Key = (row.try_get("channel_id")?, row.try_get("seq")?);
@@ -115,8 +127,9 @@ from_row!(Row, row => {
         mentions: named.users.into_iter().chain(everybody).collect(),
         marks,
         text,
+        version: row.try_get("version")?,
     };
-    Row((channel, seq), deleted.is_none().then_some(document))
+    Row((channel, seq), if deleted.is_none() { Ok(document) } else { Err(document.version) })
 });
 
 macro_rules! select {
@@ -124,15 +137,16 @@ macro_rules! select {
         concat!(
             "SELECT m.channel_id, m.seq, m.author_id, m.text, m.mentions, m.created_at, m.deleted_at, m.thread_seq, \
              m.reply_count, p.seq IS NOT NULL AS pinned, \
-             EXISTS (SELECT 1 FROM reactions r WHERE r.channel_id = m.channel_id AND r.seq = m.seq) AS has_reaction FROM ",
+             EXISTS (SELECT 1 FROM reactions r WHERE r.channel_id = m.channel_id AND r.seq = m.seq) AS has_reaction, \
+             (SELECT s.last_seq FROM streams s WHERE s.id = m.channel_id) AS version FROM ",
             $rest
         )
     };
 }
 
-/// Returns messages as they are now: as an index is to have them, and those that are not there.
-pub async fn documents(db: &mut Db, keys: &[Key]) -> Result<(Vec<Document>, Vec<Key>), StoreError> {
-    let mut found: HashMap<Key, Option<Document>> = HashMap::new();
+/// Returns messages as they are now: as an index is to have them, and those that are gone, with the version of that.
+pub async fn documents(db: &mut Db, keys: &[Key]) -> Result<(Vec<Document>, Vec<(Key, i64)>), StoreError> {
+    let mut found: HashMap<Key, Result<Document, i64>> = HashMap::new();
     for some in keys.chunks(AT_ONCE) {
         let sql = by_dialect!(db,
             postgres: select!("json_array_elements($1::json) k JOIN messages m ON m.channel_id = (k.value ->> 0)::uuid \
@@ -145,8 +159,17 @@ pub async fn documents(db: &mut Db, keys: &[Key]) -> Result<(Vec<Document>, Vec<
         let rows: Vec<Row> = on!(db, c => sqlx::query_as(sql).bind(some).fetch_all(c).await?);
         found.extend(rows.into_iter().map(|Row(key, document)| (key, document)));
     }
-    let gone = keys.iter().filter(|key| !matches!(found.get(key), Some(Some(_)))).copied().collect();
-    Ok((found.into_values().flatten().collect(), gone))
+    // What is not there never comes back: no number is given twice.
+    let missing = keys.iter().filter(|key| !found.contains_key(key)).map(|key| (*key, i64::MAX / 2));
+    let mut gone: Vec<(Key, i64)> = missing.collect();
+    let mut there = Vec::with_capacity(found.len());
+    for (key, document) in found {
+        match document {
+            Ok(document) => there.push(document),
+            Err(version) => gone.push((key, version)),
+        }
+    }
+    Ok((there, gone))
 }
 
 /// Returns messages in the order of channels and numbers, those behind one; and the last of them, deleted ones too, if
@@ -160,5 +183,5 @@ pub async fn all(db: &mut Db, after: Key, limit: i64) -> Result<(Vec<Document>, 
     let (rows, more) = on!(db, c => page(sqlx::query_as(sql).bind(after.0).bind(after.1).bind(limit + 1).fetch(c), limit,
         bytes).await?);
     let last = rows.last().map(|row| row.0).filter(|_| more);
-    Ok((rows.into_iter().filter_map(|row| row.1).collect(), last))
+    Ok((rows.into_iter().filter_map(|row| row.1.ok()).collect(), last))
 }
