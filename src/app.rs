@@ -312,7 +312,7 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 pub const BEYOND_DRAIN: Duration = GOODBYE_MAX.saturating_add(STOPPED_WITHIN).saturating_add(CLOSED_WITHIN);
 
 /// Opens the search index, or addresses that of OpenSearch.
-async fn open_search(config: &Config) -> Result<Engine> {
+pub async fn open_search(config: &Config) -> Result<Engine> {
     let Search { memory_mb, opensearch, index } = config.search.clone();
     if !opensearch.expose().is_empty() {
         let patience = Duration::from_millis(config.database.timeout_ms);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::actors::cluster::status::Status;
+use crate::actors::cluster::status::Status as ClusterStatus;
 use crate::app::{self, Holder, Running};
 use crate::client::Client;
 use crate::clock::Clock;
@@ -22,6 +22,7 @@ use crate::domain::user::User;
 use crate::http::operator::Order;
 use crate::storage::accounts::{Account, SYSTEM};
 use crate::storage::lock::Lock;
+use crate::storage::search::Status;
 use crate::storage::writer::{Limits, Work, Writer};
 use crate::storage::{Options, Store, users};
 
@@ -75,13 +76,20 @@ impl Door {
     }
 
     /// Asks the server that runs on the data directory how its cluster is.
-    pub(super) async fn cluster_status(config: &Config) -> Result<Status> {
+    pub(super) async fn cluster_status(config: &Config) -> Result<ClusterStatus> {
         let data = &config.server.data;
         let Some(running) = Running::read(data) else {
             bail!("no server runs on {}: start it, or name a running one's directory by --data", data.display());
         };
         let client = Client::new(&running.url)?.with_token(&running.operator_token);
         serde_json::from_str(&order(&client, &Order::Cluster).await?).context("the answer is not understood")
+    }
+
+    /// Asks the server that runs how its search index is, and to make it anew; nothing, if none runs.
+    pub(super) async fn search(&self, rebuild: bool) -> Result<Option<Status>> {
+        let Way::Running(client) = &self.way else { return Ok(None) };
+        let answer = order(client, &Order::Search { rebuild }).await?;
+        Ok(Some(serde_json::from_str(&answer).context("the answer is not understood")?))
     }
 
     /// Has account work done.

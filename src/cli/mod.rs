@@ -13,6 +13,7 @@ mod doctor;
 mod door;
 mod health;
 pub mod load;
+mod search;
 mod seed;
 mod serve;
 mod store;
@@ -75,6 +76,9 @@ enum Command {
     /// See to events that could not be handed on
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// Look after the search index
+    #[command(subcommand)]
+    Search(search::SearchCommand),
     /// Move the data
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -146,6 +150,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Token(command) => block_on(1, admin::token(command)),
         Command::Cluster(command) => block_on(1, cluster::run(command)),
         Command::Dlq(command) => block_on(1, dlq::run(command)),
+        Command::Search(command) => block_on(2, search::run(command)),
         Command::Store(command) => block_on(1, store::run(command)),
         Command::Dev(command) => block_on(2, dev::run(command)),
         Command::Doctor(settings) => block_on(1, doctor::run(settings)),

@@ -193,7 +193,7 @@ impl Lead {
         tracing::info!(consumer = C::NAME, epoch, "following the log");
         metrics::gauge!("colink_consumer_runs", "consumer" => C::NAME).set(1.0);
         let (mut looked, mut kept): (Option<Instant>, Instant) = (None, Instant::now());
-        while self.is_the_one() {
+        while self.is_the_one() && !consumer.begins_again() {
             let every = if (self.ground.is_degraded)() { LOOK_OFTEN } else { LOOK_EVERY };
             let every = if C::IS_LOCAL { every * LOCAL } else { every };
             if looked.is_none_or(|at| at.elapsed() >= every) {

@@ -18,8 +18,8 @@ use crate::domain::search::document::{Document, Forms, touched};
 use crate::domain::search::wanted::Key;
 use crate::storage::search::embedded::Embedded;
 use crate::storage::search::index::{IndexError, NOTHING};
-use crate::storage::search::rows::{all, documents, heads};
-use crate::storage::{Db, Store, StoreError};
+use crate::storage::search::rows::{all, count, documents, heads};
+use crate::storage::{Db, Store, StoreError, events};
 
 /// How many messages are read at once while an index is built.
 const PAGE: i64 = 1_000;
@@ -55,6 +55,21 @@ impl Reads {
     pub(super) async fn documents(&self, keys: &[Key]) -> Result<(Vec<(Document, Forms)>, Vec<(Key, i64)>), Trouble> {
         let (found, gone) = self.read(async |db| documents(db, keys).await).await?;
         Ok((with_forms(found), gone))
+    }
+
+    /// Returns which messages changed in a channel behind a number, and how far that is; nothing, if none did.
+    pub(super) async fn changed(
+        &self,
+        channel: ChannelId,
+        after: i64,
+    ) -> Result<Option<(BTreeSet<Key>, i64)>, Trouble> {
+        let found = self.read(async |db| events::after(db, channel.into(), after, PAGE).await).await?;
+        Ok(found.last().map(|last| (found.iter().flat_map(touched).collect(), last.seq)))
+    }
+
+    /// Returns how many messages an index is to have.
+    pub(super) async fn count(&self) -> Result<u64, Trouble> {
+        self.read(async |db| count(db).await).await
     }
 
     /// Returns the next messages behind one, and the last of them if there may be more.
@@ -128,6 +143,9 @@ impl Consumer for Indexer {
     const KEEP_EVERY: Duration = Duration::from_millis(500);
 
     async fn begin(&mut self) -> Result<Vec<(StreamId, i64)>, Trouble> {
+        if self.begins_again() {
+            self.index(Embedded::clear).await?;
+        }
         if let Some(after) = self.index.unbuilt() {
             if after == NOTHING {
                 // What happens from now on is followed.
@@ -138,6 +156,10 @@ impl Consumer for Indexer {
         }
         let places = self.index.places();
         Ok(places.iter().map(|(channel, seq)| ((*channel).into(), *seq)).collect())
+    }
+
+    fn begins_again(&self) -> bool {
+        self.index.is_to_be_rebuilt()
     }
 
     async fn consume(&mut self, events: &[Event]) -> Result<(), Trouble> {

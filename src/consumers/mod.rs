@@ -46,6 +46,11 @@ pub trait Consumer: Send + 'static {
         std::future::ready(Ok(Vec::new()))
     }
 
+    /// Returns whether it is to begin again.
+    fn begins_again(&self) -> bool {
+        false
+    }
+
     /// Does it, and returns when that is sure to last, or leaves that to [`Consumer::keep`]. After an error it is given all of them
     /// again.
     fn consume(&mut self, events: &[Event]) -> impl Future<Output = Result<(), Trouble>> + Send;

@@ -19,6 +19,7 @@ use crate::domain::command::{Command, Principal, unknown_type};
 use crate::domain::error::{Code, Refusal, invalid, not_found};
 use crate::domain::id::{TokenId, UserId};
 use crate::storage::accounts::{Account, SYSTEM};
+use crate::storage::search::index::Index;
 use crate::storage::tokens::Secret;
 use crate::storage::users;
 use crate::storage::writer::Work;
@@ -42,6 +43,11 @@ pub enum Order {
     },
     /// How the cluster is.
     Cluster,
+    /// How the search index is.
+    Search {
+        /// Whether the node's own is to be made anew.
+        rebuild: bool,
+    },
 }
 
 /// `POST /operator`
@@ -67,6 +73,13 @@ pub async fn run(State(hub): State<Arc<Hub>>, request: Request) -> Result<Respon
         }
         Order::Cluster => {
             let status = serde_json::to_vec(&hub.cluster_status().await?).expect("it has only string keys");
+            return Ok(json_response(StatusCode::OK, status.into()));
+        }
+        Order::Search { rebuild } => {
+            if let (true, Index::Embedded(index)) = (rebuild, hub.search.index()) {
+                index.ask_for_rebuild();
+            }
+            let status = serde_json::to_vec(&hub.search.status(&hub.store).await?).expect("it has only string keys");
             return Ok(json_response(StatusCode::OK, status.into()));
         }
     };

@@ -13,6 +13,7 @@ use colink::storage::search::index::Index;
 use colink::storage::search::{REMOTE, rows};
 use serde_json::{Value, json};
 
+use crate::binary::{run, run_json};
 use crate::http::{Answer, escaped};
 use crate::world::{Person, World, eventually, on_both};
 
@@ -347,4 +348,65 @@ async fn without_its_index_search_says_so_and_all_else_goes_on() {
     let asked = asks(&ana, "hello", "").await;
     assert_eq!((asked.status, asked.code().as_str(), asked.header("retry-after")), (503, "unavailable", "1"));
     ana.says(room, "all else goes on").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operator_has_an_index_made_anew() {
+    let mut world = World::start().await;
+    let ana = world.user("ana").await;
+    let room = world.channel("general", &[&ana]).await;
+    for n in 0..20 {
+        ana.says(room, &format!("message {n}")).await;
+    }
+    is_indexed(&world).await;
+    let before = index_of(&world).digest().unwrap();
+    let data = world.app().hub.config.server.data.clone();
+    let does = |args: &[&str]| tokio::task::block_in_place(|| run(&data, args));
+    let status = || tokio::task::block_in_place(|| run_json(&data, &["search", "status"]));
+    let whole = json!({"kind": "embedded", "messages": 20, "stored": 20, "building": false});
+    assert_eq!(status(), whole);
+    // While it runs, and while it does not.
+    let listen = world.app().address;
+    for runs in [true, false] {
+        if !runs {
+            world.stop().await;
+        }
+        let done = does(&["search", "rebuild"]);
+        assert_eq!((done.code, done.err.lines().last()), (0, Some("the search index is built")));
+        assert_eq!(status(), whole);
+        if !runs {
+            world.starts_again(listen).await;
+        }
+        is_indexed(&world).await;
+        assert_eq!(index_of(&world).digest().unwrap(), before);
+    }
+    let ana = ana.at(&world);
+    ana.says(room, "message 20").await;
+    assert_eq!(finds(&ana, "message").await.len(), 21);
+
+    // OpenSearch's is replaced by another one while it is searched.
+    world.stop().await;
+    if !world.changes(|config| opensearch(config, "anew")) {
+        return;
+    }
+    world.starts_again(listen).await;
+    let ana = ana.at(&world);
+    eventually("the index is built", || async { asks(&ana, "message", "").await.status == 200 }).await;
+    let config = &world.app().hub.config.search;
+    let url = format!("search.opensearch={}", config.opensearch.expose());
+    let index = format!("search.index={}", config.index);
+    let name = async || match world.app().hub.search.index() {
+        Index::Remote(index) => index.published().await.unwrap().unwrap(),
+        Index::Embedded(_) => panic!("it is OpenSearch's"),
+    };
+    let first = name().await;
+    ana.says(room, "message 21").await;
+    let done = does(&["search", "rebuild", "--set", &url, "--set", &index]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_ne!(name().await, first);
+    ana.says(room, "message 22").await;
+    for _ in 0..2 {
+        assert_eq!(finds(&ana, "message").await.len(), 23);
+        is_followed(&world).await;
+    }
 }

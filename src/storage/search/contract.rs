@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::embedded::Embedded;
-use super::index::{Found, Index};
+use super::index::{Found, Index, IndexError};
 use super::opensearch::Remote;
 use crate::clock::Timestamp;
 use crate::domain::id::{ChannelId, UserId};
@@ -26,7 +26,6 @@ const DAY: i64 = 86_400_000_000;
 /// An index, made new.
 struct Under {
     index: Index,
-    name: String,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -49,7 +48,7 @@ impl Under {
             Kind::Embedded => {
                 let folder = tempfile::tempdir().unwrap();
                 let index = Index::Embedded(Arc::new(Embedded::open(folder.path(), 16).unwrap()));
-                Under { index, name: String::new(), _folder: Some(folder) }
+                Under { index, _folder: Some(folder) }
             }
             Kind::Remote => {
                 let _ = rustls::crypto::ring::default_provider().install_default();
@@ -59,7 +58,7 @@ impl Under {
                 let remote = Remote::new(&url, &alias, Duration::from_secs(10)).unwrap();
                 let name = remote.make(Timestamp(number)).await.unwrap();
                 remote.publish(&name).await.unwrap();
-                Under { index: Index::Remote(Arc::new(remote)), name, _folder: None }
+                Under { index: Index::Remote(Arc::new(remote)), _folder: None }
             }
         }
     }
@@ -74,7 +73,10 @@ impl Under {
                 index.put(&[], &gone).unwrap();
                 index.commit(&[(channel(9), 5)], None).unwrap();
             }
-            Index::Remote(index) => index.put(&self.name, &documents, gone, true).await.unwrap(),
+            Index::Remote(index) => {
+                index.put(None, &documents, gone).await.unwrap();
+                index.refresh().await.unwrap();
+            }
         }
     }
 
@@ -337,6 +339,19 @@ async fn what_comes_late_changes_nothing() {
     assert_eq!(under.digest().await, (0, 0));
 }
 
+/// Where there is no index, nothing is made that is like one.
+#[tokio::test]
+async fn nothing_is_put_where_no_index_is() {
+    let Some(Kind::Remote) = kinds().pop() else { return };
+    let url = std::env::var("COLINK_TEST_OPENSEARCH").unwrap();
+    let remote = Remote::new(&url, &format!("nothing-{}", std::process::id()), Duration::from_secs(10)).unwrap();
+    let one = said(1, 0, "one");
+    let put = remote.put(None, &[(one.clone(), one.forms())], &[]).await;
+    assert!(matches!(put, Err(IndexError::Unbuilt)), "{put:?}");
+    assert_eq!(remote.published().await.unwrap(), None);
+    assert!(matches!(remote.count().await, Err(IndexError::Unbuilt)));
+}
+
 /// Another index can be put behind the alias, and the one before is gone.
 #[tokio::test]
 async fn an_index_is_put_in_place_of_another() {
@@ -346,7 +361,7 @@ async fn an_index_is_put_in_place_of_another() {
     under.put(&[said(1, 0, "before")], &[]).await;
     let name = remote.make(NOW).await.unwrap();
     let after = said(1, 0, "after");
-    remote.put(&name, &[(after.clone(), after.forms())], &[], false).await.unwrap();
+    remote.put(Some(&name), &[(after.clone(), after.forms())], &[]).await.unwrap();
     assert_eq!(under.digest().await, (said(1, 0, "before").digest(), 1));
     remote.publish(&name).await.unwrap();
     assert_eq!(under.digest().await, (after.digest(), 1));

@@ -9,6 +9,7 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tantivy::collector::{Collector, DocSetCollector, SegmentCollector};
@@ -50,6 +51,10 @@ pub struct Embedded {
     writer: Mutex<Option<IndexWriter>>,
     memory: usize,
     state: RwLock<State>,
+    /// How many messages were put in since it began to be built.
+    put: AtomicU64,
+    /// Whether it is to be made anew.
+    rebuild: AtomicBool,
 }
 
 /// How far it is.
@@ -140,7 +145,8 @@ impl Embedded {
             let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
             let memory = memory_mb * 1_024 * 1_024;
             let state = RwLock::new(State::default());
-            let index = Embedded { fields, index, reader, writer: Mutex::new(None), memory, state };
+            let (writer, put, rebuild) = (Mutex::new(None), AtomicU64::new(0), AtomicBool::new(false));
+            let index = Embedded { fields, index, reader, writer, memory, state, put, rebuild };
             index.read_state()?;
             Ok::<_, IndexError>(index)
         };
@@ -195,6 +201,43 @@ impl Embedded {
         if state.is_new { Some(NOTHING) } else { state.building }
     }
 
+    /// Asks for it to be made anew: whoever follows the log for it does that.
+    pub fn ask_for_rebuild(&self) {
+        self.put.store(0, Ordering::Relaxed);
+        self.rebuild.store(true, Ordering::Release);
+    }
+
+    /// Returns whether it is to be made anew.
+    #[must_use]
+    pub fn is_to_be_rebuilt(&self) -> bool {
+        self.rebuild.load(Ordering::Acquire)
+    }
+
+    /// Returns how many messages were put in since it began to be built.
+    #[must_use]
+    pub fn built(&self) -> u64 {
+        self.put.load(Ordering::Relaxed)
+    }
+
+    /// Takes everything out.
+    ///
+    /// # Errors
+    /// As [`Embedded::put`].
+    pub fn clear(&self) -> Result<(), IndexError> {
+        self.with_writer(|writer| {
+            writer.delete_all_documents()?;
+            let mut prepared = writer.prepare_commit()?;
+            prepared.set_payload(&payload(Some(NOTHING)));
+            prepared.commit()?;
+            self.reader.reload()
+        })?;
+        let state = State { building: Some(NOTHING), ..State::default() };
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        self.put.store(0, Ordering::Relaxed);
+        self.rebuild.store(false, Ordering::Release);
+        Ok(())
+    }
+
     /// Returns how many messages are in it.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -235,7 +278,9 @@ impl Embedded {
                 writer.add_document(self.fields.document(document, forms))?;
             }
             Ok(())
-        })
+        })?;
+        self.put.fetch_add(documents.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes what was put in last, together with how far that is, and shows it to searches. `building` says behind which message
@@ -259,8 +304,7 @@ impl Embedded {
                 writer.add_document(document)?;
             }
             let mut prepared = writer.prepare_commit()?;
-            let text = building.map(|key| serde_json::to_string(&key).expect("a pair has no keys"));
-            prepared.set_payload(&text.unwrap_or_default());
+            prepared.set_payload(&payload(building));
             prepared.commit()?;
             self.reader.reload()
         })?;
@@ -305,6 +349,11 @@ impl Embedded {
         }
         Ok((digest, count))
     }
+}
+
+/// Returns what a commit says of how far the index is built.
+fn payload(building: Option<Key>) -> String {
+    building.map(|key| serde_json::to_string(&key).expect("a pair has no keys")).unwrap_or_default()
 }
 
 fn broken(why: &str) -> TantivyError {

@@ -155,7 +155,43 @@ pub struct Piece {
     pub found: bool,
 }
 
+/// How an index is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// `embedded` or `opensearch`.
+    pub kind: String,
+    /// How many messages are in it; while it is being built, how many were put in so far.
+    pub messages: u64,
+    /// How many there are in the database.
+    pub stored: u64,
+    /// Whether it is being built.
+    pub building: bool,
+}
+
 impl Engine {
+    /// Returns how the index is.
+    ///
+    /// # Errors
+    /// The database or OpenSearch does not answer.
+    pub async fn status(&self, store: &Store) -> Result<Status, StoreError> {
+        let stored = rows::count(&mut store.read_for("search").await?).await?;
+        Ok(match &self.index {
+            Index::Embedded(index) => {
+                let building = index.is_to_be_rebuilt() || index.unbuilt().is_some();
+                let messages = if building { index.built() } else { index.len() };
+                Status { kind: "embedded".to_owned(), messages, stored, building }
+            }
+            Index::Remote(index) => {
+                let (messages, building) = match index.count().await {
+                    Ok(messages) => (messages, false),
+                    Err(IndexError::Unbuilt) => (0, true),
+                    Err(error) => return Err(cannot(&error).into()),
+                };
+                Status { kind: "opensearch".to_owned(), messages, stored, building }
+            }
+        })
+    }
+
     /// Opens the index in a folder.
     ///
     /// # Errors

@@ -134,17 +134,16 @@ impl Remote {
         Ok(())
     }
 
-    /// Puts messages into an index, in place of what it has of these, and takes others out, each with its version. Nothing older than what is there
-    /// changes anything. With `refresh`, all of it is seen by searches that come behind.
+    /// Puts messages into an index, the one that is searched if none is named, in place of what it has of these, and takes others out,
+    /// each with its version. Nothing older than what is there changes anything. It is seen after [`Remote::refresh`].
     ///
     /// # Errors
-    /// OpenSearch does not answer, or has too much to do.
+    /// OpenSearch does not answer, has too much to do, or there is no index.
     pub async fn put(
         &self,
-        name: &str,
+        name: Option<&str>,
         documents: &[(Document, Forms)],
         gone: &[(Key, i64)],
-        refresh: bool,
     ) -> Result<(), IndexError> {
         let mut body = String::new();
         let action = |what: &str, key: Key, version: i64| {
@@ -159,24 +158,22 @@ impl Remote {
             body += &action("delete", *key, *version);
         }
         if body.is_empty() {
-            return if refresh {
-                self.send(Method::Post, &format!("/{name}/_refresh"), None).await.map(drop)
-            } else {
-                Ok(())
-            };
+            return Ok(());
         }
-        let answer = self.send(Method::Post, &format!("/{name}/_bulk?refresh={refresh}"), Some(body)).await?;
-        for item in answer["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .flat_map(|item| item.as_object())
-            .flat_map(|item| item.values())
-        {
-            let status = item["status"].as_u64().unwrap_or(0) as u16;
+        // Without an alias, an index would be made that is like none of ours.
+        let path = match name {
+            Some(name) => format!("/{name}/_bulk"),
+            None => format!("/{}/_bulk?require_alias=true", self.alias),
+        };
+        let answer = self.send(Method::Post, &path, Some(body)).await?;
+        let items = answer["items"].as_array().into_iter().flatten().filter_map(Value::as_object).flatten();
+        for (action, item) in items {
+            let status = item["status"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or(0);
             match status {
                 // What is there is newer, or there was nothing to take out.
-                200..300 | 404 | 409 => {}
+                200..300 | 409 => {}
+                404 if action == "delete" => {}
+                404 => return Err(IndexError::Unbuilt),
                 400 => {
                     tracing::error!(id = %item["_id"], why = %item["error"]["reason"], "OpenSearch does not take a message");
                     metrics::counter!("colink_search_refused_total").increment(1);
@@ -185,6 +182,23 @@ impl Remote {
             }
         }
         Ok(())
+    }
+
+    /// Has searches see what was put into the index that they use.
+    ///
+    /// # Errors
+    /// OpenSearch does not answer.
+    pub async fn refresh(&self) -> Result<(), IndexError> {
+        self.send(Method::Post, &format!("/{}/_refresh", self.alias), None).await.map(drop)
+    }
+
+    /// Returns how many messages searches see.
+    ///
+    /// # Errors
+    /// OpenSearch does not answer.
+    pub async fn count(&self) -> Result<u64, IndexError> {
+        let answer = self.send(Method::Get, &format!("/{}/_count", self.alias), None).await?;
+        Ok(answer["count"].as_u64().unwrap_or(0))
     }
 
     /// Finds messages, as [`Index::find`](super::index::Index::find).

@@ -94,6 +94,13 @@ pub async fn heads(db: &mut Db, after: ChannelId, limit: i64) -> Result<Vec<(Cha
     Ok(on!(db, c => sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await?))
 }
 
+/// Returns how many messages there are that are not deleted.
+pub async fn count(db: &mut Db) -> Result<u64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM messages WHERE deleted_at IS NULL";
+    let count: i64 = on!(db, c => sqlx::query_scalar(sql).fetch_one(c).await?);
+    Ok(count.cast_unsigned())
+}
+
 /// A message as an index has it; of one that is deleted, the version.
 struct Row(Key, Result<Document, i64>);
 
