@@ -60,7 +60,7 @@ const SECONDS: &[f64] = &[
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0];
 
 /// Who follows the log.
-const CONSUMERS: &[&str] = &["relay"];
+const CONSUMERS: &[&str] = &["relay", "search", "opensearch"];
 
 /// Every counter: its name, its label, and the label's values.
 const COUNTERS: &[(&str, &str, &[&str])] = &[
@@ -76,7 +76,7 @@ const COUNTERS: &[(&str, &str, &[&str])] = &[
     ("colink_deliveries_total", "", &[]),
     ("colink_resumes_total", "mode", &["buffer", "log", "invalid"]),
     ("colink_gap_repairs_total", "", &[]),
-    ("colink_database_reads_total", "for", &["sessions", "sign_ins", "consumers", "others"]),
+    ("colink_database_reads_total", "for", &["sessions", "sign_ins", "consumers", "search", "others"]),
     ("colink_session_lagged_total", "", &[]),
     ("colink_stalled_answers_total", "", &[]),
     ("colink_rate_limited_total", "", &[]),
@@ -100,6 +100,9 @@ const COUNTERS: &[(&str, &str, &[&str])] = &[
     ("colink_consumer_retries_total", "consumer", CONSUMERS),
     ("colink_consumer_missing_total", "consumer", CONSUMERS),
     ("colink_dead_letters_total", "consumer", CONSUMERS),
+    ("colink_searches_total", "", &[]),
+    ("colink_search_failures_total", "", &[]),
+    ("colink_search_refused_total", "", &[]),
     ("colink_presence_told_total", "", &[]),
     ("colink_presence_asks_total", "", &[]),
     ("colink_channel_failures_total", "", &[]),

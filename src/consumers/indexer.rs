@@ -5,7 +5,7 @@
 //! often, or after what else, an event is given. An index that is new is built from all messages there are, and goes on from where the
 //! channels were when that began; built half, it is built on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,6 +115,17 @@ impl Indexer {
         done.map_err(|error| Trouble::Down(error.to_string()))?.map_err(|error| down(&error))
     }
 
+    /// Returns whether the index is of a database that went on further than this one: an older one was put in its place.
+    async fn is_ahead(&self) -> Result<bool, Trouble> {
+        let heads: HashMap<ChannelId, i64> = self.reads.heads().await?.into_iter().collect();
+        let is_ahead =
+            self.index.places().iter().any(|(channel, place)| heads.get(channel).is_none_or(|head| head < place));
+        if is_ahead {
+            tracing::warn!("the search index is ahead of the database, which must be an older one: it is made anew");
+        }
+        Ok(is_ahead)
+    }
+
     /// Puts in all messages behind one.
     async fn build(&self, mut after: Key) -> Result<(), Trouble> {
         let mut since_kept = 0;
@@ -143,7 +154,7 @@ impl Consumer for Indexer {
     const KEEP_EVERY: Duration = Duration::from_millis(500);
 
     async fn begin(&mut self) -> Result<Vec<(StreamId, i64)>, Trouble> {
-        if self.begins_again() {
+        if self.begins_again() || self.is_ahead().await? {
             self.index(Embedded::clear).await?;
         }
         if let Some(after) = self.index.unbuilt() {

@@ -268,6 +268,34 @@ on_both! {
     }
 }
 
+#[tokio::test]
+async fn an_index_that_is_ahead_of_a_restored_database_is_made_anew() {
+    let mut world = World::start().await;
+    let ana = world.user("ana").await;
+    let room = world.channel("general", &[&ana]).await;
+    ana.says(room, "before the backup").await;
+    let (listen, data) = (world.app().address, world.app().hub.config.server.data.clone());
+    world.stop().await;
+    std::fs::copy(data.join("colink.db"), data.join("backup")).unwrap();
+    world.starts_again(listen).await;
+    let at = ana.at(&world);
+    for n in 0..5 {
+        at.says(room, &format!("lost {n}")).await;
+    }
+    is_indexed(&world).await;
+    world.stop().await;
+    for name in ["colink.db-wal", "colink.db-shm"] {
+        drop(std::fs::remove_file(data.join(name)));
+    }
+    std::fs::rename(data.join("backup"), data.join("colink.db")).unwrap();
+    world.starts_again(listen).await;
+    let ana = ana.at(&world);
+    is_indexed(&world).await;
+    ana.says(room, "said again").await;
+    is_indexed(&world).await;
+    assert_eq!(finds(&ana, "in:general").await, ["before the backup", "said again"]);
+}
+
 /// Where an OpenSearch is, and what its index is to be called there.
 fn opensearch(config: &mut Config, index: &str) -> bool {
     let Ok(url) = std::env::var("COLINK_TEST_OPENSEARCH") else { return false };

@@ -22,6 +22,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -228,6 +229,8 @@ impl Engine {
         ask: Ask,
         now: Timestamp,
     ) -> Result<Answer, StoreError> {
+        let begun = Instant::now();
+        metrics::counter!("colink_searches_total").increment(1);
         let mut db = store.read_for("search").await?;
         let may_read = readable(&mut db, who.user_id).await?;
         let (at, skip, after) = match ask.cursor {
@@ -268,6 +271,7 @@ impl Engine {
             Index::Remote(_) => true,
         };
         let complete = tail.is_whole && is_built;
+        metrics::histogram!("colink_search_seconds").record(begun.elapsed().as_secs_f64());
         Ok(Answer { items, total, next_cursor, indexed_through: tail.indexed_through, complete, corrected })
     }
 
