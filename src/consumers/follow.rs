@@ -156,6 +156,12 @@ impl Lead {
         !self.stop.is_cancelled() && self.stands_for.is_none_or(|id| (self.ground.runs_here)(id))
     }
 
+    async fn until_not_the_one(&self) {
+        while self.is_the_one() {
+            self.wait(TURN).await;
+        }
+    }
+
     async fn wait(&self, most: Duration) {
         let _ = tokio::time::timeout(most, self.stop.cancelled()).await;
     }
@@ -180,7 +186,7 @@ impl Lead {
         };
         let begun = tokio::select! {
             begun = consumer.begin() => begun?,
-            () = self.stop.cancelled() => return Ok(()),
+            () = self.until_not_the_one() => return Ok(()),
         };
         let begun_at = begun.clone();
         places.extend(begun);
@@ -378,7 +384,7 @@ impl Lead {
                 }
             }
             metrics::counter!("colink_consumer_retries_total", "consumer" => name).increment(1);
-            if !self.is_the_one() {
+            if !self.is_the_one() || consumer.begins_again() {
                 return Ok(false);
             }
             self.measure(&left);

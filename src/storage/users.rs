@@ -92,6 +92,14 @@ pub async fn seen_by(store: &Store, who: Principal, mut users: Vec<UserId>) -> R
     Ok(users)
 }
 
+/// Returns whether somebody may see a user.
+pub(super) async fn sees(db: &mut Db, who: Principal, user: UserId) -> Result<bool, StoreError> {
+    if permission::sees_everybody(who.role) || user == who.user_id {
+        return Ok(true);
+    }
+    Ok(near(db, who.user_id, &[user]).await?.contains(&user))
+}
+
 /// Returns users by handle, those behind `after` (all, if empty), at most `limit`.
 pub async fn list(db: &mut Db, after: &str, limit: i64) -> Result<Vec<User>, StoreError> {
     let sql = concat!("SELECT ", columns!(), " FROM users WHERE name > $1 ORDER BY name LIMIT $2");

@@ -499,7 +499,8 @@ fn a_load_is_measured_whole_on_a_server_of_its_own_whatever_surrounds_it() {
     let config = format!("[database]\nurl = \"{}\"\n", real("file.db"));
     std::fs::write(place.path().join("config.toml"), config).unwrap();
     let words = "load --duration 0.5 --warm-up 0.2 --members 5 --senders 2 --rooms 2 --room-members 3 --rate 100 \
-                 --connections 20 --messages 60 --readers 2 --clients 6 --missed 4 --dir data --json report.json";
+                 --connections 20 --messages 60 --readers 2 --clients 6 --missed 4 --corpus 200 --corpus-rooms 4 --seen-rooms 2 \
+                 --dir data --json report.json";
     let words: Vec<&str> = words.split_whitespace().collect();
     std::fs::create_dir(place.path().join("data")).unwrap();
     let run = said(bare(place.path(), &words).env("COLINK_DATABASE__URL", real("env.db")).output().unwrap());
@@ -511,7 +512,7 @@ fn a_load_is_measured_whole_on_a_server_of_its_own_whatever_surrounds_it() {
 
     let report: Value = serde_json::from_slice(&std::fs::read(place.path().join("report.json")).unwrap()).unwrap();
     let rows = report["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 6);
+    assert_eq!(rows.len(), 16);
     for row in rows {
         for fault in ["lost", "duplicates", "out_of_order"] {
             assert_eq!(row[fault], 0, "{row:#}");

@@ -172,7 +172,8 @@ pub fn fold(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
     }
-    let bare = text.nfkd().filter(|c| !is_diacritic(*c)).nfc();
+    // Some ligatures are several words.
+    let bare = text.nfkd().filter(|c| !is_diacritic(*c) && !c.is_whitespace()).nfc();
     let mut folded = String::with_capacity(text.len());
     for c in bare.flat_map(char::to_lowercase) {
         match c {
@@ -253,6 +254,7 @@ mod tests {
             words("Straße Œuvre İstanbul ΟΔΟΣ Ёлка ﬁne ２０２６"),
             ["strasse", "oeuvre", "istanbul", "οδοσ", "елка", "fine", "2026"]
         );
+        assert!(words("ﷺ ﷻ").iter().all(|word| !word.contains(' ')));
         // Decomposed is the same.
         assert_eq!(words("cafe\u{301}"), ["cafe"]);
     }

@@ -377,7 +377,9 @@ impl Text {
     }
 
     fn is(&self, word: &str, wanted: &str) -> bool {
-        word == wanted || (self.typos > 0 && distance(word, wanted) <= usize::from(self.typos))
+        let typos = usize::from(self.typos);
+        word == wanted
+            || (typos > 0 && word.len().abs_diff(wanted.len()) <= 4 * typos && distance(word, wanted) <= typos)
     }
 }
 

@@ -224,6 +224,8 @@ impl Embedded {
     /// # Errors
     /// As [`Embedded::put`].
     pub fn clear(&self) -> Result<(), IndexError> {
+        // What was put in and not committed goes, too.
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.with_writer(|writer| {
             writer.delete_all_documents()?;
             let mut prepared = writer.prepare_commit()?;
@@ -322,14 +324,15 @@ impl Embedded {
     pub fn find(
         &self,
         search: &Arc<Search>,
-        known: &Arc<HashSet<Key>>,
+        known: &HashSet<Key>,
         after: Option<Rank>,
         most: usize,
     ) -> Result<Found, IndexError> {
+        let known = Arc::new(known.clone());
         let searcher = self.reader.searcher();
         let query = self.fields.query(search);
         let channels = search.channels.iter().map(|channel| (low(*channel), *channel)).collect();
-        let hits = Hits { search: search.clone(), channels: Arc::new(channels), known: known.clone(), after, most };
+        let hits = Hits { search: search.clone(), channels: Arc::new(channels), known, after, most };
         Ok(searcher.search(&query, &hits)?)
     }
 

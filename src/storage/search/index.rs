@@ -1,9 +1,8 @@
 //! What an index is: of two kinds, one that is built in and one that is OpenSearch's, which find the same.
 //!
 //! It is given messages whose words are cut ([`Forms`](crate::domain::search::document::Forms)), and is asked for those that fit a
-//! [`Search`]. It says which ones, and where they stand; whoever asks reads them from the database.
+//! [`Search`](crate::domain::search::wanted::Search). It says which ones, and where they stand; whoever asks reads them from the database.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use tantivy::TantivyError;
@@ -11,7 +10,7 @@ use tantivy::TantivyError;
 use super::embedded::Embedded;
 use super::opensearch::Remote;
 use crate::domain::id::ChannelId;
-use crate::domain::search::wanted::{Key, Rank, Search};
+use crate::domain::search::wanted::{Key, Rank};
 
 /// Comes before every message.
 pub const NOTHING: Key = (ChannelId(uuid::Uuid::nil()), 0);
@@ -59,27 +58,4 @@ pub enum Index {
     Embedded(Arc<Embedded>),
     /// OpenSearch's, for all nodes.
     Remote(Arc<Remote>),
-}
-
-impl Index {
-    /// Finds messages, but none of `known`: so many, from the one behind `after` on if that is given.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub async fn find(
-        &self,
-        search: &Arc<Search>,
-        known: &Arc<HashSet<Key>>,
-        after: Option<Rank>,
-        most: usize,
-    ) -> Result<Found, IndexError> {
-        match self {
-            Index::Embedded(index) => {
-                let (index, search, known) = (index.clone(), search.clone(), known.clone());
-                let found = tokio::task::spawn_blocking(move || index.find(&search, &known, after, most)).await;
-                found.unwrap_or(Err(IndexError::Thread))
-            }
-            Index::Remote(index) => index.find(search, known, after, most).await,
-        }
-    }
 }

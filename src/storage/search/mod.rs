@@ -40,7 +40,7 @@ use crate::domain::command::Principal;
 use crate::domain::error::{Refusal, invalid, unavailable};
 use crate::domain::id::{ChannelId, StreamId, UserId};
 use crate::domain::message::Message;
-use crate::domain::search::document::{Forms, touched};
+use crate::domain::search::document::{Document, Forms, touched};
 use crate::domain::search::query::{Part, Place, Query, What, Who};
 use crate::domain::search::wanted::{Condition, Is, Key, Rank, Search, Sort};
 
@@ -53,13 +53,17 @@ const TAIL_EVENTS: i64 = 500;
 const OFFSET_MAX: usize = 10_000;
 /// How much of a text is shown around what was found, in characters.
 const SNIPPET: usize = 240;
+/// How much of a text is looked through for what is shown of it, in bytes.
+const SEARCHED: usize = 8_192;
+/// How much of what is not in the index yet is read, in bytes.
+const TAIL_BYTES: usize = 4 * 1_024 * 1_024;
 /// How many searches may be looked up at once, for each processor.
 const AT_ONCE: usize = 2;
 
 /// The search of a node.
 pub struct Engine {
     index: Index,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
 }
 
 /// By what name the places of OpenSearch's index are kept.
@@ -125,8 +129,9 @@ pub struct Answer {
     /// What to ask with for the next page; absent on the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_cursor: Option<String>,
-    /// Everything that happened until then is in the index. What happened later is found, too, while `complete` says so.
-    pub indexed_through: Timestamp,
+    /// Everything that happened until then is in the index, and what happened later is found, too; absent unless `complete`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub indexed_through: Option<Timestamp>,
     /// Whether everything was searched that the caller may read. It is not while the index is being built, or far behind.
     pub complete: bool,
     /// Whether nothing was found by the words as they are, and these were found by words that are spelt like them.
@@ -209,7 +214,7 @@ impl Engine {
 
     fn on(index: Index) -> Engine {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Engine { index, turns: Semaphore::new(processors * AT_ONCE) }
+        Engine { index, turns: Arc::new(Semaphore::new(processors * AT_ONCE)) }
     }
 
     /// Returns the index.
@@ -238,19 +243,19 @@ impl Engine {
             Some(Cursor::Offset(skip, at)) => (at, skip.min(OFFSET_MAX), None),
             Some(Cursor::Behind(rank)) => (now, 0, Some(rank)),
         };
-        let search = resolve(store, &mut db, who, &ask, &may_read, at).await?;
+        let search = resolve(&mut db, who, &ask, &may_read, at).await?;
         let tail = self.tail(&mut db, who.user_id, &search, &may_read, now).await?;
         drop(db);
-        let known = Arc::new(tail.touched);
+        let tail = Arc::new(tail);
         let most = skip + ask.limit + 1;
         let mut search = Arc::new(search);
-        let mut found = self.look_up(&search, &known, after, most, &tail.documents).await?;
+        let mut found = self.look_up(&search, &tail, after, most).await?;
         let mut corrected = false;
         if found.1 == 0
             && let Some(forgiving) = ask.query.forgiving()
         {
             search = Arc::new(forgive(&search, &forgiving));
-            found = self.look_up(&search, &known, after, most, &tail.documents).await?;
+            found = self.look_up(&search, &tail, after, most).await?;
             corrected = found.1 > 0;
         }
         let (mut hits, total) = found;
@@ -265,45 +270,95 @@ impl Engine {
             cursor.to_string()
         });
         let keys: Vec<Key> = hits.into_iter().map(|(_, key)| key).collect();
-        let items = show(store, who.user_id, &search, &keys).await?;
+        let items = self.show(store, who.user_id, &search, &keys).await?;
         let is_built = match &self.index {
             Index::Embedded(index) => index.unbuilt().is_none(),
             Index::Remote(_) => true,
         };
         let complete = tail.is_whole && is_built;
         metrics::histogram!("colink_search_seconds").record(begun.elapsed().as_secs_f64());
-        Ok(Answer { items, total, next_cursor, indexed_through: tail.indexed_through, complete, corrected })
+        let indexed_through = complete.then_some(tail.indexed_through);
+        Ok(Answer { items, total, next_cursor, indexed_through, complete, corrected })
+    }
+
+    /// Does what takes a processor for a while, on a thread for that, of which there are few.
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+        // It goes with the work: whoever asked may be gone before that is done.
+        let turn = self.turns.clone().acquire_owned().await.expect("nobody closes it");
+        let work = move || {
+            let done = work();
+            drop(turn);
+            done
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| cannot(&IndexError::Thread).into())
     }
 
     /// Asks the index, and what is not in it yet.
     async fn look_up(
         &self,
         search: &Arc<Search>,
-        known: &Arc<HashSet<Key>>,
+        tail: &Arc<Tail>,
         after: Option<Rank>,
         most: usize,
-        tail: &[(crate::domain::search::document::Document, Forms)],
     ) -> Result<(Vec<(Rank, Key)>, u64), StoreError> {
-        let _turn = self.turns.acquire().await.expect("nobody closes it");
-        let found: Found = self.index.find(search, known, after, most).await.map_err(|error| cannot(&error))?;
-        let (mut hits, mut total) = (found.hits, found.total);
-        // How well it fits is not known of what is not in the index: it is new, and comes first.
-        let best = hits.first().map_or(1.0, |(rank, _)| rank.score);
-        for (document, forms) in tail.iter().filter(|(document, forms)| search.matches(document, forms)) {
-            total += 1;
-            let key = (document.channel, document.seq);
-            let rank = Rank {
-                score: if search.sort == Sort::Relevance { best } else { 0.0 },
-                ..search.rank(0.0, document.created_at, key)
-            };
-            let _ = forms;
-            if after.is_none_or(|after| rank < after) {
-                hits.push((rank, key));
+        let found: Result<Found, IndexError> = match &self.index {
+            Index::Embedded(index) => {
+                let (index, search, tail) = (index.clone(), search.clone(), tail.clone());
+                self.work(move || index.find(&search, &tail.touched, after, most)).await?
             }
+            Index::Remote(index) => index.find(search, &tail.touched, after, most).await,
+        };
+        let Found { mut hits, mut total } = found.map_err(|error| cannot(&error))?;
+        if !tail.documents.is_empty() {
+            // How well it fits is not known of what is not in the index: it is new, and comes first.
+            let best = hits.first().filter(|_| search.sort == Sort::Relevance).map_or(0.0, |(rank, _)| rank.score);
+            let (search, tail) = (search.clone(), tail.clone());
+            let fits = move || {
+                let fits = tail.documents.iter().filter(|document| search.matches(document, &document.forms()));
+                let ranked = fits.map(|document| {
+                    let key = (document.channel, document.seq);
+                    (Rank { score: best, ..search.rank(0.0, document.created_at, key) }, key)
+                });
+                ranked.collect::<Vec<_>>()
+            };
+            let fits = self.work(fits).await?;
+            total += fits.len() as u64;
+            hits.extend(fits.into_iter().filter(|(rank, _)| after.is_none_or(|after| *rank < after)));
+            hits.sort_unstable_by(|one, other| other.cmp(one));
+            hits.truncate(most);
         }
-        hits.sort_unstable_by(|one, other| other.cmp(one));
-        hits.truncate(most);
         Ok((hits, total))
+    }
+
+    /// Reads the messages that were found, of those that may be read when that is done.
+    async fn show(
+        &self,
+        store: &Store,
+        user: UserId,
+        search: &Arc<Search>,
+        keys: &[Key],
+    ) -> Result<Vec<Hit>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut db = store.read_for("search").await?;
+        let found = messages::by_keys(&mut db, keys).await?;
+        let channels: HashSet<ChannelId> = keys.iter().map(|(channel, _)| *channel).collect();
+        let names = names(&mut db, user, &channels.into_iter().collect::<Vec<_>>()).await?;
+        drop(db);
+        let mut found: HashMap<Key, Message> =
+            found.into_iter().map(|message| ((message.channel_id, message.seq), message)).collect();
+        let (keys, search) = (keys.to_vec(), search.clone());
+        self.work(move || {
+            let hits = keys.iter().filter_map(|key| {
+                let message = found.remove(key).filter(|message| message.deleted_at.is_none())?;
+                let channel_name = names.get(&key.0)?.clone();
+                let snippet = snippet(&message.text, &search);
+                Some(Hit { message, channel_name, snippet })
+            });
+            hits.collect()
+        })
+        .await
     }
 
     /// Reads what happened in these channels since the index was there.
@@ -344,16 +399,19 @@ impl Engine {
         let is_read = |(stream, _): &(StreamId, i64)| read.get(stream).is_some_and(|seq| *seq >= head(stream));
         tail.is_whole &= !cut && wanted.iter().all(is_read);
         tail.indexed_through = events.iter().map(|event| event.at).min().unwrap_or(now);
-        tail.touched = events.iter().flat_map(touched).collect();
-        let keys: Vec<Key> = tail.touched.iter().copied().collect();
-        let (found, _) = documents(db, &keys).await?;
-        tail.documents = found
-            .into_iter()
-            .map(|document| {
-                let forms = document.forms();
-                (document, forms)
-            })
-            .collect();
+        let changed: HashSet<Key> = events.iter().flat_map(touched).collect();
+        let (changed, mut bytes) = (changed.into_iter().collect::<Vec<_>>(), 0);
+        for some in changed.chunks(rows::AT_ONCE) {
+            if bytes > TAIL_BYTES {
+                // These are found as the index has them.
+                tail.is_whole = false;
+                break;
+            }
+            let (found, _) = documents(db, some).await?;
+            bytes += found.iter().map(|document| document.text.len()).sum::<usize>();
+            tail.touched.extend(some);
+            tail.documents.extend(found);
+        }
         Ok(tail)
     }
 }
@@ -369,7 +427,7 @@ struct Tail {
     /// Messages that it has no more as they are, or not yet.
     touched: HashSet<Key>,
     /// What these are now.
-    documents: Vec<(crate::domain::search::document::Document, Forms)>,
+    documents: Vec<Document>,
     indexed_through: Timestamp,
     /// Whether there is no more than this.
     is_whole: bool,
@@ -377,7 +435,6 @@ struct Tail {
 
 /// Looks up whom and what a query names.
 async fn resolve(
-    store: &Store,
     db: &mut Db,
     who: Principal,
     ask: &Ask,
@@ -394,9 +451,9 @@ async fn resolve(
             What::Mark(mark) => Is::Mark(*mark),
             What::Created(span) => Is::Created(span.clone()),
             What::Saved => Is::OneOf(saved(db, who.user_id, SAVED_MAX).await?.into_iter().collect()),
-            What::Mentions(whom) => Is::Mentions(vec![user(store, db, who, whom).await?, EVERYBODY]),
+            What::Mentions(whom) => Is::Mentions(vec![user(db, who, whom).await?, EVERYBODY]),
             What::From(by) => {
-                let by = user(store, db, who, by).await?;
+                let by = user(db, who, by).await?;
                 if *not {
                     Is::By(vec![by])
                 } else {
@@ -405,7 +462,7 @@ async fn resolve(
                 }
             }
             What::In(place) => {
-                let found = channel(store, db, who, place, &channels).await?;
+                let found = channel(db, who, place, &channels).await?;
                 if *not {
                     outside.extend(found);
                 } else {
@@ -420,7 +477,7 @@ async fn resolve(
     if !authors.is_empty() {
         conditions.push(Condition { not: false, is: Is::By(authors) });
     }
-    if ask.sort == Sort::Relevance {
+    if let Some(Cursor::Offset(..)) = ask.cursor {
         // What comes while somebody turns the pages does not move what is on them.
         conditions
             .push(Condition { not: false, is: Is::Created(Timestamp(i64::MIN)..Timestamp(now.0.saturating_add(1))) });
@@ -444,7 +501,7 @@ fn forgive(search: &Search, forgiving: &Query) -> Search {
     search
 }
 
-async fn user(store: &Store, db: &mut Db, who: Principal, named: &Who) -> Result<UserId, StoreError> {
+async fn user(db: &mut Db, who: Principal, named: &Who) -> Result<UserId, StoreError> {
     let name = match named {
         Who::Me => return Ok(who.user_id),
         Who::Named(name) => name,
@@ -452,13 +509,11 @@ async fn user(store: &Store, db: &mut Db, who: Principal, named: &Who) -> Result
     let unknown = || invalid(format!("there is no user called {name}"));
     let found = users::by_name(db, name).await?.ok_or_else(unknown)?;
     // A guest learns of nobody by asking.
-    let seen = users::seen_by(store, who, vec![found.id]).await?;
-    Ok(seen.first().copied().ok_or_else(unknown)?)
+    if users::sees(db, who, found.id).await? { Ok(found.id) } else { Err(unknown().into()) }
 }
 
 /// Returns the channel that a query names, if there is one that may be read; none for direct messages that nobody wrote yet.
 async fn channel(
-    store: &Store,
     db: &mut Db,
     who: Principal,
     place: &Place,
@@ -475,36 +530,16 @@ async fn channel(
             if may_read.contains(id) { Ok(Some(*id)) } else { Err(unknown().into()) }
         }
         Place::With(whom) => {
-            let with = user(store, db, who, whom).await?;
+            let with = user(db, who, whom).await?;
             let found = channels::by_direct_key(db, &direct_key(&[who.user_id, with])).await?;
             Ok(found.map(|channel| channel.id))
         }
     }
 }
 
-/// Reads the messages that were found, of those that may be read when that is done.
-async fn show(store: &Store, user: UserId, search: &Search, keys: &[Key]) -> Result<Vec<Hit>, StoreError> {
-    if keys.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut db = store.read_for("search").await?;
-    let found = messages::by_keys(&mut db, keys).await?;
-    let channels: HashSet<ChannelId> = keys.iter().map(|(channel, _)| *channel).collect();
-    let names = names(&mut db, user, &channels.into_iter().collect::<Vec<_>>()).await?;
-    let mut found: HashMap<Key, Message> =
-        found.into_iter().map(|message| ((message.channel_id, message.seq), message)).collect();
-    let hits = keys.iter().filter_map(|key| {
-        let message = found.remove(key).filter(|message| message.deleted_at.is_none())?;
-        let channel_name = names.get(&key.0)?.clone();
-        let snippet = snippet(&message.text, search);
-        Some(Hit { message, channel_name, snippet })
-    });
-    Ok(hits.collect())
-}
-
 /// Cuts what is shown of a text: what is around the first that was found.
 fn snippet(text: &str, search: &Search) -> Vec<Piece> {
-    let forms = Forms::of(text);
+    let forms = Forms::of(&text[..text.floor_char_boundary(SEARCHED)]);
     let texts =
         search.conditions.iter().filter(|condition| !condition.not).filter_map(|condition| match &condition.is {
             Is::Text(text) => Some(text),

@@ -12,6 +12,7 @@ use opensearch::auth::Credentials;
 use opensearch::http::headers::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use opensearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
 use opensearch::http::{Method, Url};
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::index::{Found, IndexError};
@@ -27,6 +28,8 @@ const FORMAT: u64 = 1;
 const EXPANSIONS: u32 = 1_000;
 /// How much less than the word itself another form of it counts.
 const OTHER_FORM: f64 = 0.8;
+/// How long OpenSearch may take for what nobody waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How many messages are read at once to be compared.
 const PAGE: u64 = 1_000;
 
@@ -34,6 +37,8 @@ const PAGE: u64 = 1_000;
 pub struct Remote {
     client: OpenSearch,
     alias: String,
+    /// How long a search may take.
+    patience: Duration,
 }
 
 impl Remote {
@@ -44,21 +49,32 @@ impl Remote {
     pub fn new(url: &str, alias: &str, patience: Duration) -> Result<Remote, IndexError> {
         let away = |error: &dyn std::fmt::Display| IndexError::Away(error.to_string());
         let mut url = Url::parse(url).map_err(|error| away(&error))?;
-        let (name, password) = (url.username().to_owned(), url.password().unwrap_or_default().to_owned());
+        let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let (name, password) = (plain(url.username()), plain(url.password().unwrap_or_default()));
         // What is in a URL gets into logs.
         let _ = (url.set_username(""), url.set_password(None));
-        let mut builder = TransportBuilder::new(SingleNodeConnectionPool::new(url)).timeout(patience).disable_proxy();
+        let mut builder = TransportBuilder::new(SingleNodeConnectionPool::new(url)).timeout(PATIENCE).disable_proxy();
         if !name.is_empty() {
             builder = builder.auth(Credentials::Basic(name, password));
         }
         let transport = builder.build().map_err(|error| away(&error))?;
-        Ok(Remote { client: OpenSearch::new(transport), alias: alias.to_owned() })
+        Ok(Remote { client: OpenSearch::new(transport), alias: alias.to_owned(), patience })
     }
 
     async fn send(&self, method: Method, path: &str, body: Option<String>) -> Result<Value, IndexError> {
+        self.send_within(None, method, path, body).await
+    }
+
+    async fn send_within(
+        &self,
+        patience: Option<Duration>,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> Result<Value, IndexError> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let sent = self.client.send(method, path, headers, None::<&()>, body, None);
+        let sent = self.client.send(method, path, headers, None::<&()>, body, patience);
         let answer = Box::pin(sent).await.map_err(|error| IndexError::Away(error.to_string()))?;
         let status = answer.status_code().as_u16();
         let text = answer.text().await.map_err(|error| IndexError::Away(error.to_string()))?;
@@ -99,7 +115,7 @@ impl Remote {
         let keyword = || json!({"type": "keyword"});
         let index = json!({
             // Whoever writes says when that is to be seen.
-            "settings": {"refresh_interval": "-1"},
+            "settings": {"refresh_interval": "-1", "max_result_window": 20_000},
             "mappings": {
                 "dynamic": "strict",
                 "_meta": {"format": FORMAT},
@@ -114,6 +130,14 @@ impl Remote {
         });
         self.ask(Method::Put, &format!("/{name}"), index).await?;
         Ok(name)
+    }
+
+    /// Removes an index that nobody searches.
+    ///
+    /// # Errors
+    /// OpenSearch does not answer, or refuses.
+    pub async fn remove(&self, name: &str) -> Result<(), IndexError> {
+        self.send(Method::Delete, &format!("/{name}"), None).await.map(drop)
     }
 
     /// Has an index searched from now on, and removes the one before.
@@ -201,7 +225,7 @@ impl Remote {
         Ok(answer["count"].as_u64().unwrap_or(0))
     }
 
-    /// Finds messages, as [`Index::find`](super::index::Index::find).
+    /// Finds messages, but none of `known`: so many, from the one behind `after` on if that is given.
     ///
     /// # Errors
     /// OpenSearch does not answer.
@@ -226,7 +250,8 @@ impl Remote {
                 body["search_after"] = json!([at * sign, hex(tie), seq * sign]);
             }
         }
-        let answer = self.ask(Method::Post, &format!("/{}/_search", self.alias), body).await?;
+        let path = format!("/{}/_search?allow_partial_search_results=false", self.alias);
+        let answer = self.send_within(Some(self.patience), Method::Post, &path, Some(body.to_string())).await?;
         let total = answer["hits"]["total"]["value"].as_u64().unwrap_or(0);
         let hit = |hit: &Value| {
             let source = &hit["_source"];
