@@ -29,8 +29,6 @@ const WAITING: usize = 8 * 1_024 * 1_024;
 /// How many streams are read at once, and how many events of each.
 const STREAMS: usize = 100;
 const EACH: i64 = 100;
-/// How long more is waited for before the next few are given: many at once cost much less than each by itself.
-const GATHER: Duration = Duration::from_millis(50);
 /// How often it is looked whether something was committed that nobody told of; and while nobody may be there to tell.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_OFTEN: Duration = Duration::from_secs(1);
@@ -236,7 +234,7 @@ impl Lead {
                 })
                 .await;
             } else if given < BATCH && !self.follower.with(|feed| feed.is_behind()).unwrap_or_default() {
-                self.wait(GATHER).await;
+                self.wait(C::GATHER).await;
             }
         }
         self.keep(consumer, epoch).await

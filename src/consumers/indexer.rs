@@ -151,7 +151,8 @@ impl Consumer for Indexer {
     const NAME: &'static str = "search";
     const IS_LOCAL: bool = true;
     const OF_CHANNELS: bool = true;
-    const KEEP_EVERY: Duration = Duration::from_millis(500);
+    // What is not in the index yet is found all the same.
+    const GATHER: Duration = Duration::from_millis(400);
 
     async fn begin(&mut self) -> Result<Vec<(StreamId, i64)>, Trouble> {
         if self.begins_again() || self.is_ahead().await? {

@@ -40,6 +40,8 @@ pub trait Consumer: Send + 'static {
     const OF_CHANNELS: bool = false;
     /// How often its places are kept.
     const KEEP_EVERY: Duration = Duration::from_secs(1);
+    /// How long more is waited for before the next few are given: many at once cost much less than each by itself.
+    const GATHER: Duration = Duration::from_millis(50);
 
     /// Gets ready, and returns where it is, if it knows better than what was kept of it.
     fn begin(&mut self) -> impl Future<Output = Result<Vec<(StreamId, i64)>, Trouble>> + Send {

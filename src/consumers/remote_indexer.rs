@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::indexer::{Reads, down};
 use super::{Consumer, Trouble};
@@ -148,6 +149,8 @@ impl RemoteIndexer {
 impl Consumer for RemoteIndexer {
     const NAME: &'static str = REMOTE;
     const OF_CHANNELS: bool = true;
+    // What is not in the index yet is found all the same.
+    const GATHER: Duration = Duration::from_millis(400);
 
     async fn begin(&mut self) -> Result<Vec<(StreamId, i64)>, Trouble> {
         self.changed.clear();
