@@ -14,11 +14,11 @@ use uuid::Uuid;
 use super::{Consumer, Trouble};
 use crate::domain::event::Event;
 use crate::domain::id::{ChannelId, StreamId};
-use crate::domain::search::document::{Document, Forms, touched};
+use crate::domain::search::document::{Document, touched};
 use crate::domain::search::wanted::Key;
 use crate::storage::search::embedded::Embedded;
 use crate::storage::search::index::{IndexError, NOTHING};
-use crate::storage::search::rows::{all, count, documents, heads};
+use crate::storage::search::rows::{AT_ONCE, all, count, documents, heads};
 use crate::storage::{Db, Store, StoreError, events};
 
 /// How many messages are read at once while an index is built.
@@ -52,9 +52,8 @@ impl Reads {
     }
 
     /// Returns messages as they are, and which of them are gone.
-    pub(super) async fn documents(&self, keys: &[Key]) -> Result<(Vec<(Document, Forms)>, Vec<(Key, i64)>), Trouble> {
-        let (found, gone) = self.read(async |db| documents(db, keys).await).await?;
-        Ok((with_forms(found), gone))
+    pub(super) async fn documents(&self, keys: &[Key]) -> Result<(Vec<Document>, Vec<(Key, i64)>), Trouble> {
+        self.read(async |db| documents(db, keys).await).await
     }
 
     /// Returns which messages changed in a channel behind a number, and how far that is; nothing, if none did.
@@ -73,18 +72,9 @@ impl Reads {
     }
 
     /// Returns the next messages behind one, and the last of them if there may be more.
-    pub(super) async fn behind(&self, after: Key) -> Result<(Vec<(Document, Forms)>, Option<Key>), Trouble> {
-        let (found, last) = self.read(async |db| all(db, after, PAGE).await).await?;
-        Ok((with_forms(found), last))
+    pub(super) async fn behind(&self, after: Key) -> Result<(Vec<Document>, Option<Key>), Trouble> {
+        self.read(async |db| all(db, after, PAGE).await).await
     }
-}
-
-fn with_forms(documents: Vec<Document>) -> Vec<(Document, Forms)> {
-    let with_forms = |document: Document| {
-        let forms = document.forms();
-        (document, forms)
-    };
-    documents.into_iter().map(with_forms).collect()
 }
 
 /// Says that an index cannot do it now.
@@ -177,9 +167,12 @@ impl Consumer for Indexer {
     async fn consume(&mut self, events: &[Event]) -> Result<(), Trouble> {
         let keys: BTreeSet<Key> = events.iter().flat_map(touched).collect();
         let keys: Vec<Key> = keys.into_iter().collect();
-        let (found, gone) = self.reads.documents(&keys).await?;
-        let gone: Vec<Key> = gone.into_iter().map(|(key, _)| key).collect();
-        self.index(move |index| index.put(&found, &gone)).await
+        for some in keys.chunks(AT_ONCE) {
+            let (found, gone) = self.reads.documents(some).await?;
+            let gone: Vec<Key> = gone.into_iter().map(|(key, _)| key).collect();
+            self.index(move |index| index.put(&found, &gone)).await?;
+        }
+        Ok(())
     }
 
     async fn keep(&mut self, places: &[(StreamId, i64)]) -> Result<(), Trouble> {

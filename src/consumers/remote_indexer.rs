@@ -18,13 +18,12 @@ use crate::storage::Store;
 use crate::storage::search::REMOTE;
 use crate::storage::search::index::NOTHING;
 use crate::storage::search::opensearch::Remote;
+use crate::storage::search::rows::AT_ONCE;
 
 /// How many messages are put in at once.
 const BULK: usize = 1_000;
 /// How often what happened meanwhile is put into an index before it is searched.
 const ROUNDS: usize = 5;
-/// How many of them are read and sent at once: each may be long.
-const PIECE: usize = 100;
 
 /// How far each channel is.
 type Places = HashMap<ChannelId, i64>;
@@ -53,7 +52,7 @@ async fn fill(reads: &Reads, index: &Remote, name: &str, told: impl Fn(u64) + Se
     let (mut after, mut messages) = (NOTHING, 0);
     loop {
         let (found, last) = reads.behind(after).await?;
-        for piece in found.chunks(PIECE) {
+        for piece in found.chunks(AT_ONCE) {
             index.put(Some(name), piece, &[]).await.map_err(|error| down(&error))?;
             messages += piece.len() as u64;
             told(messages);
@@ -109,7 +108,7 @@ pub async fn rebuild(
 /// Puts messages as they are now into an index.
 async fn put(reads: &Reads, index: &Remote, name: Option<&str>, changed: &BTreeSet<Key>) -> Result<(), Trouble> {
     let keys: Vec<Key> = changed.iter().copied().collect();
-    for piece in keys.chunks(PIECE) {
+    for piece in keys.chunks(AT_ONCE) {
         let (found, gone) = reads.documents(piece).await?;
         index.put(name, &found, &gone).await.map_err(|error| down(&error))?;
     }

@@ -166,6 +166,13 @@ async fn pages_of_the_longest_messages_are_cut_and_forgotten() {
         assert!(page.body.len() < 3 * MIB, "{} MiB of events", page.body.len() / MIB);
         page
     };
+    // What the index takes of them is not counted here.
+    let last = history(i64::MAX).await.items().last().unwrap()["created_at"].as_str().unwrap().to_owned();
+    eventually("the index has them", || async {
+        let found = ana.get("/v1/search/messages?q=-nothing&limit=1").await.good();
+        found["indexed_through"].as_str().is_some_and(|time| time > last.as_str())
+    })
+    .await;
     let before = world.size();
     for n in 0..100 {
         // Every one of these is the newest page, by another name.

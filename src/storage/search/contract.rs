@@ -16,7 +16,7 @@ use super::index::{Found, Index, IndexError};
 use super::opensearch::Remote;
 use crate::clock::Timestamp;
 use crate::domain::id::{ChannelId, UserId};
-use crate::domain::search::document::{Document, Forms, Mark, has_link};
+use crate::domain::search::document::{Document, Mark, has_link};
 use crate::domain::search::query::{Part, Query, What};
 use crate::domain::search::wanted::{Condition, Is, Key, Rank, Search, Sort};
 
@@ -64,7 +64,6 @@ impl Under {
     }
 
     async fn put(&self, documents: &[Document], gone: &[(Key, i64)]) {
-        let documents: Vec<(Document, Forms)> = documents.iter().map(|one| (one.clone(), one.forms())).collect();
         match &self.index {
             Index::Embedded(index) => {
                 // The last of several with one key is the one that counts, so each is put in by itself.
@@ -74,7 +73,7 @@ impl Under {
                 index.commit(&[(channel(9), 5)], None).unwrap();
             }
             Index::Remote(index) => {
-                index.put(None, &documents, gone).await.unwrap();
+                index.put(None, documents, gone).await.unwrap();
                 index.refresh().await.unwrap();
             }
         }
@@ -349,7 +348,7 @@ async fn nothing_is_put_where_no_index_is() {
     let url = std::env::var("COLINK_TEST_OPENSEARCH").unwrap();
     let remote = Remote::new(&url, &format!("nothing-{}", std::process::id()), Duration::from_secs(10)).unwrap();
     let one = said(1, 0, "one");
-    let put = remote.put(None, &[(one.clone(), one.forms())], &[]).await;
+    let put = remote.put(None, std::slice::from_ref(&one), &[]).await;
     assert!(matches!(put, Err(IndexError::Unbuilt)), "{put:?}");
     assert_eq!(remote.published().await.unwrap(), None);
     assert!(matches!(remote.count().await, Err(IndexError::Unbuilt)));
@@ -364,7 +363,7 @@ async fn an_index_is_put_in_place_of_another() {
     under.put(&[said(1, 0, "before")], &[]).await;
     let name = remote.make(NOW).await.unwrap();
     let after = said(1, 0, "after");
-    remote.put(Some(&name), &[(after.clone(), after.forms())], &[]).await.unwrap();
+    remote.put(Some(&name), std::slice::from_ref(&after), &[]).await.unwrap();
     assert_eq!(under.digest().await, (said(1, 0, "before").digest(), 1));
     remote.publish(&name).await.unwrap();
     assert_eq!(under.digest().await, (after.digest(), 1));

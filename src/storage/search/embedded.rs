@@ -270,14 +270,15 @@ impl Embedded {
     ///
     /// # Errors
     /// It cannot be written. What was put in since the last commit is lost.
-    pub fn put(&self, documents: &[(Document, Forms)], gone: &[Key]) -> Result<(), IndexError> {
+    pub fn put(&self, documents: &[Document], gone: &[Key]) -> Result<(), IndexError> {
         self.with_writer(|writer| {
-            let keys = documents.iter().map(|(document, _)| (document.channel, document.seq));
+            let keys = documents.iter().map(|document| (document.channel, document.seq));
             for key in keys.chain(gone.iter().copied()) {
                 writer.delete_term(Term::from_field_bytes(self.fields.key, &key_bytes(key)));
             }
-            for (document, forms) in documents {
-                writer.add_document(self.fields.document(document, forms))?;
+            for document in documents {
+                // One after the other: the words of a text take many times its size.
+                writer.add_document(self.fields.document(document, &document.forms()))?;
             }
             Ok(())
         })?;

@@ -163,19 +163,14 @@ impl Remote {
     ///
     /// # Errors
     /// OpenSearch does not answer, has too much to do, or there is no index.
-    pub async fn put(
-        &self,
-        name: Option<&str>,
-        documents: &[(Document, Forms)],
-        gone: &[(Key, i64)],
-    ) -> Result<(), IndexError> {
+    pub async fn put(&self, name: Option<&str>, documents: &[Document], gone: &[(Key, i64)]) -> Result<(), IndexError> {
         let mut body = String::new();
         let action = |what: &str, key: Key, version: i64| {
             json!({what: {"_id": id(key), "version": version, "version_type": "external_gte"}}).to_string() + "\n"
         };
-        for (document, forms) in documents {
+        for document in documents {
             body += &action("index", (document.channel, document.seq), document.version);
-            body += &source(document, forms).to_string();
+            body += &source(document, &document.forms()).to_string();
             body.push('\n');
         }
         for (key, version) in gone {

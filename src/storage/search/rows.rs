@@ -10,7 +10,7 @@ use crate::domain::search::wanted::Key;
 use crate::storage::channels::EVERYBODY;
 use crate::storage::{Db, StoreError, by_dialect, from_row, on, page};
 
-/// How many messages are read at once.
+/// How many messages are read at once: each may be long.
 pub const AT_ONCE: usize = 100;
 
 /// Selects `id` of the channels that the user `$1` may read now, as `domain/permission.rs` says: those they are in, and public
